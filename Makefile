@@ -1,0 +1,52 @@
+# Two commands on a fresh machine: `make run` and `make test`. Both set up what they need; a second time that costs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# neither Prefect nor DVC phones home
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: run test test-long check flow serve setup lock pretrain clean
+
+run: setup  ## the main job: the whole pipeline on what params.yaml says, then its table and its report
+	dvc repro
+	topwork summary
+
+test: setup check  ## lint, types, import contract, tests
+	python -m pytest
+
+test-long: setup  ## many kills, long fuzzing, the real case
+	python -m pytest -m "long and not gpu" --timeout 3600
+
+check: setup
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+flow: setup  ## the same pipeline as a Prefect flow
+	python -m flows.pipeline
+
+serve: setup  ## a Prefect server, the deployments of prefect.yaml and a worker, on this machine, until Ctrl-C
+	python -m flows.serve
+
+pretrain: setup  ## train the shipped detector again (about an hour on two cores)
+	cd pretrain && dvc repro
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+lock:  ## renew requirements.lock (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--extra dev --extra hub --extra export pyproject.toml --output-file requirements.lock
+
+clean:  ## remove what the pipeline made; the DVC cache stays
+	rm -rf out data/demo .topwork

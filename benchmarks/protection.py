@@ -1,0 +1,193 @@
+"""What protects a kept class: the same fine-tuning with and without each option, over seeds.
+
+    python benchmarks/protection.py PROJECT [--variants NAME...] [--seeds 0 1 2] [--set KEY=VALUE...] [--out FILE.json]
+
+PROJECT is a folder with params.yaml in which `dvc repro unlabelled` has run (the demo, or an own set). Each variant is trained with the
+project's params and its own changes, then measured on the project's test and source sets. Rows already in --out are not run again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from topwork.classes import ClassPlan
+from topwork.coco.tables import Tables
+from topwork.detectors.builders import load
+from topwork.detectors.graft import graft
+from topwork.evaluation.metrics import score
+from topwork.evaluation.predict import predict
+from topwork.evaluation.sets import Pictures, rename_kept, truths_of
+from topwork.evaluation.truth import detections_of, truth_of
+from topwork.evaluation.unlabelled import find_unlabelled
+from topwork.params import Params, load_params
+from topwork.stages.finetune import training_set, validation
+from topwork.training.device import choose_device, keep_freed_memory
+from topwork.training.loop import Job, fine_tune
+from topwork.weights.weights import Weights, read_weights
+
+NAKED = {
+    "head_epochs": 0,
+    "trunk_lr": 1.0,
+    "distill": 0.0,
+    "interpolation": "off",
+    "teacher_boxes": False,
+    "decay_kept": True,
+    "replay": 0.0,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fresh head": {**NAKED, "fresh": True},
+    "graft, train all": NAKED,
+    "graft, trunk frozen": {**NAKED, "trunk_lr": 0.0},
+    "defaults": {"replay": 0.0},
+    "defaults with replay": {},
+    "persons unlabelled, train all": {**NAKED, "unlabelled": True},
+    "persons unlabelled, no teacher": {"replay": 0.0, "unlabelled": True, "teacher_boxes": False, "distill": 0.0},
+    "persons unlabelled, defaults": {"replay": 0.0, "unlabelled": True},
+    # one option at a time, on top of nothing
+    "only head first": {**NAKED, "head_epochs": 2},
+    "only trunk rate x0.3": {**NAKED, "trunk_lr": 0.3},
+    "only trunk rate x0.1": {**NAKED, "trunk_lr": 0.1},
+    "only no decay of kept rows": {**NAKED, "decay_kept": False},
+    "only kept rows frozen": {**NAKED, "freeze_kept": "always"},
+    "only batch norm in training": {**NAKED, "freeze_batch_norm": False},
+    "only distillation": {**NAKED, "distill": 1.0},
+    "only distillation x3": {**NAKED, "distill": 3.0},
+    "only l2 pull": {**NAKED, "l2_pull": 0.01},
+    "only interpolation": {**NAKED, "interpolation": "validation"},
+    "only replay": {**NAKED, "replay": 0.25},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("project", type=Path)
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS)[:8])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="finetune params for all variants")
+    parser.add_argument("--out", type=Path, help="JSON lines; rows that are there aren't run again")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    out = arguments.out.resolve() if arguments.out else None
+    os.chdir(arguments.project)
+    params = load_params()
+    common = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.set)}
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
+    if not any(row["variant"] == "pretrained" for row in rows):
+        keep(
+            rows,
+            {
+                "variant": "pretrained",
+                "seed": 0,
+                **measured(read_weights(Path("out/fetch/pretrained.safetensors")), params, pretrained=True),
+            },
+            out,
+        )
+        keep(rows, {"variant": "grafted", "seed": 0, **measured(read_weights(Path("out/surgery/grafted.safetensors")), params)}, out)
+    for seed in arguments.seeds:
+        for variant in arguments.variants:
+            name, _, extra = variant.partition("@")  # "defaults@distill=2.0,lr=0.02"
+            changes = {**common, **VARIANTS[name], "seed": seed}
+            changes |= {key: json.loads(value) for key, value in (item.split("=", 1) for item in extra.split(",") if item)}
+            if not any(row["variant"] == variant and row["seed"] == seed for row in rows):
+                keep(rows, {"variant": variant, "seed": seed, **run(params, changes)}, out)
+    print_table(rows)
+    return 0
+
+
+def keep(rows: list[dict[str, Any]], row: dict[str, Any], out: Path | None) -> None:
+    rows.append(row)
+    print(json.dumps(row), flush=True)
+    if out:
+        with out.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+
+def run(params: Params, changes: dict[str, Any]) -> dict[str, float]:
+    """Train one variant with one seed, and measure it."""
+    changes = dict(changes)
+    fresh, unlabelled = changes.pop("fresh", False), changes.pop("unlabelled", False)
+    finetune = type(params.finetune).model_validate({**params.finetune.model_dump(exclude_unset=True), **changes})
+    params = params.model_copy(update={"finetune": finetune})
+    plan = ClassPlan.parse(params.surgery.classes)
+    tables = Tables.read(Path("out/validate"), segmentation=False)
+    weights = read_weights(Path("out/surgery/grafted.safetensors"))
+    if fresh:
+        source = read_weights(Path("out/fetch/pretrained.safetensors"))
+        weights = graft(source, {name: {"new": "reference"} for name in plan.names}, dropped="remove", seed=finetune.seed).weights
+    boxes = None
+    if unlabelled:
+        tables = without(tables, set(plan.kept))
+        boxes = missing_boxes(params, plan, tables)
+    device = choose_device(finetune)
+    dataset, train = training_set(params, plan, tables, weights, Path(), boxes)
+    job = Job(
+        weights,
+        () if fresh else tuple(plan.kept),
+        dataset,
+        train,
+        finetune,
+        device,
+        validation(tables, weights, Path(), params, device),
+        shown=False,
+    )
+    outcome = fine_tune(job)
+    return {**measured(outcome.weights, params), "share": outcome.record["interpolation"]["share"]}
+
+
+def without(tables: Tables, names: set[str]) -> Tables:
+    """The tables with kept classes' training boxes taken out."""
+    ids = {key for key, name in tables.names("train").items() if name in names}
+    rows = tables.annotations
+    return replace(tables, annotations=rows[~((rows["split"] == "train") & rows["category_id"].isin(ids))])
+
+
+def missing_boxes(params: Params, plan: ClassPlan, tables: Tables) -> pd.DataFrame:
+    """What the `unlabelled` stage finds in these tables."""
+    found = predict(load(Path("out/fetch/pretrained.safetensors")), Pictures().of(tables, "train"), batch_size=8)
+    return find_unlabelled(truth_of(tables, "train", tuple(plan.kept)), rename_kept(found, plan), params.unlabelled).boxes
+
+
+def measured(weights: Weights, params: Params, pretrained: bool = False) -> dict[str, float]:
+    """AP of each class on test and source."""
+    plan = ClassPlan.parse(params.surgery.classes)
+    tables = Tables.read(Path("out/validate"), segmentation=False)
+    torch.set_num_threads(params.finetune.threads or len(os.sched_getaffinity(0)))
+    model = load(weights)
+    figures = {}
+    for split, truth in truths_of(plan, tables).items():
+        table = predict(model, Pictures().of(tables, split), batch_size=8)
+        table = rename_kept(table, plan) if pretrained else table
+        scores = score(truth, detections_of(table[table["name"].isin(truth.classes)], truth))
+        for name in truth.classes:
+            if name in plan.kept or not pretrained:
+                figures[f"{split}/{name}"] = round(float(scores.ap(name) or 0.0), 4)
+    return figures
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    columns = sorted({key for row in rows for key in row if "/" in key}, key=lambda key: (not key.startswith("source"), key))
+    print("| variant | " + " | ".join(columns) + " | share |")
+    print("|---" * (len(columns) + 2) + "|")
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == variant]
+        cells = [spread([row[key] for row in own if key in row]) for key in columns]
+        print(f"| {variant} | " + " | ".join(cells) + " | " + spread([row["share"] for row in own if "share" in row]) + " |")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.3f}" + (f" ±{statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Write docs/params.md from the docstrings of topwork.params: `python docs/generate.py`. A test holds the two together."""
+
+import typing
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from topwork.params import Params
+
+HEAD = """# params.yaml
+
+Written by `python docs/generate.py` from `src/topwork/params.py`. An unknown or misspelt key is an error that names the nearest one.
+"""
+
+
+def reference() -> str:
+    """The reference of params.yaml, as Markdown."""
+    parts = [HEAD]
+    for name, field in Params.model_fields.items():
+        section = _section(field.annotation)
+        if section is not None:
+            parts.append(_table(f"`{name}`", section))
+    return "\n".join(parts)
+
+
+def _table(title: str, section: type[BaseModel]) -> str:
+    lines = [f"## {title}", "", f"{(section.__doc__ or '').strip()}", "", "| key | default | what |", "| --- | --- | --- |"]
+    nested = {}
+    for name, field in section.model_fields.items():
+        default = "required" if field.is_required() else _default(field)
+        inner = _section(field.annotation)
+        lines.append(f"| `{name}` | {default} | {' '.join((field.description or '').split()).replace('|', chr(92) + '|')} |")
+        if inner is not None:
+            nested[inner.__name__] = (f"{title}, {name}", inner)
+    text = "\n".join(lines) + "\n"
+    return text + "".join(f"\n{_table(*item).replace('## ', '### ', 1)}" for item in nested.values())
+
+
+def _default(field: typing.Any) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined or isinstance(value, BaseModel):
+        return "see below"
+    return "none" if value is None else f"`{value}`"
+
+
+def _section(annotation: typing.Any) -> type[BaseModel] | None:
+    candidates = (annotation, *typing.get_args(annotation))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "params.md").write_text(reference(), encoding="utf-8")

@@ -1,0 +1,34 @@
+"""topwork: reproducible head surgery for object detectors, and proof of what was kept.
+
+The public names are loaded when they are first used, so that `import topwork` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "ClassPlan": "topwork.classes",
+    "Weights": "topwork.weights.weights",
+    "read_weights": "topwork.weights.weights",
+    "write_weights": "topwork.weights.weights",
+    "demo_weights": "topwork.weights.weights",
+    "build": "topwork.detectors.builders",
+    "graft": "topwork.detectors.graft",
+    "load": "topwork.detectors.builders",
+    "inspect": "topwork.detectors.inspection",
+    "diff": "topwork.detectors.inspection",
+    "verify_graft": "topwork.detectors.receipt",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'topwork' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

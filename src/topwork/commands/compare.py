@@ -1,0 +1,158 @@
+"""`topwork compare A B [C...]`: revisions or DVC experiments side by side."""
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from topwork.audit.revision import Revision
+    from topwork.report.comparison import Comparison
+    from topwork.report.run import Run
+
+WORKSPACE = "workspace"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "revisions", nargs="+", metavar="REV", help=f"commits, tags, branches, DVC experiments, or `{WORKSPACE}`; the first is the base"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the comparison as one self-contained page")
+    parser.add_argument("--pictures", type=int, default=4, help="same-image pictures on the page (default: 4)")
+    parser.epilog = "Example: topwork compare HEAD~1 HEAD workspace --html comparison.html"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the comparison, and write the page."""
+    from rich.console import Console
+
+    from topwork.files import write_text
+    from topwork.report.compare_page import render_comparison
+    from topwork.report.comparison import compare_runs
+
+    opened = [_open(rev) for rev in args.revisions]
+    comparison = compare_runs([run for run, _ in opened], [document for _, document in opened])
+    tell(comparison, Console())
+    if args.html:
+        write_text(args.html, render_comparison(comparison, args.pictures))
+        print(f"page: {args.html}")
+    return 0
+
+
+class RevisionFiles:
+    """A past revision's files, as the report room reads them."""
+
+    def __init__(self, revision: "Revision") -> None:
+        self.revision = revision
+        self._listings: dict[str, dict[str, str]] = {}
+
+    def read_bytes(self, path: str) -> bytes:
+        """Content of a file, from git or the DVC cache."""
+        return self.revision.read_bytes(path)
+
+    def names(self, folder: str) -> list[str]:
+        """Paths of the files below a folder, those that git has and those that DVC has."""
+        start = f"{folder}/"
+        found = {path for path in self.revision.tracked if path.startswith(start)}
+        for out in self.revision.outs.values():
+            files = (
+                self._listing(out.path)
+                if out.is_folder and (f"{out.path}/".startswith(start) or start.startswith(f"{out.path}/"))
+                else (out.path,)
+            )
+            found |= {path for path in files if path.startswith(start)}
+        return sorted(found)
+
+    def image(self, image_root: str, file_name: str) -> bytes:
+        """An image's bytes; of an archive it is unpacked."""
+        import tempfile
+
+        from topwork.coco.images import ImageStore
+
+        path = f"{image_root}/{file_name}"
+        if self.fingerprint(path) is not None:
+            return self.read_bytes(path)
+        with tempfile.TemporaryDirectory() as folder:
+            archive = Path(folder) / Path(image_root).name
+            archive.write_bytes(self.read_bytes(image_root))
+            return ImageStore(archive).read(file_name)
+
+    def fingerprint(self, path: str) -> str | None:
+        """MD5 of a file's content, or None where the revision doesn't have it as a file of its own."""
+        if path in self.revision.tracked:
+            return hashlib.md5(self.read_bytes(path), usedforsecurity=False).hexdigest()
+        for out in self.revision.outs.values():
+            if out.path == path:
+                return out.md5
+            if out.is_folder and path.startswith(f"{out.path}/"):
+                return self._listing(out.path).get(path)
+        return None
+
+    def _listing(self, path: str) -> dict[str, str]:
+        if path not in self._listings:
+            self._listings[path] = self.revision.listing(self.revision.outs[path])
+        return self._listings[path]
+
+
+def _open(rev: str) -> "tuple[Run, dict[str, Any]]":
+    """A revision as a run, and its params.yaml."""
+    from topwork.audit.revision import open_revision
+    from topwork.errors import ParamsError
+    from topwork.params import PARAMS_FILE, load_params, parse_params
+    from topwork.report.run import Run, WorkingFiles
+
+    if rev == WORKSPACE:
+        from ruamel.yaml import YAML
+
+        params = load_params()
+        document: dict[str, Any] = YAML(typ="safe", pure=True).load(PARAMS_FILE.read_text(encoding="utf-8"))
+        return Run(WorkingFiles(Path()), params, rev), document
+    revision = open_revision(Path(), rev)
+    document = revision.params_document()
+    try:
+        params = parse_params(document, Path(f"params.yaml at {rev}"))
+    except ParamsError as error:
+        print(f"note: {error} Differences get no paired intervals.")
+        return Run(RevisionFiles(revision), None, rev), document
+    return Run(RevisionFiles(revision), params, rev), document
+
+
+def tell(comparison: "Comparison", console: "Console") -> None:
+    """Print the comparison."""
+    from rich.table import Table
+
+    from topwork.report.compare_page import class_table, data_table, metric_table, param_table, sentence, weight_table
+    from topwork.report.sections import Table as Plain
+
+    def show(item: Plain | None) -> None:
+        if item is None:
+            return
+        table = Table(title=item.caption, title_justify="left")
+        for place, head in enumerate(item.heads):
+            table.add_column(head, justify="right" if place in item.numeric else "left")
+        for row in item.rows:
+            table.add_row(*(_plain(cell) for cell in row))
+        console.print(table)
+
+    console.print(sentence(comparison), markup=False, highlight=False)
+    for on in dict.fromkeys(row.on for row in comparison.metrics):
+        show(metric_table(comparison, on))
+    show(param_table(comparison))
+    for name, changes, moved in zip(comparison.names[1:], comparison.data, comparison.weights, strict=True):
+        console.print(f"{name} against {comparison.names[0]}: data {'changed' if changes else 'the same'}", markup=False, highlight=False)
+        show(data_table(changes))
+        show(class_table(changes))
+        if isinstance(moved, str):
+            console.print(f"weights: {moved}", markup=False, highlight=False)
+        else:
+            show(weight_table(name, moved))
+
+
+def _plain(cell: Any) -> str:
+    """A cell without its markup."""
+    from markupsafe import Markup
+
+    return Markup(str(cell).replace('<span class="range">', " ")).striptags() if isinstance(cell, Markup) else str(cell)

@@ -1,0 +1,31 @@
+"""`topwork diff BEFORE AFTER`: what moved, tensor by tensor and class row by class row."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the two files."""
+    parser.epilog = "Example: topwork diff out/surgery/grafted.safetensors out/finetune/weights.safetensors --heads"
+    parser.add_argument("before", type=Path, help="weights before")
+    parser.add_argument("after", type=Path, help="weights after")
+    parser.add_argument("--heads", action="store_true", help="only rows of classes")
+    parser.add_argument("--moved", action="store_true", help="only what isn't the same")
+    parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table and a summary."""
+    from topwork.commands.inspect import show
+    from topwork.detectors.inspection import diff
+
+    table = diff(arguments.before, arguments.after)
+    if arguments.format == "table":
+        counts = table["status"].str.split().str[0].value_counts()
+        print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    if arguments.heads:
+        table = table[table["class"] != ""]
+    if arguments.moved:
+        table = table[table["status"] != "same"]
+    show(table, arguments.format)
+    return 0

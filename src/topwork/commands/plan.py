@@ -1,0 +1,92 @@
+"""`topwork plan`: what a surgery would do; nothing is changed."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from topwork.detectors.preview import Preview
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare where plan and weights are."""
+    parser.epilog = "Example: topwork plan\n         topwork plan --weights coco.safetensors --params other.yaml --rows"
+    parser.add_argument(
+        "--params",
+        type=Path,
+        default=Path("params.yaml"),
+        help="params.yaml with a `surgery` section (default: params.yaml)",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=Path("out/fetch/pretrained.safetensors"),
+        help="pretrained weights (default: out/fetch/pretrained.safetensors)",
+    )
+    parser.add_argument("--rows", action="store_true", help="every row of every tensor, not just the classes")
+    parser.add_argument("--format", choices=["table", "json"], default="table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the plan."""
+    from dataclasses import asdict
+
+    from topwork.classes import ClassPlan
+    from topwork.detectors.preview import preview
+    from topwork.files import canonical_json
+    from topwork.params import load_params
+    from topwork.weights.weights import read_weights
+
+    section = load_params(arguments.params).surgery
+    plan = ClassPlan.parse(section.classes, dropped=section.dropped, prior=section.prior, seed=section.seed)
+    weights = read_weights(arguments.weights)
+    shown = preview(weights, plan)
+    if arguments.format == "json":
+        print(canonical_json(asdict(shown)), end="")
+    else:
+        print("\n".join(_lines(shown, weights.builder, len(weights.columns), plan.prior, arguments.rows)))
+    return 0
+
+
+def _lines(shown: "Preview", builder: str, columns: int, prior: float, rows: bool) -> list[str]:
+    targets = [row for row in shown.classes if row["origin"] != "absorbed"]
+    lines = [
+        f"{builder}: {columns} columns -> {len(targets)}, {shown.activation} head; nothing is changed by this command",
+        "",
+    ]
+    lines += [f"  {row['column']:>3}  {row['class']:<24} {_origin(row, prior)}" for row in targets]
+    fate = {
+        True: "kept classes' scores stay what they were, but for new rows",
+        False: "kept classes' scores change, their competitors are gone",
+    }
+    lines += [
+        "",
+        f"{len(shown.dropped)} other classes are {shown.done}; {fate[shown.exact]}: {', '.join(shown.dropped) or 'none'}",
+        "",
+    ]
+    for item in shown.tensors:
+        lines.append(f"{item['tensor']}  {item['role']}, {item['layout']}  {item['shape_before']} -> {item['shape_after']}")
+        if rows:
+            lines += [f"    {move['class']:<24} {_list(move['to'])} <- {_sources(move['from'])}" for move in item["rows"]]
+    lines += [f"{shown.untouched} tensors don't depend on the classes and are passed on, bit by bit"]
+    return lines
+
+
+def _origin(row: dict[str, Any], prior: float) -> str:
+    if row["origin"] in ("background", "keep"):
+        (source,) = row["sources"]
+        return "kept" if source == row["class"] else f"kept, from {source}"
+    if row["origin"] == "like":
+        return "like " + ", ".join(f"{name} ({weight:.3g})" for name, weight in row["sources"].items())
+    text = f"new, prior {prior:g}" if row["init"] == "prior" else f"new, {row['init']}"
+    return text + (
+        f"; near in the weights: {', '.join(row['suggestions'])} (write `like: {row['suggestions'][0]}`)" if row["suggestions"] else ""
+    )
+
+
+def _sources(sources: dict[str, list[int]]) -> str:
+    return "; ".join(f"{name} {_list(rows)}" for name, rows in sources.items()) or "new"
+
+
+def _list(rows: list[int]) -> str:
+    return f"[{', '.join(map(str, rows))}]"

@@ -1,0 +1,189 @@
+"""`topwork validate`: check a data set, with or without a project."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from topwork.errors import DataError
+
+if TYPE_CHECKING:
+    from topwork.coco.findings import Findings
+    from topwork.coco.validation import Validation
+    from topwork.params import DatasetParams
+
+ROWS = 18  # of the table, so that the summary fits a screen
+CACHE = Path(".topwork/scratch/images")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the subcommand."""
+    parser.epilog = """Examples:
+  topwork validate                                          # the data of params.yaml
+  topwork validate instances.json --images images.zip       # COCO, images in a folder, zip or tar
+  topwork validate VOCdevkit/VOC2012                        # Pascal VOC
+  topwork validate data.yaml --report findings/             # YOLO, with pictures of what was found
+  topwork validate train.json --against test.json           # leakage between two sets
+  topwork validate train.json --fix-list drop.yaml          # ids for dataset.drop
+
+Nothing is ever changed. Exit code: 0 fine, 1 findings of the severity --fail-on or above, 2 wrong usage."""
+    parser.add_argument("path", nargs="?", type=Path, help="COCO JSON, VOC folder or YOLO data.yaml; left out, the data of params.yaml")
+    parser.add_argument("--images", type=Path, help="folder, zip or tar with the images (COCO; guessed where it stands beside the JSON)")
+    parser.add_argument("--no-images", action="store_true", help="look at the annotations alone")
+    parser.add_argument("--against", type=Path, metavar="PATH", help="a second set, for leakage between the two")
+    parser.add_argument("--against-images", type=Path, metavar="PATH", help="its images")
+    parser.add_argument("--format", choices=["text", "json"], default="text", help="a table (default) or JSON with every finding")
+    parser.add_argument(
+        "--fail-on",
+        choices=["error", "warning", "never"],
+        default="error",
+        help="severity from which the exit code is 1",
+    )
+    parser.add_argument("--fix-list", type=Path, metavar="FILE", help="write the ids of what fails, for dataset.drop; `-` prints them")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="write a page with pictures of findings and histograms there")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes for image checks (default: all cores)")
+    parser.add_argument("--no-cache", action="store_true", help="read every image, whatever is known of it from earlier runs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, say what was found, and tell by the exit code."""
+    from topwork.coco.validation import stops, validate
+
+    dataset, base, with_images = _dataset(args)
+    cache = None if args.no_cache else _cache()
+    found = validate(dataset, base, cache=cache, images=with_images, workers=args.workers)
+    if args.format == "json":
+        _print_json(found)
+    else:
+        _print_text(found, with_images)
+    failing = stops(found.findings, args.fail_on)
+    if args.fix_list is not None:
+        _write_fix_list(found.findings, failing or ["error"], args.fix_list)
+    if args.report is not None:
+        from topwork.coco.gallery import write_gallery
+
+        page = write_gallery(found, base, args.report)
+        if args.format == "text":
+            print(f"report: {page}")
+    return 1 if failing else 0
+
+
+def _dataset(args: argparse.Namespace) -> tuple["DatasetParams", Path, bool]:
+    """What to check: (section, folder that its paths are relative to, whether there are images to look at)."""
+    from topwork.params import DatasetParams, load_params
+
+    if args.path is None:
+        if args.images is not None or args.against is not None:
+            raise DataError("topwork validate: --images and --against go with a PATH; without one the data of params.yaml are checked.")
+        return load_params().dataset, Path(), not args.no_images
+    sets: dict[str, Any] = {}
+    sets |= _sets(args.path, args.images, ("train", "val", "test"))
+    if args.against is not None:
+        free = next(name for name in ("test", "source", "replay") if name not in sets)
+        sets |= _sets(args.against, args.against_images, (free,))
+    lacking = [entry.annotations for entry in sets.values() if entry.images == Path(os.devnull)]
+    if lacking and not args.no_images and args.format == "text":
+        print(
+            f"note: found no images beside {lacking[0]}, so that only annotations are checked; give their folder by --images.",
+            file=sys.stderr,
+        )
+    return DatasetParams.model_validate({"root": Path(), **sets}), Path(), not args.no_images and not lacking
+
+
+def _sets(path: Path, images: Path | None, names: tuple[str, ...]) -> dict[str, Any]:
+    """The sets at a path: one of a COCO file, each list of a VOC or YOLO set."""
+    from topwork.coco.reader import format_of, lists_of
+    from topwork.params import SetParams
+
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; expected a COCO JSON, a VOC folder or a YOLO data.yaml.")
+    kind = format_of(path)
+    if kind == "coco":
+        return {names[0]: SetParams(annotations=path, images=images or _guess(path) or Path(os.devnull))}
+    lists = lists_of(path, kind)
+    if len(names) == 1 or not lists:
+        return {names[0]: SetParams(annotations=path, images=images, subset=lists[0] if lists else None)}
+    return {name: SetParams(annotations=path, images=images, subset=name) for name in names if name in lists}
+
+
+def _guess(path: Path) -> Path | None:
+    """Where a COCO file's images are: the place beside it that has most of the first hundred."""
+    from topwork.coco.read_coco import first_names
+
+    names = first_names(path, 100)
+    stem = path.name.split(".")[0].removeprefix("instances_").removeprefix("_annotations")
+    places = [
+        path.parent,
+        *(path.parent / name for name in ("images", stem, f"images/{stem}", f"../{stem}", f"../images/{stem}", "../images") if name),
+    ]
+    counts = [sum((place / name).is_file() for name in names if ".." not in name) for place in places]
+    return places[counts.index(max(counts))] if max(counts) else None
+
+
+def _cache() -> Path:
+    """A project's scratch folder, or the user's cache folder outside of one."""
+    if Path("params.yaml").is_file():
+        return CACHE
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topwork" / "images"
+
+
+def _print_json(found: "Validation") -> None:
+    from topwork.coco.outputs import findings_json, summary
+    from topwork.files import canonical_json
+
+    print(canonical_json({**findings_json(found.findings, found.dropped), "summary": summary(found)}), end="")
+
+
+def _print_text(found: "Validation", with_images: bool) -> None:
+    """Counts by split, then a line a rule: how often, and the first place."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from topwork.coco.rules import RULES
+
+    console = Console(highlight=False, soft_wrap=False)
+    tables = found.tables
+    for split in tables.splits:
+        part = tables.split(split)
+        console.print(
+            Text(f"{split}: {len(part.images)} images, {len(part.annotations)} boxes, {part.categories['name'].nunique()} classes")
+        )
+    counts = found.findings.by_rule()
+    order = list(dict.fromkeys(row.rule for row in found.findings))
+    colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    if order:
+        table = Table(box=None, pad_edge=False, expand=True)
+        table.add_column("severity", no_wrap=True)
+        table.add_column("rule", no_wrap=True)
+        table.add_column("found", justify="right", no_wrap=True)
+        table.add_column("first", no_wrap=True, overflow="ellipsis", ratio=1)
+        for rule in order[:ROWS]:
+            severity = RULES[rule].severity
+            first = next(row for row in found.findings if row.rule == rule)
+            table.add_row(
+                Text(severity, colours[severity]),
+                rule,
+                str(counts[rule]),
+                Text(f"{first.split} {first.text().removeprefix(f'{first.file}: ')}"),
+            )
+        console.print(table)
+        if len(order) > ROWS:
+            console.print(f"... and {len(order) - ROWS} more rules; --format json has all.")
+    numbers = found.findings.by_severity()
+    known, read = found.probed
+    looked = f"; {known} images looked at, {read} read in this run" if with_images else ""
+    console.print(Text(f"{numbers['error']} errors, {numbers['warning']} warnings, {numbers['note']} notes{looked}"))
+
+
+def _write_fix_list(findings: "Findings", severities: list[str], path: Path) -> None:
+    """A piece of params.yaml that leaves out what is at fault; faults of whole files have no id to leave out."""
+    from topwork.coco.fixes import fix_list
+    from topwork.files import write_text
+
+    text = fix_list(findings, severities)
+    if str(path) == "-":
+        print(text, end="")
+    else:
+        write_text(path, text)

@@ -1,0 +1,24 @@
+"""`topwork verify-graft SOURCE RESULT RECEIPT`."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the two files and the receipt."""
+    parser.epilog = (
+        "Example: topwork verify-graft out/fetch/pretrained.safetensors out/surgery/grafted.safetensors out/surgery/receipt.json"
+    )
+    parser.add_argument("source", type=Path, help="weights before the graft")
+    parser.add_argument("result", type=Path, help="weights after the graft")
+    parser.add_argument("receipt", type=Path, help="the receipt.json that the surgery wrote")
+    parser.add_argument("--builder", help="in place of the builder that the source names, if its file moved")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what holds; what doesn't is an error."""
+    from topwork.detectors.receipt import verify_graft
+
+    for sentence in verify_graft(arguments.source, arguments.result, arguments.receipt, builder=arguments.builder):
+        print(f"holds  {sentence}")
+    return 0

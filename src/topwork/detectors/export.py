@@ -1,0 +1,255 @@
+"""ONNX: a detector as one file that needs no PyTorch, held against PyTorch on images before it is handed out.
+
+The graph takes one image of any size, float32[3, H, W] in [0, 1], and does all that the detector does, resizing and suppression
+included: boxes float32[N, 4] (x1, y1, x2, y2 in pixels of that image), scores float32[N], labels int64[N] and, for Mask and Keypoint
+R-CNN, masks float32[N, 1, H, W] and keypoints float32[N, K, 3]. Absorbed columns are folded inside. Class names lie in the metadata.
+
+It is written by PyTorch's tracing exporter: the newer one (`dynamo=True`) can't follow the number of boxes, which depends on the image.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from topwork.classes import BACKGROUND, UNUSED
+from topwork.errors import ExportError
+from topwork.files import atomic_path
+
+OPSET = 17
+TOLERANCE = 1e-4
+"""Scores may differ by this much; boxes by this share of the image's longer side."""
+OUTPUTS = ("boxes", "scores", "labels", "masks", "keypoints")
+Found = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far ONNX and PyTorch are apart.
+
+    Attributes:
+        images: how many images were looked at.
+        detections: PyTorch's detections on them.
+        boxes: largest difference of a box coordinate, as a share of the image's longer side.
+        boxes_px: the same in pixels.
+        scores: largest difference of a score.
+        masks: largest difference of a mask's probability, or None without masks.
+        at_the_edge: detections that one of the two has and the other just hasn't: their score is within the tolerance of the lowest
+            score kept, so that rounding decides.
+    """
+
+    images: int
+    detections: int
+    boxes: float
+    boxes_px: float
+    scores: float
+    masks: float | None
+    at_the_edge: int
+
+
+class _OneImage(nn.Module):
+    """A detector that takes one image and gives a tuple: what the exporter can trace."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        found: dict[str, Tensor] = self.model([image])[0]
+        return tuple(found[name] for name in OUTPUTS if name in found)
+
+
+def export_onnx(model: nn.Module, path: Path, images: Sequence[Tensor], *, details: Mapping[str, str] | None = None) -> Parity:
+    """Write a detector as ONNX, once it was seen to agree with PyTorch on every image given.
+
+    Args:
+        model: detector from `load`, on the CPU, in evaluation mode; `model.columns` names its labels.
+        path: where the file goes; untouched when anything fails.
+        images: float32[3, H, W] in [0, 1], at least one, better of different sizes.
+        details: further metadata, text by name.
+
+    Raises:
+        ExportError: torch can't export this detector, or the two disagree; the figures are in the message.
+    """
+    columns = tuple(getattr(model, "columns", ()))
+    if not columns:
+        raise ExportError("export: the detector has no `columns`; load it with topwork.load, which names its labels.")
+    if not images:
+        raise ExportError("export: no image to check on; give at least one.")
+    with atomic_path(path) as temporary:
+        outputs = _trace(model, temporary, images[0])
+        _describe(temporary, columns, details or {})
+        return compare(temporary, model, images, outputs)
+
+
+def _trace(model: nn.Module, path: Path, image: Tensor) -> tuple[str, ...]:
+    wrapped = _OneImage(model).eval()
+    with torch.inference_mode():
+        found = model([image])[0]
+    outputs = tuple(name for name in OUTPUTS if name in found)
+    free: dict[str, dict[int, str]] = {"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in outputs}}
+    if "masks" in outputs:
+        free["masks"] |= {2: "height", 3: "width"}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer warns of each constant; the check on images of other sizes is what counts
+            torch.onnx.export(
+                wrapped,
+                (image,),
+                str(path),
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=list(outputs),
+                dynamic_axes=free,
+            )
+    except Exception as error:
+        raise ExportError(
+            f"export: torch can't write {type(model).__name__} as ONNX ({type(error).__name__}: {' '.join(str(error).split())[:300]}). "
+            "docs/export.md lists the builders that were seen to work."
+        ) from error
+    return outputs
+
+
+def _describe(path: Path, columns: Sequence[str], details: Mapping[str, str]) -> None:
+    import onnx
+
+    graph = onnx.load(str(path))
+    names = {str(label): name for label, name in enumerate(columns) if name not in (BACKGROUND, UNUSED)}
+    entries = {
+        "names": json.dumps(names, ensure_ascii=False),
+        "columns": json.dumps(list(columns), ensure_ascii=False),
+        "input": "image: float32[3, H, W], RGB in [0, 1], any size",
+        "boxes": "x1, y1, x2, y2 in pixels of the input",
+        **details,
+    }
+    onnx.helper.set_model_props(graph, entries)
+    graph.producer_name = "topwork"
+    onnx.checker.check_model(graph)
+    onnx.save(graph, str(path))
+
+
+def class_names(path: Path) -> dict[int, str]:
+    """Label -> class name, as an ONNX file's metadata say.
+
+    Raises:
+        ExportError: the file isn't ONNX, or doesn't say.
+    """
+    import onnx
+
+    try:
+        graph = onnx.load(str(path), load_external_data=False)
+        found = {entry.key: entry.value for entry in graph.metadata_props}
+        return {int(label): str(name) for label, name in json.loads(found["names"]).items()}
+    except (OSError, ValueError, KeyError, onnx.checker.ValidationError) as error:
+        raise ExportError(
+            f"{path}: not an ONNX file with class names ({type(error).__name__}: {error}). Write it with `topwork export`."
+        ) from error
+
+
+def compare(path: Path, model: nn.Module, images: Sequence[Tensor], outputs: Sequence[str]) -> Parity:
+    """Run both on the images.
+
+    Raises:
+        ExportError: they disagree; image, figures and tolerance are named.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    parts = []
+    for index, image in enumerate(images):
+        with torch.inference_mode():
+            found: dict[str, Tensor] = model([image])[0]
+        ours = {name: found[name].numpy() for name in outputs}
+        theirs = dict(zip(outputs, session.run(list(outputs), {"image": image.numpy()}), strict=True))
+        parts.append(parity_of(ours, theirs, max(image.shape[-2:]), f"image {index + 1} of {len(images)}", limits_of(model)))
+    masks = [part.masks for part in parts if part.masks is not None]
+    return Parity(
+        len(parts), sum(part.detections for part in parts), max(part.boxes for part in parts), max(part.boxes_px for part in parts),
+        max(part.scores for part in parts), max(masks) if masks else None, sum(part.at_the_edge for part in parts),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where a detector cuts its detections off: below this score, and beyond this many an image."""
+
+    score: float
+    count: int
+
+
+def limits_of(model: nn.Module) -> Limits | None:
+    """The limits of torchvision's detectors; None for others, which then get no allowance at the edge."""
+    part: Any = getattr(model, "roi_heads", model)
+    score, count = getattr(part, "score_thresh", None), getattr(part, "detections_per_img", None)
+    return Limits(float(score), int(count)) if score is not None and count is not None else None
+
+
+def parity_of(ours: Found, theirs: Found, side: int, what: str = "image", limits: Limits | None = None) -> Parity:
+    """Hold two sets of detections against each other, whatever their order; each detection is matched once, within its label.
+
+    Args:
+        ours: PyTorch's.
+        theirs: ONNX's.
+        side: the image's longer side in pixels.
+        what: the image, for messages.
+        limits: where the detector cuts off: a detection just there may be in one of the two alone.
+
+    Raises:
+        ExportError: a detection has no counterpart within the tolerance.
+    """
+    pairs, alone = _pairs(ours, theirs, side)
+    both = {"ours": ours, "theirs": theirs}
+    edges = _edges(ours, theirs, limits)
+    lost = [(which, index) for which, index in alone if all(abs(float(both[which]["scores"][index]) - edge) > TOLERANCE for edge in edges)]
+    if lost:
+        which, index = lost[0]
+        mine = both[which]
+        box = [round(float(value), 3) for value in mine["boxes"][index]]
+        raise ExportError(
+            f"export: {what}: ONNX and PyTorch disagree: {len(lost)} of {len(ours['scores'])} detections have no counterpart within {TOLERANCE:g}; "
+            f"the first is {'PyTorch' if which == 'ours' else 'ONNX'}'s label {int(mine['labels'][index])}, score {float(mine['scores'][index]):.6f}, "
+            f"box {box}. Nothing was written; docs/export.md lists what is known of each builder."
+        )
+    first, second = np.array([pair[0] for pair in pairs], dtype=int), np.array([pair[1] for pair in pairs], dtype=int)
+    boxes = float(np.abs(ours["boxes"][first].astype(np.float64) - theirs["boxes"][second]).max(initial=0.0))
+    scores = float(np.abs(ours["scores"][first].astype(np.float64) - theirs["scores"][second]).max(initial=0.0))
+    masks = float(np.abs(ours["masks"][first] - theirs["masks"][second]).max(initial=0.0)) if "masks" in ours else None
+    return Parity(1, len(ours["scores"]), boxes / side, boxes, scores, masks, len(alone))
+
+
+def _edges(ours: Found, theirs: Found, limits: Limits | None) -> list[float]:
+    """Scores at which the detector cut: its threshold and, where it had more detections than it may give, the lowest that it gave."""
+    if limits is None:
+        return []
+    full = [float(found["scores"].min()) for found in (ours, theirs) if len(found["scores"]) >= limits.count > 0]
+    return [limits.score, *full]
+
+
+def _pairs(ours: Found, theirs: Found, side: int) -> tuple[list[tuple[int, int]], list[tuple[str, int]]]:
+    """Pairs of indices within the tolerance, nearest first, and what is left alone on either side."""
+    far = np.abs(ours["boxes"][:, None].astype(np.float64) - theirs["boxes"][None]).max(axis=2, initial=0.0) / side
+    far = np.maximum(far, np.abs(ours["scores"][:, None].astype(np.float64) - theirs["scores"][None]))
+    far[ours["labels"][:, None] != theirs["labels"][None]] = np.inf
+    rows, columns = np.nonzero(far <= TOLERANCE)
+    order = np.argsort(far[rows, columns], kind="stable")
+    pairs: list[tuple[int, int]] = []
+    taken_rows: set[int] = set()
+    taken_columns: set[int] = set()
+    for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        if row not in taken_rows and column not in taken_columns:
+            pairs.append((row, column))
+            taken_rows.add(row)
+            taken_columns.add(column)
+    alone = [("ours", row) for row in range(len(far)) if row not in taken_rows]
+    return pairs, alone + [("theirs", column) for column in range(far.shape[1]) if column not in taken_columns]

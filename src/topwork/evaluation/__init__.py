@@ -1,0 +1,1 @@
+"""Evaluation: prediction, COCO metrics with intervals, retention, what went wrong."""

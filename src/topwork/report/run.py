@@ -1,0 +1,217 @@
+"""What a run left behind: every file that the report and the comparison read, typed and optional where it may be missing.
+
+A run is read through `Files`, so that the working tree and a past revision (from git and the DVC cache) are read alike.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import pandas as pd
+
+from topwork.coco.images import ImageStore
+from topwork.coco.tables import ANNOTATION_COLUMNS, CATEGORY_COLUMNS, IMAGE_COLUMNS, Tables
+from topwork.errors import TopworkError
+from topwork.params import Params
+
+MODELS = ("pretrained", "grafted", "finetuned")
+SETS = ("test", "source")
+
+
+class Files(Protocol):
+    """A project's files at one state; paths are relative to the project's root, with `/`."""
+
+    def read_bytes(self, path: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            TopworkError: there is none.
+        """
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """Paths of the files below a folder, sorted; empty where there is no such folder."""
+        ...
+
+    def image(self, image_root: str, file_name: str) -> bytes:
+        """An image's bytes, from a folder or an archive."""
+        ...
+
+    def fingerprint(self, path: str) -> str | None:
+        """A hash of a file's content; comparable between files of one kind; None where the path is no file."""
+        ...
+
+
+class WorkingFiles:
+    """The files as they lie in a folder now."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._stores: dict[str, ImageStore] = {}
+
+    def read_bytes(self, path: str) -> bytes:
+        """Content of a file."""
+        try:
+            return (self.root / path).read_bytes()
+        except OSError as error:
+            raise TopworkError(f"{path}: can't be read ({error.strerror}). Run the stage that writes it: dvc repro.") from error
+
+    def names(self, folder: str) -> list[str]:
+        """Paths of the files below a folder, sorted."""
+        return sorted(path.relative_to(self.root).as_posix() for path in (self.root / folder).rglob("*") if path.is_file())
+
+    def image(self, image_root: str, file_name: str) -> bytes:
+        """An image's bytes, from a folder or an archive."""
+        if image_root not in self._stores:
+            self._stores[image_root] = ImageStore(self.root / image_root)
+        return self._stores[image_root].read(file_name)
+
+    def fingerprint(self, path: str) -> str | None:
+        """MD5 of a file, as DVC's cache names it; None where the path is no file."""
+        file = self.root / path
+        return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() if file.is_file() else None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training curve: its name as DVCLive's path says it (`train/loss`), steps and values."""
+
+    name: str
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
+
+    @property
+    def points(self) -> Sequence[tuple[float, float]]:
+        """(step, value) pairs."""
+        return list(zip(self.steps, self.values, strict=True))
+
+
+class Run:
+    """One run's outputs, each read when first asked for; None or empty where a file isn't there.
+
+    A file that is there but can't be read is an error: the report never passes over damage in silence.
+    """
+
+    def __init__(self, files: Files, params: Params | None = None, name: str = "") -> None:
+        self.files = files
+        self.params = params
+        self.name = name
+
+    @cached_property
+    def paths(self) -> frozenset[str]:
+        """Every file below out/, and dvc.lock where there is one."""
+        return frozenset(self.files.names("out"))
+
+    def json(self, path: str) -> Any:
+        """A JSON file of the run, or None.
+
+        Raises:
+            TopworkError: the file is there and isn't JSON.
+        """
+        if path not in self.paths:
+            return None
+        try:
+            return json.loads(self.files.read_bytes(path))
+        except ValueError as error:
+            raise TopworkError(f"{path}: not readable as JSON ({error}). Run the stage that writes it again: dvc repro --force.") from error
+
+    def frame(self, path: str) -> pd.DataFrame | None:
+        """A Parquet, CSV or TSV table of the run, or None.
+
+        Raises:
+            TopworkError: the file is there and isn't such a table.
+        """
+        if path not in self.paths:
+            return None
+        stream = io.BytesIO(self.files.read_bytes(path))
+        try:
+            if path.endswith(".parquet"):
+                return pd.read_parquet(stream)
+            if path.endswith(".json"):
+                return pd.DataFrame(json.loads(stream.getvalue()))
+            return pd.read_csv(stream, sep="\t" if path.endswith(".tsv") else ",", keep_default_na=False, na_values=["", "nan", "NaN"])
+        except (ValueError, OSError) as error:
+            raise TopworkError(f"{path}: not readable as a table ({error}). Run the stage that writes it again.") from error
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The validated data set; empty tables where validate hasn't run."""
+        parts = []
+        for name, columns in (("images", IMAGE_COLUMNS), ("annotations", ANNOTATION_COLUMNS), ("categories", CATEGORY_COLUMNS)):
+            frame = self.frame(f"out/validate/{name}.parquet")
+            parts.append(pd.DataFrame(columns=list(columns)) if frame is None else frame)
+        return Tables(*parts)
+
+    @cached_property
+    def findings(self) -> dict[str, Any]:
+        """What validate found: counts by rule and severity, dropped ids."""
+        return self.json("out/validate/findings.json") or {}
+
+    @cached_property
+    def finding_rows(self) -> pd.DataFrame:
+        """Findings one a row."""
+        frame = self.frame("out/validate/findings.parquet")
+        return pd.DataFrame(columns=["rule", "severity", "split", "image_id"]) if frame is None else frame
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Where the pretrained weights came from."""
+        return self.json("out/fetch/provenance.json") or {}
+
+    @cached_property
+    def receipt(self) -> dict[str, Any]:
+        """What the surgery did."""
+        return self.json("out/surgery/receipt.json") or {}
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """How the fine-tuning ran."""
+        return self.json("out/finetune/record.json") or {}
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """DVC metrics of evaluate."""
+        return self.json("out/evaluate/metrics.json") or {}
+
+    @cached_property
+    def verdict(self) -> Any:
+        """The retention contract's verdict."""
+        return self.json("out/evaluate/verdict.json")
+
+    @cached_property
+    def unlabelled(self) -> dict[str, Any] | None:
+        """Kept-class objects that the training annotations may lack; None where the stage hasn't run."""
+        found = self.json("out/unlabelled/findings.json")
+        return found if isinstance(found, dict) else None
+
+    @cached_property
+    def unlabelled_boxes(self) -> pd.DataFrame | None:
+        """The boxes of those objects."""
+        return self.frame("out/unlabelled/boxes.parquet")
+
+    def predictions(self, model: str, name: str) -> pd.DataFrame | None:
+        """Detections of one of the three models on a set (`test`, `source`), or None."""
+        return self.frame(f"out/evaluate/predictions/{model}.{name}.parquet")
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """DVCLive's training curves, by name."""
+        found = []
+        start = "out/finetune/curves/plots/metrics/"
+        for path in sorted(self.paths):
+            if not path.startswith(start) or not path.endswith(".tsv"):
+                continue
+            frame = self.frame(path)
+            if frame is None or frame.empty:
+                continue
+            name = str(PurePosixPath(path.removeprefix(start)).with_suffix(""))
+            values = [column for column in frame.columns if column not in ("step", "timestamp")]
+            steps = pd.to_numeric(frame["step"], errors="coerce") if "step" in frame else pd.Series(range(len(frame)))
+            numbers = pd.to_numeric(frame[values[-1]], errors="coerce")
+            found.append(Curve(name, tuple(map(float, steps)), tuple(map(float, numbers))))
+        return found

@@ -1,0 +1,256 @@
+"""The page's sections on what evaluate and finetune measured: class table, curves, confusion, calibration, error kinds.
+
+Each function turns a part of the run into what the template needs, and gives None or nothing where the run hasn't got it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from topwork.report.figures import ClassFigures, Clause, Estimate, percent
+from topwork.report.run import MODELS, Run
+from topwork.report.svg import Line, Mark, Row, bar_chart, interval_chart, line_chart
+
+STYLES = {"pretrained": "before", "grafted": "grafted", "finetuned": "tuned"}
+NAMES = {"pretrained": "pretrained", "grafted": "grafted", "finetuned": "fine-tuned"}
+ORIGINS = {"keep": "kept", "like": "seeded", "new": "new"}
+SET_TITLES = {"test": "Test set", "source": "Source set (the pretrained detector's own domain)"}
+MOST_PANELS = 12
+MOST_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for the template: rows of cells, the first a row heading."""
+
+    label: str
+    caption: str
+    heads: tuple[str, ...]
+    rows: list[list[Any]]
+    numeric: tuple[int, ...] = ()
+
+
+def class_tables(figures: Sequence[ClassFigures], contract: Sequence[Clause]) -> list[Table]:
+    """One table a set: class, origin, AP of the three models, retention with interval."""
+    asked = {(clause.name, clause.on): clause for clause in contract}
+    tables = []
+    for on in dict.fromkeys(figure.on for figure in figures):
+        rows = [_class_row(figure, asked.get((figure.name, on))) for figure in figures if figure.on == on]
+        heads = ("Class", "Rows", "Objects", "Pretrained AP", "Grafted AP", "Fine-tuned AP", "Retention", "Contract")
+        title = SET_TITLES.get(on, on)
+        caption = f"{title}: average precision (IoU 0.50 to 0.95) by class, with confidence intervals where they were estimated."
+        tables.append(Table(f"Classes: {title}", caption, heads, rows, (2, 3, 4, 5, 6)))
+    return tables
+
+
+def _class_row(figure: ClassFigures, clause: Clause | None) -> list[Any]:
+    cells: list[Any] = [figure.name, Markup('<span class="pill">{}</span>').format(ORIGINS.get(figure.origin, figure.origin or "?"))]
+    cells.append(_with_range(f"{figure.objects:,}", f"in {figure.images:,} images"))
+    cells += [_cell(figure.ap[model], figure.objects) for model in MODELS]
+    if figure.retention is None:
+        cells.append("undefined" if figure.kept else "–")
+    else:
+        low, high = figure.retention.low, figure.retention.high
+        cells.append(
+            _with_range(
+                percent(figure.retention.value), f"{percent(low)} to {percent(high)}" if low is not None and high is not None else ""
+            )
+        )
+    cells.append(contract_cell(clause))
+    return cells
+
+
+def contract_cell(clause: Clause | None) -> Any:
+    """What was asked of a class, and whether it holds; a dash where nothing was."""
+    if clause is None:
+        return "–"
+    css, word = ("good", "holds") if clause.holds else ("bad", "breached")
+    return Markup('<span class="pill {}">{}: ≥ {}</span>').format(css, word, percent(clause.least))
+
+
+def _cell(value: Estimate | None, objects: int) -> Any:
+    if value is None:
+        return "not its class" if objects else "undefined"
+    return _with_range(f"{value.value:.3f}", value.interval)
+
+
+def _with_range(text: str, between: str) -> Any:
+    return Markup('{}<span class="range">{}</span>').format(text, between) if between else text
+
+
+def class_charts(figures: Sequence[ClassFigures]) -> list[tuple[str, Markup]]:
+    """One interval chart a set, of its first classes."""
+    charts = []
+    for on in dict.fromkeys(figure.on for figure in figures):
+        here = [figure for figure in figures if figure.on == on and any(figure.ap.values())][:MOST_CLASSES]
+        if not here:
+            continue
+        rows = [
+            Row(
+                figure.name,
+                [Mark(NAMES[model], found.value, found.low, found.high, STYLES[model]) for model in MODELS if (found := figure.ap[model])],
+            )
+            for figure in here
+        ]
+        said = "; ".join(f"{row.name}: " + ", ".join(f"{mark.name} {mark.value:.2f}" for mark in row.marks) for row in rows)
+        title = SET_TITLES.get(on, on)
+        charts.append((title, interval_chart(f"classes-{on}", f"AP by class, {title.lower()}", said, rows, "average precision")))
+    return charts
+
+
+def training_charts(run: Run) -> list[Markup]:
+    """One small chart a DVCLive curve: losses first, then validation metrics, then the rest."""
+
+    def rank(name: str) -> tuple[int, str]:
+        return (0 if "loss" in name and "/" not in name.split("loss")[-1] else 1 if name.startswith(("val", "eval")) else 2, name)
+
+    charts = []
+    for index, curve in enumerate(sorted(run.curves, key=lambda curve: rank(curve.name))[:MOST_PANELS]):
+        finite = [value for value in curve.values if value == value]
+        if not finite:
+            continue
+        said = f"From {finite[0]:.4g} at the start to {finite[-1]:.4g} at the end; lowest {min(finite):.4g}, highest {max(finite):.4g}."
+        title = curve.name.replace("_", " ").replace("/", " / ")
+        charts.append(line_chart(f"curve-{index}", title, said, [Line(title, curve.points, "tuned")], "step", ""))
+    return charts
+
+
+def pr_charts(run: Run, figures: Sequence[ClassFigures]) -> list[Markup]:
+    """Precision over recall: one panel a target class, one line a model, on the test set."""
+    frame = run.frame("out/evaluate/plots/pr.csv")
+    if frame is None:
+        return []
+    frame = frame[frame["set"] == "test"]
+    charts: list[Markup] = []
+    for name in [figure.name for figure in figures if figure.on == "test" and (frame["class"] == figure.name).any()][:MOST_PANELS]:
+        lines, said = [], []
+        for model in MODELS:
+            rows = frame[(frame["class"] == name) & (frame["model"] == model)]
+            if rows.empty:
+                continue
+            points = list(zip(rows["recall"].astype(float), rows["precision_50"].astype(float), strict=True))
+            lines.append(Line(NAMES[model], points, STYLES[model]))
+            said.append(
+                f"{NAMES[model]}: recall {max((recall for recall, precision in points if precision > 0), default=0):.2f} is reached"
+            )
+        charts.append(
+            line_chart(f"pr-{len(charts)}", str(name), "; ".join(said) + ".", lines, "recall", "precision", x_range=(0, 1), y_range=(0, 1))
+        )
+    return charts
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A confusion matrix for the template: heads, and rows of (name, [(text, share, on the diagonal)])."""
+
+    heads: list[str]
+    rows: list[tuple[str, list[tuple[str, str, bool]]]]
+    left_out: int
+
+
+def confusion(run: Run) -> Confusion | None:
+    """The fine-tuned detector's confusion on the test set; a large one is cut to the classes with most counts, background stays."""
+    frame = run.frame("out/evaluate/plots/confusion.csv")
+    if frame is None:
+        return None
+    frame = frame[(frame["set"] == "test") & (frame["model"] == "finetuned")]
+    if frame.empty:
+        return None
+    matrix = frame.pivot_table(index="actual", columns="predicted", values="count", aggfunc="sum", fill_value=0)
+    total = matrix.sum(axis=1).add(matrix.sum(axis=0), fill_value=0)
+    names = sorted(total.index, key=lambda name: (name == "background", -total[name], name))
+    shown = names if len(names) <= MOST_CLASSES else [*names[: MOST_CLASSES - 1], names[-1]]
+    matrix = matrix.reindex(index=shown, columns=shown, fill_value=0)
+    rows = []
+    for name in shown:
+        whole = float(matrix.loc[name].sum()) or 1.0
+        rows.append((str(name), [(f"{int(value):,}", f"{value / whole:.3f}", other == name) for other, value in matrix.loc[name].items()]))
+    return Confusion([str(name) for name in shown], rows, len(names) - len(shown))
+
+
+def calibration_chart(run: Run) -> Markup | None:
+    """Precision among the detections of a bin of scores, against their mean score: all three models on the test set."""
+    frame = run.frame("out/evaluate/plots/calibration.csv")
+    if frame is None:
+        return None
+    frame = frame[(frame["set"] == "test") & (frame["class"] == "all")].dropna(subset=["confidence", "precision"]).sort_values("confidence")
+    lines, said = [Line("perfectly calibrated", [(0, 0), (1, 1)], "guide")], []
+    for model in MODELS:
+        rows = frame[frame["model"] == model]
+        if rows.empty:
+            continue
+        points = list(zip(rows["confidence"].astype(float), rows["precision"].astype(float), strict=True))
+        lines.append(Line(NAMES[model], points, STYLES[model], dots=model == "finetuned"))
+        gap = float((rows["count"] * (rows["confidence"] - rows["precision"]).abs()).sum() / rows["count"].sum())
+        said.append(f"{NAMES[model]}: {gap:.2f} off the diagonal on average")
+    if not said:
+        return None
+    return line_chart(
+        "calibration",
+        "Calibration",
+        "; ".join(said) + ".",
+        lines,
+        "score",
+        "share that is right",
+        x_range=(0, 1),
+        y_range=(0, 1),
+        size=(480, 270),
+    )
+
+
+KIND_WORDS = {
+    "localisation": "right class, box too far off",
+    "class": "right place, wrong class",
+    "both": "near an object of another class",
+    "duplicate": "found a second time",
+    "background": "nothing is there",
+    "missed": "not found at all",
+}
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Error kinds of the fine-tuned detector on the test set: a chart, a table, and AP at IoU 0.5 and ECE in words."""
+
+    chart: Markup
+    table: Table
+    said: str
+    kinds: list[str]
+
+
+def errors(run: Run) -> Errors | None:
+    """What each kind of error takes from AP at IoU 0.5, dearest first."""
+    document = run.json("out/evaluate/plots/errors.json")
+    found = ((document or {}).get("test") or {}).get("finetuned")
+    if not found or found.get("ap_50") is None:
+        return None
+    kinds: list[tuple[str, dict[str, Any]]] = sorted(found["kinds"].items(), key=lambda item: (-(item[1]["share"] or 0.0), item[0]))
+    bars = [(kind, float(row["share"] or 0.0), f"{row['share'] or 0.0:.3f}") for kind, row in kinds]
+    chart = bar_chart(
+        "errors-chart",
+        "What each kind of error takes from AP",
+        "; ".join(f"{kind} {text}" for kind, _, text in bars),
+        bars,
+        "share of AP lost",
+    )
+    rows = [
+        [
+            kind,
+            KIND_WORDS.get(kind, ""),
+            f"{row['count']:,}",
+            f"{row['confident']:,}",
+            f"{row['cost'] or 0.0:.3f}",
+            f"{row['share'] or 0.0:.3f}",
+        ]
+        for kind, row in kinds
+    ]
+    table = Table(
+        "Error kinds",
+        "Error kinds. Sure: those from their class's best score. Gain: how much AP rises when this kind alone is mended. Share: the kind's part of "
+        "what is missing from 1; shares add up to it.",
+        ("Kind", "What it is", "Count", "Sure", "Gain", "Share"), rows, (2, 3, 4, 5),
+    )  # fmt: skip
+    said = f"AP at IoU 0.5 is {found['ap_50']:.3f}; the kinds of error below share the {1 - found['ap_50']:.3f} that is missing from 1."
+    return Errors(chart, table, said, [kind for kind, row in kinds if row["confident"]])

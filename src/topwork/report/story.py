@@ -1,0 +1,271 @@
+"""The page's sections on what went in: pictures before and after, data findings, the surgery's receipt."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from topwork.report.pictures import Box, Picture, Shown, boxes_of, choose, draw, image_scores
+from topwork.report.run import Run
+from topwork.report.sections import Table
+
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test", "source": "source", "replay": "replay"}
+SEVERITY_CSS = {"error": "bad", "warning": "mild", "note": ""}
+
+
+def named(frame: pd.DataFrame, names: Mapping[int, str]) -> pd.DataFrame:
+    """Annotations with their category's name as `name`; crowds left out."""
+    rows = frame[~frame["iscrowd"].astype(bool)]
+    return rows.assign(name=rows["category_id"].map(names).fillna("?"))
+
+
+def kinds_of(run: Run) -> dict[str, str]:
+    """Class name -> `kept` or `new` by the surgery's plan."""
+    plan = run.receipt.get("plan") or {}
+    return {str(row["name"]): "kept" if row.get("origin") == "keep" else "new" for row in plan.get("classes", [])}
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The score from which detections are drawn, by (model, class); `other` for those that aren't named."""
+
+    other: float
+    by_class: Mapping[tuple[str, str], float]
+
+    def strong(self, frame: pd.DataFrame, model: str) -> pd.DataFrame:
+        """The detections of a model that reach their threshold."""
+        least = frame["name"].map({name: value for (of, name), value in self.by_class.items() if of == model}).fillna(self.other)
+        return frame[frame["score"] >= least.astype(float)]
+
+
+def before_after(run: Run, count: int, thresholds: Thresholds) -> tuple[list[Picture], str]:
+    """Test images with ground truth, pretrained and fine-tuned boxes; and, where there are none, why."""
+    tuned = run.predictions("finetuned", "test")
+    if count == 0:
+        return [], "report.pictures is 0, so none is shown."
+    if "test" not in run.tables.splits:
+        return [], "The run has no test set, so there are no pictures of it."
+    if tuned is None:
+        return [], "evaluate left no predictions on the test set."
+    test = run.tables.split("test")
+    truth = named(test.annotations, run.tables.names("test"))
+    kinds = kinds_of(run)
+    before = run.predictions("pretrained", "test")
+    models = [] if before is None else [("Pretrained", thresholds.strong(before, "pretrained"))]
+    models.append(("Fine-tuned", thresholds.strong(tuned, "finetuned")))
+    ids = choose(image_scores(truth, models[-1][1], [int(key) for key in test.images["image_id"]]), count)
+    images = test.images.set_index("image_id")
+    shown = []
+    for index, image_id in enumerate(ids):
+        image = images.loc[image_id]
+        panels = [("Ground truth", boxes_of(truth[truth["image_id"] == image_id], lambda name: kinds.get(name, "other")))]
+        for title, frame in models:
+            panels.append((title, boxes_of(frame[frame["image_id"] == image_id], lambda name: kinds.get(name, "other"))))
+        shown.append(_shown(f"test-{index}", str(image["file_name"]), image, tuple(panels)))
+    return draw(run, shown), ""
+
+
+def mistake_pictures(run: Run, kinds: Sequence[str], count: int) -> list[Picture]:
+    """The worst test image of each error kind, dearest kind first: what was annotated in grey, the mistakes in amber."""
+    boxes = run.frame("out/evaluate/plots/mistakes.parquet")
+    if boxes is None or "test" not in run.tables.splits:
+        return []
+    boxes = boxes[(boxes["set"] == "test") & (boxes["model"] == "finetuned")]
+    test = run.tables.split("test")
+    truth, images = named(test.annotations, run.tables.names("test")), test.images.set_index("image_id")
+    shown = []
+    for kind in kinds[:count]:
+        mine = boxes[boxes["kind"] == kind]
+        if mine.empty:
+            continue
+        counts = mine.groupby("image_id").size()
+        image_id = min(counts.index, key=lambda key: (-counts[key], key))
+        here = mine[mine["image_id"] == image_id]
+        wrong = boxes_of(here.drop(columns="score") if kind == "missed" else here, lambda _: "new")
+        known = boxes_of(truth[truth["image_id"] == image_id], lambda _: "other")
+        shown.append(
+            _shown(
+                f"mistake-{len(shown)}",
+                f"{kind}: {images.loc[image_id]['file_name']}",
+                images.loc[image_id],
+                (("Annotated in grey", (*known, *wrong)),),
+            )
+        )
+    return draw(run, shown)
+
+
+def _shown(key: str, name: str, image: Any, panels: tuple[tuple[str, tuple[Box, ...]], ...]) -> Shown:
+    size = int(image["width"]), int(image["height"])
+    return Shown(key, name, str(image["image_root"]), str(image["file_name"]), *size, panels)
+
+
+@dataclass(frozen=True)
+class DataStory:
+    """The data set: its size by split, and what validate found in it."""
+
+    sizes: Table
+    findings: Table | None
+    verdict: str
+    pictures: list[Picture]
+    dropped: int
+
+
+def data_story(run: Run, pictures: int) -> DataStory:
+    """Counts by split and class, findings by rule, and a picture for each of the worst rules."""
+    tables = run.tables
+    splits = tables.splits
+    classes = list(dict.fromkeys(str(name) for name in tables.categories["name"]))
+    counted = {split: Counter(named(tables.split(split).annotations, tables.names(split))["name"]) for split in splits}
+    used = [name for name in classes if any(counted[split][name] for split in splits)]
+    kinds = kinds_of(run)
+    targets = [name for name in used if name in kinds]
+    others = [name for name in used if name not in kinds]
+    rows: list[list[Any]] = [["images", *(f"{len(tables.split(split).images):,}" for split in splits)]]
+    rows += [[name, *(f"{counted[split][name]:,}" for split in splits)] for name in targets]
+    if others:
+        label = others[0] if len(others) == 1 else f"{len(others)} other classes"
+        rows.append([label, *(f"{sum(counted[split][name] for name in others):,}" for split in splits)])
+    heads = ("", *(SPLIT_NAMES.get(split, split) for split in splits))
+    sizes = Table("Data set", "Images, and boxes by class, in each split.", heads, rows, tuple(range(1, len(heads))))
+    found = run.finding_rows
+    if found.empty:
+        return DataStory(sizes, None, "validate found nothing at fault.", [], len(run.findings.get("dropped", [])))
+    by_rule = found.groupby(["severity", "rule"], sort=False).size()
+    order = {"error": 0, "warning": 1, "note": 2}
+    listed = sorted(by_rule.items(), key=lambda item: (order.get(item[0][0], 3), -item[1], item[0][1]))  # type: ignore[index]
+    findings_rows: list[list[Any]] = []
+    for (severity, rule), count in listed:  # type: ignore[misc]
+        first = found[(found["rule"] == rule)].iloc[0]
+        findings_rows.append([rule, severity, f"{count:,}", str(first.get("message", ""))])
+    by_severity = found.groupby("severity").size()
+    said = ", ".join(f"{by_severity.get(severity, 0):,} {severity}{'s' if by_severity.get(severity, 0) != 1 else ''}" for severity in order)
+    table = Table(
+        "Findings",
+        "Findings of the data gate by rule; the example is the rule's first.",
+        ("Rule", "Severity", "Count", "Example"),
+        findings_rows,
+        (2,),
+    )
+    return DataStory(sizes, table, f"The data gate found {said}.", finding_pictures(run, pictures), len(run.findings.get("dropped", [])))
+
+
+def finding_pictures(run: Run, count: int) -> list[Picture]:
+    """One picture a rule that names an image which can be opened, the severest rules first."""
+    rows = run.finding_rows
+    if count == 0 or rows.empty or "image_id" not in rows:
+        return []
+    images = run.tables.images.set_index(["split", "image_id"])
+    shown, seen = [], set()
+    order = {"error": 0, "warning": 1, "note": 2}
+    for _, row in rows.assign(rank=rows["severity"].map(order)).sort_values("rank", kind="stable").iterrows():
+        if row["rule"] in seen or len(shown) >= count or pd.isna(row["image_id"]) or pd.isna(row.get("x")):
+            continue
+        key = (row["split"], int(row["image_id"]))
+        if key not in images.index:
+            continue
+        image = images.loc[key]
+        box = Box(*(float(row[side]) for side in ("x", "y", "width", "height")), str(row["rule"]), "new")
+        seen.add(row["rule"])
+        shown.append(_shown(f"finding-{len(shown)}", f"{row['rule']}: {image['file_name']}", image, (("Finding", (box,)),)))
+    return draw(run, shown)
+
+
+def unlabelled_pictures(run: Run, count: int) -> list[Picture]:
+    """Training images where the pretrained detector is sure of a kept class that the annotations lack, surest first."""
+    boxes = run.unlabelled_boxes
+    if boxes is None or boxes.empty or count == 0 or "train" not in run.tables.splits:
+        return []
+    train = run.tables.split("train")
+    truth = named(train.annotations, run.tables.names("train"))
+    images = train.images.set_index("image_id")
+    ids = list(dict.fromkeys(boxes.sort_values("score", ascending=False, kind="stable")["image_id"]))
+    shown = []
+    for image_id in [image_id for image_id in ids if image_id in images.index][:count]:
+        image = images.loc[image_id]
+        found = boxes_of(boxes[boxes["image_id"] == image_id], lambda _: "new")
+        known = boxes_of(truth[truth["image_id"] == image_id], lambda _: "other")
+        shown.append(
+            _shown(
+                f"unlabelled-{len(shown)}",
+                str(image["file_name"]),
+                image,
+                (("Labelled (grey), perhaps missing (amber)", (*known, *found)),),
+            )
+        )
+    return draw(run, shown)
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """The receipt for readers: totals, a row a class, a row a changed tensor."""
+
+    facts: list[tuple[str, str]]
+    classes: Table
+    tensors: Table
+
+
+def surgery_story(run: Run) -> Surgery | None:
+    """What the graft kept, seeded, started anew and dropped."""
+    receipt = run.receipt
+    tensors: Sequence[dict[str, Any]] = receipt.get("tensors", [])
+    if not tensors:
+        return None
+    changed = [tensor for tensor in tensors if tensor.get("status") != "untouched"]
+    untouched = len(tensors) - len(changed)
+    same = all(tensor.get("sha256_before") == tensor.get("sha256_after") for tensor in tensors if tensor.get("status") == "untouched")
+    dropped = receipt.get("dropped") or {}
+    names = [str(name) for name in dropped.get("classes", [])]
+    done = {"absorbed": "folded, frozen, into background (absorb)", "removed": "taken out (remove)"}.get(
+        str(dropped.get("done")), str(dropped.get("done"))
+    )
+    facts = [
+        ("Detector", f"{receipt.get('builder', '?')} ({receipt.get('activation', '?')} head)"),
+        ("Untouched tensors", f"{untouched} of {len(tensors)}{', each with the same hash before and after' if same else ''}"),
+        ("Changed tensors", f"{len(changed)}, along the class axis only"),
+        ("Dropped classes", f"{len(names)}, {done}" + (f": {', '.join(names[:30])}{', …' if len(names) > 30 else ''}" if names else "")),
+    ]
+    return Surgery(facts, _row_table(receipt, changed), _tensor_table(changed))
+
+
+def _row_table(receipt: Mapping[str, Any], changed: Sequence[Mapping[str, Any]]) -> Table:
+    plan = {str(row["name"]): row for row in (receipt.get("plan") or {}).get("classes", [])}
+    rows = []
+    for name, planned in plan.items():
+        mine = [row for tensor in changed for row in tensor.get("rows", []) if row.get("class") == name]
+        count = sum(len(row.get("rows", [])) for row in mine)
+        same = sum(bool(row.get("from")) and row["from"][0].get("sha256") == row.get("sha256") and len(row["from"]) == 1 for row in mine)
+        rows.append([name, _origin_words(planned), f"{count:,}", f"{same} of {len(mine)}"])
+    caption = "Where each target class's head rows come from; bit-identical counts the tensors whose rows have the source's hash."
+    return Table("Head rows by class", caption, ("Class", "Rows start as", "Rows", "Bit-identical"), rows, (2, 3))
+
+
+def _origin_words(row: Mapping[str, Any]) -> str:
+    sources: Mapping[str, float] = row.get("sources") or {}
+    if row.get("origin") == "keep":
+        (source,) = sources or ("?",)
+        return "kept" if source == row["name"] else f"kept, from {source}"
+    if row.get("origin") == "like":
+        even = len(set(sources.values())) <= 1
+        parts = [name if even else f"{weight:.2f} {name}" for name, weight in sources.items()]
+        return f"copied from {parts[0]}" if len(parts) == 1 else f"mean of {', '.join(parts)}"
+    return f"new ({row.get('init', 'prior')})"
+
+
+def _tensor_table(changed: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        [
+            tensor.get("name", "?"),
+            " × ".join(map(str, tensor.get("shape_before", []))),
+            " × ".join(map(str, tensor.get("shape_after", []))),
+            f"{(tensor.get('layout') or {}).get('name', '?')}, axis {tensor.get('axis', '?')}",
+            str(tensor.get("sha256_before", ""))[:12],
+            str(tensor.get("sha256_after", ""))[:12],
+        ]
+        for tensor in changed
+    ]
+    return Table(
+        "Changed tensors", "Every tensor that the surgery changed; the others are byte for byte what they were.",
+        ("Tensor", "Shape before", "Shape after", "Class axis", "Hash before", "Hash after"), rows,
+    )  # fmt: skip

@@ -1,0 +1,29 @@
+"""Stage `demo`: draw the embedded demo.
+
+Reads params `demo`. Writes data/demo: the yard (train, val, test) and held-out images of the street world, as COCO annotations and
+JPEG. Repeats to the byte for a seed. A project whose `dataset.root` is another folder never runs it.
+"""
+
+from pathlib import Path
+
+from topwork.demo.worlds import write_demo
+from topwork.params import Params
+from topwork.stages import main_of
+
+
+def run(params: Params) -> None:
+    """Draw the demo into data/demo."""
+    demo = params.demo
+    write_demo(
+        Path("data/demo"), demo.seed,
+        street_test=demo.street_test, yard_train=demo.yard_train, yard_val=demo.yard_val, yard_test=demo.yard_test,
+    )  # fmt: skip
+
+
+def main() -> int:
+    """Run the stage alone."""
+    return main_of(run)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,159 @@
+"""The device: which one, at what precision, and how exactly it repeats itself. CUDA first; the same code runs on a CPU."""
+
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torchvision
+
+from topwork.errors import TrainingError
+from topwork.params import FinetuneParams
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
+
+Level = Literal["bit-exact", "same-device", "statistical"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where training runs.
+
+    Attributes:
+        device: torch's.
+        dtype: of the forward pass; float32 means no autocast.
+        scaled: whether gradients are scaled (float16).
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    scaled: bool
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this is an accelerator."""
+        return self.device.type != "cpu"
+
+    def autocast(self) -> torch.autocast:
+        """Context of the forward pass."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def to(self, value: Any) -> Any:
+        """Copy tensors inside lists and dicts to the device, without waiting for it."""
+        if isinstance(value, torch.Tensor):
+            return value.to(self.device, non_blocking=True)
+        if isinstance(value, dict):
+            return {key: self.to(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.to(item) for item in value)
+        return value
+
+
+def choose_device(params: FinetuneParams, local_rank: int = 0) -> Device:
+    """The device that params ask for; `auto` takes the accelerator that torch finds, or the CPU.
+
+    Raises:
+        TrainingError: the device isn't there, or can't compute at the precision.
+    """
+    if params.device != "auto":
+        try:
+            device = torch.device(params.device)
+        except RuntimeError as error:
+            raise TrainingError(
+                f"finetune.device: {params.device!r} is no device of torch ({str(error).splitlines()[0]}); write `auto`, `cpu` or `cuda`."
+            ) from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise TrainingError(
+                f"finetune.device: {params.device}: torch {torch.__version__} sees no CUDA device here. Write `auto` or `cpu`, or mend the driver."
+            )
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise TrainingError(
+                f"finetune.device: cuda:{device.index}: torch sees {torch.cuda.device_count()} CUDA devices (counted from 0). Lower it, or finetune.processes."
+            )
+    elif (found := torch.accelerator.current_accelerator(check_available=True)) is not None:
+        device = torch.device(found.type, local_rank)
+    else:
+        device = torch.device("cpu")
+    return Device(device, _dtype(params, device), params.precision == "float16")
+
+
+def _dtype(params: FinetuneParams, device: torch.device) -> torch.dtype:
+    if params.precision == "auto":
+        usable = device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if usable else torch.float32
+    if params.precision == "float16" and device.type == "cpu":
+        raise TrainingError(
+            "finetune.precision: float16 on a CPU is slower than float32 and less exact; write `auto`, `float32` or `bfloat16`."
+        )
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[params.precision]
+
+
+@contextmanager
+def exactness(params: FinetuneParams, device: Device) -> Iterator[None]:
+    """Set threads and deterministic algorithms for the block, and put back what was there before."""
+    threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    benchmark = torch.backends.cudnn.benchmark
+    if params.deterministic and device.on_gpu:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        torch.set_num_threads(params.threads or usable_cores())
+        torch.use_deterministic_algorithms(params.deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = device.on_gpu and not params.deterministic
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def keep_freed_memory() -> None:
+    """Tell the C library to keep freed memory for the next step instead of handing it back page by page (glibc; elsewhere nothing happens).
+
+    A step frees and takes the same few hundred megabytes again and again; on a CPU the page faults are some 8% of its time.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if library is not None and hasattr(library, "mallopt"):
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            library.mallopt(option, 1 << 30)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def determinism(params: FinetuneParams, device: Device) -> tuple[Level, list[str]]:
+    """How exactly a run repeats itself, and why."""
+    if not params.deterministic:
+        return "statistical", ["finetune.deterministic is false: algorithms may add up in any order"]
+    if device.on_gpu:
+        return "same-device", [f"deterministic algorithms on {device.device.type}; another kind of device adds up in another order"]
+    return "bit-exact", ["CPU with a fixed number of threads, deterministic algorithms, every random draw seeded by its key"]
+
+
+def machine(params: FinetuneParams, device: Device) -> dict[str, Any]:
+    """What of the machine decides the bits: part of a run's record and of its scratch key."""
+    facts: dict[str, Any] = {
+        "device": device.device.type,
+        "precision": str(device.dtype).removeprefix("torch."),
+        "threads": params.threads or usable_cores(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "architecture": platform.machine(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "processes": params.processes,
+    }
+    if device.device.type == "cuda" and torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name(device.device)
+        facts["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return facts

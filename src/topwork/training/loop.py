@@ -1,0 +1,400 @@
+"""Fine-tuning: the whole loop in sight, in plain PyTorch.
+
+    for each epoch: for each batch: losses, backward, protect rows, step; checkpoint; now and then validate
+    at the end: interpolate between the grafted and the fine-tuned weights
+
+The bits of the result depend on the job and the machine's kind alone: order, augmentation and every other draw are decided by keys
+(seed, what, epoch, step), so that a run that was killed and started again ends like one that wasn't.
+"""
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from topwork.detectors.axes import anatomy
+from topwork.detectors.builders import load
+from topwork.errors import TrainingError
+from topwork.params import FinetuneParams
+from topwork.training.batches import Share, epoch_batches, loader
+from topwork.training.checkpoint import Checkpoints
+from topwork.training.curves import Curves
+from topwork.training.dataset import DetectionDataset, Key, Target
+from topwork.training.device import Device, determinism, exactness, machine
+from topwork.training.distillation import Teacher, can_distill
+from topwork.training.distributed import mean_over_processes, told_by_first, wrap
+from topwork.training.features import FeatureBank
+from topwork.training.frozen_norm import fold_frozen_norms
+from topwork.training.interpolation import choose_share, interpolate
+from topwork.training.objective import Objective
+from topwork.training.progress import Watch
+from topwork.training.protection import Protection, row_masks
+from topwork.training.schedule import Schedule
+from topwork.training.seeds import seed_of
+from topwork.training.state import State
+from topwork.weights.weights import Weights
+
+Validate = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a run is made of.
+
+    Attributes:
+        weights: the grafted ones.
+        kept: target classes whose rows came from the pretrained head.
+        dataset: training images first, then those to replay.
+        train: how many of the dataset's images are for training; the others are replayed.
+        params: finetune.
+        device: where to train.
+        validate: detector in evaluation mode -> {"map": mAP, "ap/CLASS": AP...} on validation images; None where there are none.
+        scratch: folder of checkpoints, or None.
+        curves: folder for DVCLive, or None.
+        share: which process this is.
+        shown: whether to tell how it goes.
+    """
+
+    weights: Weights
+    kept: tuple[str, ...]
+    dataset: DetectionDataset
+    train: int
+    params: FinetuneParams
+    device: Device
+    validate: Validate | None = None
+    scratch: Path | None = None
+    curves: Path | None = None
+    share: Share = field(default_factory=Share)
+    shown: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training ends with: the weights, and the record of how (no clock time in it)."""
+
+    weights: Weights
+    record: dict[str, Any]
+
+
+def fine_tune(job: Job) -> Outcome:
+    """Train, from the grafted weights or from the newest checkpoint of the same job, to the end.
+
+    Raises:
+        TrainingError: the loss isn't finite, or nothing can learn.
+        TopworkError: the disk is full.
+    """
+    with exactness(job.params, job.device):
+        return _Run(job).to_end()
+
+
+class _Run:
+    """One run of a job."""
+
+    def __init__(self, job: Job) -> None:
+        params, device = job.params, job.device
+        self.job, self.params, self.device = job, params, device
+        self.first = job.share.rank == 0
+        torch.manual_seed(seed_of(params.seed, "run"))
+        self.anatomy = anatomy(job.weights.builder, len(job.weights.columns), job.weights.builder_args, len(job.weights.absorbed))
+        self.start = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in job.weights.state_dict.items()}
+        masks = row_masks(job.weights, job.kept, self.anatomy)
+        anchor = self.start if params.l2_pull else {}
+        self.protection = Protection(params, masks, self.anatomy.trunk, anchor).to(device.device)
+        model = self._detector()
+        self.teacher = self._teacher(model)
+        self.objective = Objective(model, params, self.teacher)
+        self.schedule = Schedule(params, len(self._batches(0)))
+        scaler = torch.amp.GradScaler(device.device.type, enabled=device.scaled)
+        self.state = State(model, self.protection.optimizer(model, fused=self._fused()), scaler, accumulate=params.accumulate)
+        if params.distill and self.teacher is None:
+            self.state.notes.append("distillation left out: nothing to distill, or the detector's head isn't built like torchvision's")
+
+    # -- making ------------------------------------------------------------------------------------------------------------------------
+
+    def _detector(self) -> nn.Module:
+        """The grafted detector on the device, in the memory layout that its convolutions like best."""
+        model = load(self.job.weights, self.device.device)
+        model.to(memory_format=torch.channels_last)
+        if self.params.freeze_batch_norm:
+            fold_frozen_norms(model)
+        if isinstance(trunk := getattr(model, "backbone", None), nn.Module):
+            trunk.register_forward_pre_hook(_channels_last)
+            if self.params.compile:
+                trunk.compile()
+        return model
+
+    def _teacher(self, model: nn.Module) -> Teacher | None:
+        pretrained = [c for c, name in enumerate(self.job.weights.columns) if name in self.job.kept]
+        pretrained += range(len(self.job.weights.columns), len(self.job.weights.columns) + len(self.job.weights.absorbed))
+        if not self.params.distill or not can_distill(model) or not pretrained:
+            return None
+        columns = [0, *pretrained] if self.anatomy.softmax else pretrained
+        data = self.job.dataset
+        variants = len(data) * data.variants if data.steady else 0
+        return Teacher(
+            self._detector(), model, columns, self.anatomy.softmax, variants=variants, memory_mib=self.params.feature_cache_mib
+        )  # fmt: skip
+
+    def _fused(self) -> bool:
+        return not self.device.scaled or self.device.device.type == "cuda"
+
+    def _batches(self, epoch: int) -> list[list[Key]]:
+        params = self.params
+        return epoch_batches(
+            epoch, train=self.job.train, replay=len(self.job.dataset) - self.job.train, replay_share=params.replay,
+            batch_size=params.batch_size, seed=params.seed, share=self.job.share,
+        )  # fmt: skip
+
+    # -- training ----------------------------------------------------------------------------------------------------------------------
+
+    def to_end(self) -> Outcome:
+        """The story: resume, train epoch by epoch, interpolate."""
+        state = self.state
+        self.checkpoints = Checkpoints(self.job.scratch)
+        if saved := self.checkpoints.latest():
+            state.restore(saved)
+        self.curves = Curves(self.job.curves if self.first else None, state.history)
+        self.watch = Watch(self.schedule.total, state.epoch * self.schedule.steps + state.step, shown=self.job.shown and self.first)
+        if saved:
+            self.watch.say(f"resumed at epoch {state.epoch + 1}, step {state.step}")
+        try:
+            with _stop_politely() as asked:
+                self._train(asked)
+            share, tried = self._interpolate()
+        finally:
+            self.watch.end()
+        self.curves.end()
+        return self._outcome(share, tried)
+
+    def _train(self, asked: threading.Event) -> None:
+        state, params = self.state, self.params
+        bank = FeatureBank.where_it_pays(state.model, self.job.dataset, self.device, params)
+        stream: Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]] | None = None
+        while state.epoch < params.epochs and not self._stopped_early():
+            thawed = state.epoch >= params.head_epochs and params.trunk_lr > 0
+            state.model.train()
+            self.protection.freeze(state.model, trunk=thawed)
+            self.objective.bank = None if thawed else bank
+            module = wrap(self.objective, self.job.share, self.device.device)
+            until = self._next_thaw()
+            stream = self._banked(bank, until) if bank is not None and not thawed else stream or self._stream()
+            while state.epoch < until and not self._stopped_early():
+                keys, (images, targets) = next(stream)
+                self._step(module, keys, images, targets)
+                if state.step == self.schedule.steps:
+                    self._end_epoch()
+                    state.model.train()
+                    self.protection.freeze(state.model, trunk=thawed)
+                elif params.checkpoint_steps and state.step % params.checkpoint_steps == 0:
+                    self._save()
+                if asked.is_set():
+                    self._save()
+                    raise TrainingError(
+                        f"finetune: stopped by a signal at epoch {state.epoch + 1}, step {state.step}; run again to go on from there (dvc repro)."
+                    )
+
+    def _next_thaw(self) -> int:
+        """The epoch in which other tensors begin to learn, or the end."""
+        return self.params.head_epochs if self.state.epoch < self.params.head_epochs and self.params.trunk_lr > 0 else self.params.epochs
+
+    def _stream(self) -> Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]]:
+        """Batches from where the run stands to its end, with their keys."""
+        state = self.state
+        batches = [batch for epoch in range(state.epoch, self.params.epochs) for batch in self._batches(epoch)][state.step :]
+        if not batches:
+            return iter(())
+        self.job.dataset.preload()
+        loaded = loader(self.job.dataset, batches, workers=self.params.workers, pin_memory=self.device.on_gpu)
+        return zip(batches, loaded, strict=True)
+
+    def _banked(self, bank: FeatureBank, until: int) -> Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]]:
+        """Batches up to an epoch, whose images nobody needs to load: their features are in the bank."""
+        state = self.state
+        batches = [batch for epoch in range(state.epoch, until) for batch in self._batches(epoch)][state.step :]
+        self.job.dataset.preload()
+        return ((batch, bank.targets(batch)) for batch in batches)
+
+    def _step(self, module: nn.Module, keys: list[Key], images: list[Tensor], targets: list[Target]) -> None:
+        """One step of the optimizer, in as many micro-batches as memory needs."""
+        state, params = self.state, self.params
+        number = state.epoch * self.schedule.steps + state.step
+        lr = self.schedule.apply(state.optimizer, number)
+        while True:
+            torch.manual_seed(seed_of(params.seed, "step", number, self.job.share.rank))
+            state.optimizer.zero_grad(set_to_none=True)
+            try:
+                terms = self._gradients(module, keys, images, targets)
+                break
+            except torch.OutOfMemoryError as error:
+                self._take_less_memory(len(images), error)
+        state.scaler.unscale_(state.optimizer)
+        self.protection.before_step(state.model, state.epoch, lr)
+        if params.clip_norm:
+            learning = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
+            nn.utils.clip_grad_norm_(learning, params.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if params.ema:
+            state.follow(min(params.ema, (1 + number) / (10 + number)))
+        for name, value in terms.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value
+        state.step += 1
+        self.watch.step(len(images) * self.job.share.world, terms)
+
+    def _gradients(self, module: nn.Module, keys: list[Key], images: list[Tensor], targets: list[Target]) -> dict[str, float]:
+        """Add up the micro-batches' gradients; returns the loss terms of the step.
+
+        Raises:
+            TrainingError: the loss isn't finite.
+        """
+        size = math.ceil(len(images) / self.state.accumulate)
+        told: dict[str, Tensor] = {}
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            weight = len(images[part]) / len(images)
+            last = start + size >= len(images)
+            with nullcontext() if last or self.job.share.world == 1 else module.no_sync():  # type: ignore[operator]
+                with self.device.autocast():
+                    terms = module(self.device.to(images[part]), self.device.to(targets[part]))
+                    total = torch.stack([term.float() for term in terms.values()]).sum() * weight
+                self._check_finite(terms, keys[part])
+                self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            told = {name: told.get(name, 0.0) + term.detach().float() * weight for name, term in terms.items()}
+        told = mean_over_processes(told, self.job.share)
+        return dict(zip(told, torch.stack(list(told.values())).tolist(), strict=True))
+
+    def _check_finite(self, terms: Mapping[str, Tensor], keys: list[Key]) -> None:
+        if all(math.isfinite(value) for value in torch.stack([term.detach().float() for term in terms.values()]).tolist()):
+            return
+        images = ", ".join(self.job.dataset.name(index) for _, index in keys)
+        told = ", ".join(f"{name} {float(term.detach())}" for name, term in terms.items())
+        raise TrainingError(
+            f"finetune: the loss isn't finite at epoch {self.state.epoch + 1}, step {self.state.step + 1}: {told}; images: {images}. "
+            "Lower finetune.lr or finetune.clip_norm, or look at these images' boxes (topwork validate)."
+        )
+
+    def _take_less_memory(self, images: int, error: Exception) -> None:
+        """Halve the micro-batch, or give up where it's one image already."""
+        state = self.state
+        if self.job.share.world > 1 or state.accumulate >= images:
+            raise TrainingError(
+                f"finetune: out of memory with {math.ceil(images / state.accumulate)} images at a time on {self.device.device} ({error}). "
+                "Lower finetune.batch_size, raise finetune.accumulate, or choose a smaller detector."
+            ) from error
+        state.optimizer.zero_grad(set_to_none=True)
+        if self.device.device.type == "cuda":
+            torch.cuda.empty_cache()
+        state.accumulate = min(state.accumulate * 2, images)
+        note = f"out of memory at epoch {state.epoch + 1}, step {state.step + 1}: from there on each step is made of {state.accumulate} micro-batches"
+        state.notes.append(note)
+        self.watch.say(note)
+
+    # -- ends of epochs, and the end ---------------------------------------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        """Row of the history, maybe a validation, and a checkpoint."""
+        state, params = self.state, self.params
+        number = state.epoch + 1
+        means = {f"train/{name}": value / self.schedule.steps for name, value in state.sums.items()}
+        row: dict[str, Any] = {"epoch": number, "train/loss": sum(means.values()), **means}
+        row["lr/head"] = self.schedule.head(number * self.schedule.steps - 1)
+        row["lr/trunk"] = self.schedule.trunk(number * self.schedule.steps - 1)
+        if params.validate_every and number % params.validate_every == 0:
+            found = self._validate(state.result())
+            if found is not None:
+                row |= {f"val/{name}": value for name, value in found.items()}
+                self._remember_best(found["map"])
+        state.history.append(row)
+        state.sums, state.step, state.epoch = {}, 0, number
+        self.curves.add(row)
+        self.watch.epoch(number, params.epochs, row)
+        self._save()
+
+    def _remember_best(self, found: float) -> None:
+        state = self.state
+        if self.params.early_stop is None:
+            return
+        if found > state.best_map:
+            state.best, state.best_map, state.stale = {name: tensor.clone() for name, tensor in state.result().items()}, found, 0
+        else:
+            state.stale += 1
+
+    def _stopped_early(self) -> bool:
+        return self.params.early_stop is not None and self.state.stale >= self.params.early_stop
+
+    def _save(self) -> None:
+        if self.first:
+            self.checkpoints.save(self.state.epoch * self.schedule.steps + self.state.step, self.state.dump())
+
+    def _validate(self, tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
+        """Validation of other tensors than the model's own, which it gets back afterwards."""
+        if self.job.validate is None:
+            return None
+        found: dict[str, float] = {}
+        if self.first:
+            model = self.state.model
+            own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            model.load_state_dict(tensors)
+            model.eval()
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                found = {name: float(value) for name, value in self.job.validate(model).items() if value is not None}
+            model.load_state_dict(own)
+        result: dict[str, float] = told_by_first(found, self.job.share)
+        return result
+
+    def _interpolate(self) -> tuple[float, list[dict[str, Any]]]:
+        """Choose the share of the way, and put the model there."""
+        state = self.state
+        end = {name: tensor.clone() for name, tensor in (state.best or state.result()).items()}
+        start = {name: tensor.to(self.device.device) for name, tensor in self.start.items()}
+        validate = None if self.job.validate is None or not state.history else lambda tensors: self._validate(tensors) or {"map": 0.0}
+        share, tried = choose_share(start, end, self.protection.masks, self.params, validate)
+        self.state.model.load_state_dict(interpolate(start, end, share, self.protection.masks))
+        if tried:
+            told = ", ".join(f"{row['share']}: {row['map']:.4f}" for row in tried)
+            self.watch.say(f"interpolation: {share} of the way is kept (validation mAP by share: {told})")
+        return share, tried
+
+    def _outcome(self, share: float, tried: list[dict[str, Any]]) -> Outcome:
+        level, reasons = determinism(self.params, self.device)
+        state, weights = self.state, self.job.weights
+        record = {
+            "determinism": {"level": level, "reasons": reasons},
+            "machine": machine(self.params, self.device),
+            "epochs": len(state.history),
+            "steps": len(state.history) * self.schedule.steps,
+            "stopped_early": self._stopped_early(),
+            "interpolation": {"share": share, "tried": tried},
+            "accumulate": state.accumulate,
+            "images": {"train": self.job.train, "replay": len(self.job.dataset) - self.job.train},
+            "history": state.history,
+            "notes": state.notes,
+        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.model.state_dict().items()}
+        provenance = {**weights.provenance, "finetune": {"share": share, "epochs": len(state.history), "seed": self.params.seed}}
+        return Outcome(Weights(tensors, weights.columns, weights.builder, dict(weights.builder_args), weights.absorbed, provenance), record)
+
+
+def _channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
+
+
+@contextmanager
+def _stop_politely() -> Iterator[threading.Event]:
+    """Within the block SIGTERM asks for a stop after the running step, with a checkpoint, instead of ending the process at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)

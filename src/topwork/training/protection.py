@@ -1,0 +1,146 @@
+"""Protection of what was pretrained: which tensors learn and how fast, which rows stay, which get no weight decay.
+
+A class-dependent tensor holds rows of kept, new and absorbed classes side by side; an optimizer knows tensors only. So rows are told apart
+in the gradients, just before each step.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from topwork.detectors.axes import Anatomy, anatomy
+from topwork.errors import TrainingError
+from topwork.params import FinetuneParams
+from topwork.weights.weights import Weights
+
+
+@dataclass(frozen=True)
+class RowMasks:
+    """Of one class-dependent tensor: 1 at the rows of each kind, 0 elsewhere, shaped to multiply the tensor."""
+
+    kept: Tensor
+    new: Tensor
+    absorbed: Tensor
+
+    def to(self, device: torch.device) -> "RowMasks":
+        """The same on another device."""
+        return RowMasks(self.kept.to(device), self.new.to(device), self.absorbed.to(device))
+
+
+def row_masks(weights: Weights, kept: Iterable[str], shape: Anatomy | None = None) -> dict[str, RowMasks]:
+    """Masks of every class-dependent tensor.
+
+    Args:
+        weights: the grafted ones; columns that are neither background nor `kept` are new.
+        kept: target classes whose rows came from the pretrained head.
+        shape: the detector's anatomy, where it's already known.
+    """
+    shape = shape or anatomy(weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed))
+    held = set(kept)
+    columns = range(len(weights.columns) + len(weights.absorbed))
+    kind = [
+        "background" if c == 0 else "absorbed" if c >= len(weights.columns) else "kept" if weights.columns[c] in held else "new"
+        for c in columns
+    ]
+    masks = {}
+    for axis in shape.axes:
+        sizes = [1] * len(shape.shapes[axis.tensor])
+        sizes[axis.axis] = shape.shapes[axis.tensor][axis.axis]
+        by_kind = {name: torch.zeros(sizes[axis.axis]) for name in ("background", "kept", "new", "absorbed")}
+        for column in columns:
+            by_kind[kind[column]][axis.rows(column)] = 1.0
+        masks[axis.tensor] = RowMasks(*(by_kind[name].reshape(sizes) for name in ("kept", "new", "absorbed")))
+    return masks
+
+
+@dataclass
+class Protection:
+    """The rules of a run, applied to its model.
+
+    Attributes:
+        params: finetune.
+        masks: rows of class-dependent tensors.
+        trunk: prefixes of trunk tensors.
+        anchor: the grafted tensors, for l2_pull.
+    """
+
+    params: FinetuneParams
+    masks: Mapping[str, RowMasks]
+    trunk: tuple[str, ...] = ("backbone.",)
+    anchor: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def in_trunk(self, name: str) -> bool:
+        """Whether a tensor belongs to the trunk."""
+        return name.startswith(self.trunk)
+
+    def freeze(self, model: nn.Module, *, trunk: bool) -> None:
+        """Set which parameters learn: batch norm's don't, the trunk's where `trunk` is False; and put batch norm to rest."""
+        resting: set[str] = set()
+        if self.params.freeze_batch_norm:
+            for name, module in model.named_modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+                    resting.update(f"{name}.{key}" for key, _ in module.named_parameters(recurse=False))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in resting and (trunk or not self.in_trunk(name)))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise TrainingError("finetune: nothing is left to learn; every tensor of the detector is frozen by these params.")
+
+    def optimizer(self, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
+        """The optimizer: groups by place (trunk, head) and by weight decay; rows are decayed by `before_step`."""
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            decayed = parameter.dim() > 1 and name not in self.masks
+            groups.setdefault((self.in_trunk(name), decayed), []).append(parameter)
+        listed: list[dict[str, Any]] = [
+            {
+                "params": parameters,
+                "weight_decay": self.params.weight_decay if decayed else 0.0,
+                "scale": self.params.trunk_lr if in_trunk else 1.0,
+                "trunk": in_trunk,
+            }
+            for (in_trunk, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ]
+        if self.params.optimizer == "adamw":
+            return torch.optim.AdamW(listed, lr=self.params.lr, fused=fused)
+        return torch.optim.SGD(listed, lr=self.params.lr, momentum=self.params.momentum, fused=fused)
+
+    def kept_frozen(self, epoch: int) -> bool:
+        """Whether kept rows stay as they are in this epoch (counted from 0)."""
+        return self.params.freeze_kept == "always" or epoch < self.params.freeze_kept
+
+    @torch.no_grad()
+    def before_step(self, model: nn.Module, epoch: int, lr: float) -> None:
+        """Row by row what the optimizer does tensor by tensor: frozen rows lose their gradient, others get their pull and decay."""
+        freeze_kept = self.kept_frozen(epoch)
+        decay = self.params.weight_decay
+        for name, parameter in model.named_parameters():
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            masks = self.masks.get(name)
+            if self.params.l2_pull and name in self.anchor:
+                pull = parameter - self.anchor[name]
+                gradient.add_(pull if masks is None else pull * (1 - masks.new), alpha=self.params.l2_pull)
+            if masks is None:
+                continue
+            frozen = masks.absorbed + masks.kept if freeze_kept else masks.absorbed
+            gradient.mul_(1 - frozen)
+            decayed = masks.new + (masks.kept * (1 - frozen) if self.params.decay_kept else 0)
+            if decay and parameter.dim() > 1:
+                if self.params.optimizer == "adamw":
+                    parameter.sub_(parameter * decayed, alpha=lr * decay)
+                else:
+                    gradient.add_(parameter * decayed, alpha=decay)
+
+    def to(self, device: torch.device) -> "Protection":
+        """The same with its tensors on another device."""
+        return Protection(
+            self.params,
+            {name: masks.to(device) for name, masks in self.masks.items()},
+            self.trunk,
+            {name: tensor.to(device) for name, tensor in self.anchor.items()},
+        )

@@ -1,0 +1,149 @@
+"""The shared cache of downloads: content by its hash, so that a file in it never changes under a reader.
+
+It lies beside DVC's cache, outside any project: `TOPWORK_CACHE`, else `XDG_CACHE_HOME/topwork`, else `~/.cache/topwork`.
+
+    files/SHA256/NAME     whole files
+    sources/KEY.json      which hash a source had when it was last fetched
+    partial/KEY/          a download under way, and the validators it may be resumed with
+    locks/KEY.lock        one download of a source at a time, across processes
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from topwork.errors import WeightsError
+from topwork.files import read_json, sha256_file, write_json
+
+
+def cache_root() -> Path:
+    """The cache folder that the environment asks for."""
+    if own := os.environ.get("TOPWORK_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topwork"
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A whole file in the cache, and its SHA-256."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The cache in one folder; several processes may use it at once."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> "Cache":
+        """The cache in the folder that the environment asks for."""
+        return cls(cache_root())
+
+    def partial(self, source: str) -> Path:
+        """The folder of a source's download under way."""
+        return self.root / "partial" / key_of(source)
+
+    def find(self, source: str, expected: str | None, say: Callable[[str], None]) -> Cached | None:
+        """The cached file with hash `expected` or, without one, the file that `source` had last; its bytes are hashed again."""
+        digest = expected
+        if digest is None:
+            record = self.root / "sources" / f"{key_of(source)}.json"
+            if not record.is_file():
+                return None
+            digest = str(read_json(record)["sha256"])
+        folder = self.root / "files" / digest
+        path = next((file for file in sorted(folder.glob("*")) if file.is_file() and not file.name.startswith(".")), None)
+        if path is None:
+            return None
+        found = sha256_file(path)
+        if found != digest:
+            say(f"{path}: the cached file is damaged (SHA-256 found {found}, expected {digest}); it is removed and fetched again.")
+            path.unlink(missing_ok=True)
+            return None
+        return Cached(path, digest)
+
+    def keep(self, source: str, part: Path, digest: str, name: str) -> Cached:
+        """Move a whole, checked file into its place and remember it for `source`."""
+        path = self.root / "files" / digest / safe_name(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            size = part.stat().st_size
+            part.replace(path)
+            path.chmod(0o444)
+        except OSError as error:
+            raise WeightsError(
+                f"{self.root}: the download cache can't be written ({error.strerror or error}). Run again, or name another folder: TOPWORK_CACHE=FOLDER."
+            ) from error
+        write_json(self.root / "sources" / f"{key_of(source)}.json", {"source": source, "sha256": digest, "bytes": size})
+        return Cached(path, digest)
+
+    @contextmanager
+    def held(self, source: str, say: Callable[[str], None]) -> Iterator[None]:
+        """Only one process at a time is in this block for a source; the operating system frees the lock when a process dies.
+
+        Raises:
+            WeightsError: the cache folder can't be written.
+        """
+        try:
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / "locks" / f"{key_of(source)}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                say(f"{source}: another process is fetching it; waiting.")
+                lock.acquire()
+        except OSError as error:
+            raise WeightsError(
+                f"{self.root}: the download cache can't be written ({error.strerror or error}). Name another folder: TOPWORK_CACHE=FOLDER."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def clean(self) -> tuple[int, list[str]]:
+        """Remove everything but downloads that another process is busy with.
+
+        Returns:
+            Bytes freed, and the keys left alone because they are busy.
+        """
+        freed, busy = _remove(self.root / "files") + _remove(self.root / "sources"), []
+        partial = self.root / "partial"
+        for folder in sorted(partial.iterdir()) if partial.is_dir() else []:
+            try:
+                with FileLock(self.root / "locks" / f"{folder.name}.lock").acquire(timeout=0):
+                    freed += _remove(folder)
+            except Timeout:
+                busy.append(folder.name)
+        # Lock files stay: removing one while a process waits for it would let two in.
+        return freed, busy
+
+
+def _remove(folder: Path) -> int:
+    """Remove a folder; the bytes of its files."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    shutil.rmtree(folder, ignore_errors=True)
+    return size
+
+
+def key_of(source: str) -> str:
+    """A source's file name in the cache."""
+    return hashlib.sha256(source.encode()).hexdigest()[:32]
+
+
+def safe_name(name: str) -> str:
+    """The last part of an address as a file name: letters, digits, dot, dash, underscore."""
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[-120:]
+    return cleaned or "weights"

@@ -1,0 +1,109 @@
+"""weights.lock: the SHA-256 of each weights source, as first seen. Committed beside params.yaml; enforced ever after."""
+
+import hashlib
+import json
+import shlex
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from topwork.errors import ChecksumError, WeightsError
+from topwork.files import write_text
+
+LOCK_FILE = Path("weights.lock")
+_HEADER = (
+    "# SHA-256 of each weights source, as first seen by `topwork fetch`. Commit this file. Accept a change: topwork fetch SOURCE --accept\n"
+)
+
+
+def read_lock(path: Path = LOCK_FILE) -> dict[str, str]:
+    """Source -> SHA-256; empty where there is no lock file yet.
+
+    Raises:
+        WeightsError: the file isn't a lock file.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if not path.is_file():
+        return {}
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise WeightsError(
+            f"{path}: not readable as YAML ({' '.join(str(error).split())}). Restore it: git checkout -- {path.name}"
+        ) from error
+    if not isinstance(raw, dict) or not all(isinstance(k, str) and _is_sha256(v) for k, v in raw.items()):
+        raise WeightsError(f"{path}: expected lines of `source: SHA-256` (64 hex digits, quoted). Restore it: git checkout -- {path.name}")
+    return dict(raw)
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def write_lock(lock: dict[str, str], path: Path = LOCK_FILE) -> None:
+    """Write the lock file, sources sorted, whole or not at all."""
+    lines = [f"{json.dumps(source, ensure_ascii=False)}: {json.dumps(lock[source])}\n" for source in sorted(lock)]
+    write_text(path, _HEADER + "".join(lines))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known about a source's content before it is fetched.
+
+    Attributes:
+        source: as the lock writes it.
+        pinned: SHA-256 of fetch.sha256, None without one.
+        locked: SHA-256 of weights.lock, None at first use.
+        digits: leading hex digits that the source's own file name promises (torchvision), else empty.
+        accept: a change of the locked hash is welcome.
+    """
+
+    source: str
+    pinned: str | None = None
+    locked: str | None = None
+    digits: str = ""
+    accept: bool = False
+
+    @property
+    def expected(self) -> str | None:
+        """The full hash that the content must have, None where any will do."""
+        return self.pinned or (None if self.accept else self.locked)
+
+    def judge(self, found: str) -> None:
+        """Hold a SHA-256 against what is known.
+
+        Raises:
+            ChecksumError: they differ; both are shown, and what accepts the new one.
+        """
+        if self.pinned is not None and found != self.pinned:
+            raise ChecksumError(
+                f"{self.source}: SHA-256 found {found}, expected {self.pinned} (fetch.sha256 in params.yaml). "
+                "Nothing was kept. If the new content is right, put its hash into fetch.sha256."
+            )
+        if not found.startswith(self.digits):
+            raise ChecksumError(
+                f"{self.source}: SHA-256 found {found}, expected it to begin with {self.digits} (the digits in torchvision's file name). "
+                "Nothing was kept: this isn't torchvision's file. Fetch again, or mend fetch.mirror."
+            )
+        if self.expected is not None and found != self.expected:
+            raise ChecksumError(
+                f"{self.source}: SHA-256 found {found}, expected {self.locked} (weights.lock): the source has changed. "
+                f"Nothing was kept. If you trust the new content: topwork fetch {shlex.quote(self.source)} --accept"
+            )
+
+
+def record(source: str, digest: str, path: Path = LOCK_FILE) -> None:
+    """Write a source's hash into the lock, if it isn't there; processes take turns."""
+    if read_lock(path).get(source) == digest:
+        return
+    with FileLock(lock_of_lock(path)):
+        write_lock({**read_lock(path), source: digest}, path)
+
+
+def lock_of_lock(path: Path) -> Path:
+    """A file in the temporary folder that processes hold while they change a lock file."""
+    return Path(tempfile.gettempdir()) / f"topwork-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.lock"

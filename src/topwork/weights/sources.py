@@ -1,0 +1,138 @@
+"""`fetch`: weights of any source, whole, known, safe, and named."""
+
+import importlib.metadata
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from topwork.errors import WeightsError
+from topwork.files import sha256_file
+from topwork.params import FetchParams
+from topwork.weights.cache import Cache
+from topwork.weights.categories import columns_of
+from topwork.weights.load_raw import read_state_dict
+from topwork.weights.locate import Desk, Located, Say, locate
+from topwork.weights.lock import LOCK_FILE, read_lock, record
+from topwork.weights.weights import DEMO_NAME, Weights, demo_sha256, demo_weights, read_weights
+
+
+def say_on_stderr(text: str) -> None:
+    """The default way to tell the user something that isn't an error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def fetch(
+    params: FetchParams,
+    *,
+    lock: Path = LOCK_FILE,
+    accept: bool = False,
+    cache: Cache | None = None,
+    say: Say = say_on_stderr,
+) -> Weights:
+    """Get the weights that `params` names: whole, known, and as plain tensors.
+
+    Args:
+        params: section `fetch` of params.yaml.
+        lock: the lock file that holds each source's SHA-256; a source seen for the first time is added when all is well.
+        accept: fetch afresh, and write a changed hash into the lock instead of refusing it.
+        cache: downloads go here; the user's shared cache by default.
+        say: called with each line that the user should read.
+
+    Raises:
+        ChecksumError: the file isn't the pinned or locked one.
+        WeightsError: it can't be had, isn't plain tensors, or comes without builder or class names and `params` gives none.
+    """
+    if params.source == "demo":
+        return _overridden(_demo(), params)
+    located = locate(Desk(params, lock, cache or Cache.default(), accept, say))
+    weights = _read(located, params)
+    _remember(located, lock, say)
+    return weights
+
+
+def _remember(located: Located, lock: Path, say: Say) -> None:
+    """Trust on first use, said aloud."""
+    before = read_lock(lock).get(located.source)
+    if before == located.sha256:
+        return
+    record(located.source, located.sha256, lock)
+    what = "seen for the first time" if before is None else f"changed (before: {before})"
+    say(f"{located.source}: {what}, SHA-256 {located.sha256} written to {lock.name}. Commit it: from now on no other content is accepted.")
+
+
+def _demo() -> Weights:
+    weights = demo_weights()
+    return replace(
+        weights,
+        provenance={
+            **weights.provenance,
+            "source": "demo",
+            "sha256": demo_sha256(),
+            "file": f"{DEMO_NAME}.safetensors",
+        },
+    )
+
+
+def _read(located: Located, params: FetchParams) -> Weights:
+    """Tensors, columns, builder and provenance of a located file."""
+    provenance: dict[str, Any] = {
+        **{key: value for key, value in located.facts.items() if value is not None},
+        "source": located.source,
+        "file": located.file,
+        "bytes": located.path.stat().st_size,
+        "sha256": located.sha256,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "safetensors")},
+    }
+    own = _own_weights(located.path) if params.prefix is None else None
+    if own is not None:
+        return _overridden(replace(own, provenance={**provenance, "origin": own.provenance}), params)
+    builder = params.builder or located.builder
+    columns = columns_of(params.classes) if params.classes is not None else located.columns
+    if builder is None:
+        raise WeightsError(
+            f"{located.source}: says nothing about its detector. Name it under fetch.builder in params.yaml: a torchvision builder such as "
+            "`ssdlite320_mobilenet_v3_large`, `module:function` or `path/to/file.py:function`."
+        )
+    if columns is None:
+        raise WeightsError(
+            f"{located.source}: comes without class names. Name its columns under fetch.classes in params.yaml: "
+            "a category set such as `coco-91`, a list, or a text file with one name a line."
+        )
+    state_dict = read_state_dict(located.path, params.prefix, max_bytes=int(params.max_gib * (1 << 30)), label=located.source)
+    provenance |= {key: value for key, value in (("prefix", params.prefix), ("builder_sha256", _builder_hash(builder))) if value}
+    return Weights(state_dict, columns, builder, dict(params.builder_args), provenance=provenance)
+
+
+def _builder_hash(builder: str) -> str | None:
+    """SHA-256 of the builder's file, where it is one."""
+    file = Path(builder.rpartition(":")[0])
+    return sha256_file(file) if file.suffix == ".py" and file.is_file() else None
+
+
+def _own_weights(path: Path) -> Weights | None:
+    """The weights of a file that topwork itself wrote, None of any other."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            if "topwork" not in (stored.metadata() or {}):
+                return None
+    except (SafetensorError, OSError):
+        return None
+    return read_weights(path)
+
+
+def _overridden(weights: Weights, params: FetchParams) -> Weights:
+    """Weights that know their builder and columns, with what params.yaml says in place of it."""
+    columns = columns_of(params.classes) if params.classes is not None else weights.columns
+    if len(columns) != len(weights.columns):
+        raise WeightsError(
+            f"fetch.classes: found {len(columns)} columns, the weights have {len(weights.columns)}. Leave it out: these weights bring their names."
+        )
+    return replace(
+        weights,
+        columns=columns,
+        builder=params.builder or weights.builder,
+        builder_args={**weights.builder_args, **params.builder_args},
+    )

@@ -1,0 +1,179 @@
+"""The stage and the command: what they write, what stops them, what they leave alone."""
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from coco.scene import Scene, encoded, picture
+from topwork.cli import main
+from topwork.coco.tables import Tables
+from topwork.coco.validation import validate
+from topwork.errors import DataError
+from topwork.params import Params
+from topwork.stages import validate as stage
+
+OUTPUTS = {
+    "images.parquet",
+    "annotations.parquet",
+    "categories.parquet",
+    "findings.json",
+    "findings.parquet",
+    "summary.json",
+    "splits.csv",
+}
+
+
+def run(scene: Scene) -> Path:
+    """The stage on a scene; its outputs' folder."""
+    scene.write()
+    dataset = scene.dataset().model_dump()
+    stage.run(Params(dataset=dataset, surgery={"classes": {"helmet": "keep"}}), scene.folder)
+    return scene.folder / "out" / "validate"
+
+
+def test_the_stage_writes_tables_and_findings(tmp_path: Path) -> None:
+    out = run(Scene(tmp_path).other().box(0, 3, 5, 12, 1).mask(1, [[17, 14, 30, 14, 30, 29, 17, 29]]))
+    assert {path.name for path in out.iterdir()} == OUTPUTS
+    tables = Tables.read(out)
+    assert tables.splits == ["train", "val"]
+    assert tables.annotations["segmentation"].tolist()[:3] == [None, "[[17, 14, 30, 14, 30, 29, 17, 29]]", None]
+    found = json.loads((out / "findings.json").read_text())
+    assert found["counts"]["by_rule"] == {"box-tiny": 1}
+    assert found["findings"] == [
+        {
+            "rule": "box-tiny", "severity": "warning", "split": "train", "file": "train.json", "image": "0.jpg", "image_id": 1, "annotation_id": 10,
+            "message": "bbox is 12 x 1 px", "box": [3.0, 5.0, 12.0, 1.0],
+        }
+    ]  # fmt: skip
+    assert pd.read_parquet(out / "findings.parquet")["rule"].tolist() == ["box-tiny"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary == {
+        "annotations_train": 24, "annotations_val": 24, "classes": 2, "dropped": 0, "errors": 0, "images_train": 4, "images_val": 4, "notes": 0, "warnings": 1,
+    }  # fmt: skip
+
+
+def test_the_same_data_give_the_same_bytes_elsewhere(tmp_path: Path) -> None:
+    one, two = (run(Scene(tmp_path / name).box(0, 3, 5, 12, 1)) for name in ("one", "two"))
+    for name in OUTPUTS:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+        assert str(tmp_path).encode() not in (one / name).read_bytes()
+
+
+def test_all_faults_are_told_together_and_kept(tmp_path: Path) -> None:
+    scene = Scene(tmp_path).box(0, 3, 5, 12, 0).box(1, 3, 5, -12, 4).file("train/2.jpg", None)
+    with pytest.raises(DataError, match="3 faults in the data, of 3 kinds") as caught:
+        run(scene)
+    text = str(caught.value)
+    assert "train.json: annotation 10 (image 1): bbox width 12, height 0, must be > 0" in text
+    assert "train.json: image 3 (2.jpg): 2.jpg isn't in train" in text
+    assert "\n" not in text
+    assert not (tmp_path / "out").exists()
+    kept = json.loads((tmp_path / ".topwork/findings/findings.json").read_text())
+    assert kept["counts"]["by_severity"]["error"] == 3
+
+
+def test_dropping_by_list_lets_the_stage_go_on(tmp_path: Path) -> None:
+    scene = Scene(tmp_path).box(0, 3, 5, 12, 0).file("train/2.jpg", None).option(drop=[10], drop_images=["train:3"])
+    out = run(scene)
+    assert len(Tables.read(out).annotations) == 24 - 1 - 6
+    dropped = json.loads((out / "findings.json").read_text())["dropped"]
+    assert [row["image_id"] for row in dropped if row["kind"] == "image"] == [3]
+    assert sorted(row["annotation_id"] for row in dropped if row["kind"] == "annotation") == [
+        10,
+        30,
+        31,
+        32,
+        33,
+        34,
+        35,
+    ]
+
+
+def test_an_id_in_two_splits_must_say_which(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset\.drop: the id 10 stands in train and val; write `train:10` or `val:10`"):
+        Scene(tmp_path).other().option(drop=[10]).run()
+    with pytest.raises(DataError, match=r"dataset\.drop: found 'train:x', expected an id such as 123"):
+        Scene(tmp_path).option(drop=["train:x"]).run()
+
+
+def test_aliases_that_meet_become_one_class(tmp_path: Path) -> None:
+    tables = Scene(tmp_path).option(aliases={"forklift": "helmet"}).run().tables
+    assert tables.names("train") == {1: "helmet"}
+    assert set(tables.annotations["category_id"]) == {1}
+
+
+def test_a_second_run_reads_no_image(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "data").write()
+    runs = [validate(scene.dataset(), scene.folder, cache=tmp_path / "cache").probed for _ in range(2)]
+    assert runs == [(4, 4), (4, 0)]
+    (scene.folder / "train/1.jpg").write_bytes(encoded(picture(77)))
+    os.utime(scene.folder / "train/1.jpg", ns=(1, 1))
+    assert validate(scene.dataset(), scene.folder, cache=tmp_path / "cache").probed == (4, 1)
+
+
+def test_many_images_on_all_cores_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(tmp_path).other().file("train/1.jpg", b"broken").write()
+    alone = validate(scene.dataset(), tmp_path, workers=1)
+    monkeypatch.setattr("topwork.coco.probe.PROCESSES_FROM", 0)
+    monkeypatch.setattr("topwork.coco.probe.SMALL", 0)
+    together = validate(scene.dataset(), tmp_path, workers=2)
+    assert alone.findings.rows == together.findings.rows
+
+
+@pytest.mark.parametrize(("spoil", "code"), [(0, 1), (1, 0)], ids=["error", "warning"])
+def test_the_command_tells_by_its_exit_code(spoil: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Scene(tmp_path).box(0, 3, 5, 12, spoil).write()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(["validate", str(tmp_path / "train.json"), "--images", str(tmp_path / "train"), "--no-cache"]) == code
+    assert main(["validate", str(tmp_path / "train.json"), "--no-cache", "--fail-on", "warning"]) == 1
+    text = capsys.readouterr().out
+    assert ("box-zero" if spoil == 0 else "box-tiny") in text
+    assert len(text.splitlines()) < 60
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_command_writes_json_a_fix_list_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Scene(tmp_path / "data").box(0, 3, 5, 12, 0).file("train/2.jpg", None).write()
+    command = [
+        "validate",
+        str(tmp_path / "data/train.json"),
+        "--images",
+        str(tmp_path / "data/train"),
+        "--no-cache",
+        "--format",
+        "json",
+    ]
+    assert main([*command, "--fix-list", str(tmp_path / "drop.yaml"), "--report", str(tmp_path / "page")]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["counts"]["by_rule"] == {"image-missing": 1, "box-zero": 1}
+    assert (tmp_path / "drop.yaml").read_text() == (
+        'dataset:\n  drop:\n    - "train:10"  # box-zero\n  drop_images:\n    - "train:3"  # image-missing\n'
+    )
+    page = (tmp_path / "page/index.html").read_text()
+    assert 'src="pictures/box-zero-0.jpg"' in page
+    assert (tmp_path / "page/pictures/box-zero-0.jpg").stat().st_size > 500
+    assert "http" not in page
+
+
+def test_the_command_finds_a_missing_path(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "nowhere.json"]) == 1
+    assert "nowhere.json: no such file or folder" in capsys.readouterr().err
+
+
+def test_real_hard_hats(real: Path) -> None:
+    """Known by looking at the pictures: five doubled boxes, one image labelled twice, no error."""
+    from topwork.params import DatasetParams, SetParams
+
+    sets = {
+        split: SetParams(annotations=Path(f"{name}.3class.coco.json"), images=Path(name))
+        for split, name in (("train", "train"), ("val", "valid"))
+    }
+    found = validate(DatasetParams(root=real / "hardhat", **sets), images=False)
+    counts = found.findings.by_rule()
+    assert found.findings.by_severity()["error"] == 0
+    assert counts["box-near-twin"] == 5
+    assert counts["box-two-classes"] == 1
+    assert len(found.tables.annotations) == 3788 + 1195

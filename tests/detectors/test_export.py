@@ -1,0 +1,140 @@
+"""ONNX against PyTorch: every builder that torch exports, absorbed columns, class names, and disagreement that is caught."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detectors.spread import spread_scores
+from topwork.detectors.builders import build, torchvision_builders
+from topwork.detectors.export import TOLERANCE, Limits, class_names, export_onnx, parity_of
+from topwork.errors import ExportError
+
+onnx = pytest.importorskip("onnx", reason="the extra `export` isn't installed")
+pytest.importorskip("onnxruntime", reason="the extra `export` isn't installed")
+
+COLUMNS = ("__background__", "person", "helmet", "forklift")
+
+
+def images() -> list[torch.Tensor]:
+    """Two smooth pictures of different sizes."""
+    generator = torch.Generator().manual_seed(5)
+    rough = [torch.rand(1, 3, height, width, generator=generator) for height, width in ((8, 10), (10, 7))]
+    return [torch.nn.functional.interpolate(image, scale_factor=24, mode="bicubic")[0].clamp(0, 1).contiguous() for image in rough]
+
+
+def detector(builder: str, absorbed: int = 0) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(builder, len(COLUMNS), absorbed=absorbed).eval()
+    spread_scores(model)
+    model.columns = COLUMNS  # type: ignore[assignment]
+    return model
+
+
+@pytest.mark.parametrize("absorbed", [0, 5], ids=["plain", "five absorbed"])
+def test_ssdlite_agrees_and_names_its_classes(tmp_path: Path, absorbed: int) -> None:
+    path = tmp_path / "model.onnx"
+    parity = export_onnx(detector("ssdlite320_mobilenet_v3_large", absorbed), path, images(), details={"licence": "none"})
+    assert parity.images == 2
+    assert parity.detections > 20
+    assert parity.scores <= TOLERANCE
+    assert parity.boxes <= TOLERANCE
+    assert class_names(path) == {1: "person", 2: "helmet", 3: "forklift"}
+    properties = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+    assert json.loads(properties["columns"]) == list(COLUMNS)
+    assert properties["licence"] == "none"
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("builder", [name for name in torchvision_builders() if name != "ssdlite320_mobilenet_v3_large"])
+def test_every_torchvision_builder_agrees(tmp_path: Path, builder: str) -> None:
+    parity = export_onnx(detector(builder), tmp_path / "model.onnx", images())
+    assert parity.detections > 0
+    assert max(parity.scores, parity.boxes) <= TOLERANCE
+
+
+def found(scores: list[float], shift: float = 0.0, labels: list[int] | None = None) -> dict[str, np.ndarray]:
+    count = len(scores)
+    boxes = np.array([[10.0 * i, 0, 10.0 * i + 8, 20] for i in range(count)], dtype=np.float32).reshape(count, 4) + np.float32(shift)
+    return {"boxes": boxes, "scores": np.array(scores, dtype=np.float32), "labels": np.array(labels or [1] * count)}
+
+
+def test_parity_by_hand() -> None:
+    parity = parity_of(found([0.9, 0.8]), found([0.90005, 0.8], shift=0.015625), side=200)
+    assert parity.boxes_px == 0.015625
+    assert parity.boxes == 0.015625 / 200
+    assert parity.scores == pytest.approx(0.00005, abs=1e-7)
+    assert parity.at_the_edge == 0
+
+
+def test_order_of_equals_does_not_matter() -> None:
+    ours = found([0.5, 0.5, 0.5])
+    theirs = {name: values[::-1] for name, values in ours.items()}
+    assert parity_of(ours, theirs, 100).boxes == 0
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        found([0.9, 0.8, 0.71]),
+        found([0.9, 0.8, 0.7], shift=0.05),
+        found([0.9, 0.8, 0.7], labels=[1, 2, 1]),
+        found([0.9, 0.7]),
+    ],
+    ids=["score", "box", "label", "one missing in the middle"],
+)
+def test_disagreement_is_an_error_with_figures(theirs: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ExportError, match=r"image 3: ONNX and PyTorch disagree: \d of 3 detections .* label \d, score 0\.\d+"):
+        parity_of(found([0.9, 0.8, 0.7]), theirs, 100, "image 3")
+
+
+def test_a_detection_at_the_cut_may_be_in_one_alone() -> None:
+    cases = [
+        (found([0.9, 0.05001]), found([0.9]), Limits(0.05, 100)),  # just over the threshold
+        (found([0.9, 0.6]), found([0.9, 0.6], labels=[1, 2]), Limits(0.05, 2)),  # the last of as many as may be given
+    ]
+    assert [parity_of(ours, theirs, 100, limits=limits).at_the_edge for ours, theirs, limits in cases] == [1, 2]
+    for ours, theirs, _ in cases:
+        with pytest.raises(ExportError, match="disagree"):
+            parity_of(ours, theirs, 100)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    model = torch.nn.Conv2d(3, 1, 1)
+    with pytest.raises(ExportError, match="no `columns`"):
+        export_onnx(model, tmp_path / "x.onnx", images())
+    model.columns = COLUMNS  # type: ignore[assignment]
+    with pytest.raises(ExportError, match="no image to check on"):
+        export_onnx(model, tmp_path / "x.onnx", [])
+    (tmp_path / "no.onnx").write_bytes(b"no ONNX")
+    with pytest.raises(ExportError, match=r"no\.onnx: not an ONNX file"):
+        class_names(tmp_path / "no.onnx")
+
+
+class Untraceable(torch.nn.Module):
+    """Its output depends on the image in a way that tracing freezes: the check has to notice."""
+
+    columns = COLUMNS
+
+    def forward(self, pictures: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        count = 1 + int(pictures[0].shape[-1] > 200)
+        boxes = torch.ones(count, 4) * pictures[0].mean()
+        return [
+            {
+                "boxes": boxes,
+                "scores": torch.full((count,), 0.5) + boxes[:, 0] * 0,
+                "labels": torch.ones(count, dtype=torch.int64),
+            }
+        ]
+
+
+def test_a_frozen_trace_is_caught_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"before")
+    with pytest.raises(ExportError, match="disagree"):
+        export_onnx(Untraceable(), tmp_path / "model.onnx", images())
+    assert (tmp_path / "model.onnx").read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

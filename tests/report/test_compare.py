@@ -1,0 +1,179 @@
+"""Comparison of runs: what changed is counted by hand, and chance isn't taken for progress."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from report.project import document, evaluate
+from topwork.coco.tables import Tables
+from topwork.commands import compare
+from topwork.errors import TopworkError
+from topwork.params import load_params
+from topwork.report.compare_page import render_comparison, sentence
+from topwork.report.comparison import Comparison, changed_params, compare_runs, moved_rows
+from topwork.report.figures import Estimate
+from topwork.report.run import Run, WorkingFiles
+from topwork.weights.weights import Weights, read_weights, write_weights
+
+
+def run_of(folder: Path, name: str) -> Run:
+    return Run(WorkingFiles(folder), load_params(folder / "params.yaml"), name)
+
+
+def compared(*folders: Path) -> Comparison:
+    documents = [json.loads((folder / "params.yaml").read_text()) for folder in folders]
+    return compare_runs([run_of(folder, chr(97 + index)) for index, folder in enumerate(folders)], documents)
+
+
+@pytest.fixture
+def other(finished: Path, tmp_path: Path) -> Path:
+    """The project after some work: another seed of detections, one param, fewer annotations, one image redrawn, moved person rows."""
+    folder = Path(shutil.copytree(finished, tmp_path / "other"))
+    (folder / "params.yaml").write_text(json.dumps(document(finetune={"lr": 0.02})))
+    tables = Tables.read(folder / "out/validate")
+    annotations = tables.annotations
+    train = np.flatnonzero(annotations["split"] == "train")
+    annotations.loc[annotations.index[train[1]], "x"] += 1  # one changed
+    annotations = annotations.drop(annotations.index[train[2]])  # one removed
+    Tables(tables.images, annotations, tables.categories).write(folder / "out/validate")
+    image = folder / "data/demo/yard/train/images/yard_train_00003.jpg"
+    image.write_bytes(image.read_bytes() + b"\0")
+    return folder
+
+
+def test_equal_runs_are_equal(finished: Path, project: Path) -> None:
+    found = compared(finished, project)
+    assert found.params == []
+    assert found.data == [[]]
+    assert found.weights == ["The two files are equal, byte for byte."]
+    assert {row.told(1) for row in found.metrics} == {"equal"}
+    assert sentence(found) == "b can't be told from a beyond chance."
+
+
+def test_changes_are_counted(finished: Path, other: Path) -> None:
+    found = compared(finished, other)
+    assert found.params == [("finetune.lr", ["", "0.02"])]
+    ((change,),) = found.data
+    assert (change.split, change.images, change.annotations) == ("train", (0, 0, 1), (0, 1, 1))
+    assert [after - before for before, after in change.classes.values()] == [-1]
+
+
+def test_better_and_worse_by_the_paired_interval(finished: Path, other: Path) -> None:
+    params = load_params(other / "params.yaml")
+    from report import project as made
+
+    good = dict(made.QUALITY)
+    made.QUALITY["finetuned"] = {"person": (0.5, 0.12, 1.0), "helmet": (0.99, 0.01, 0.0), "forklift": good["finetuned"]["forklift"]}
+    try:
+        evaluate(other, params, seed=3)
+    finally:
+        made.QUALITY.update(good)
+    found = {(row.on, row.name): row for row in compared(finished, other).metrics}
+    person, helmet = found[("test", "person")], found[("test", "helmet")]
+    assert (person.told(1), helmet.told(1)) == ("worse", "better")
+    for row in (person, helmet):
+        assert row.ap[0] is not None
+        assert row.ap[1] is not None
+        difference = row.differences[1]
+        assert difference.value == pytest.approx(row.ap[1].value - row.ap[0].value, abs=1e-12)
+        assert difference.low is not None
+        assert difference.high is not None
+        assert difference.low <= difference.value <= difference.high
+
+
+def test_rows_that_moved_bear_their_class(finished: Path, project: Path) -> None:
+    before = read_weights(finished / "out/finetune/weights.safetensors")
+    state = {name: tensor.clone() for name, tensor in before.state_dict.items()}
+    name = "head.classification_head.module_list.0.1.bias"
+    columns = len(before.columns) + len(before.absorbed)
+    state[name][1] += 3.0  # anchor-major: row 1 is person's for the first anchor
+    state[name][1 + columns] += 4.0  # and for the second
+    write_weights(
+        project / "out/finetune/weights.safetensors",
+        Weights(state, before.columns, before.builder, before.builder_args, before.absorbed, before.provenance),
+    )
+    moved = moved_rows(run_of(finished, "a"), run_of(project, "b"))
+    assert not isinstance(moved, str)
+    by_class = moved.set_index("class")["moved"]
+    assert by_class["person"] == pytest.approx(5.0, rel=1e-5)  # sqrt(9 + 16)
+    assert by_class.drop("person").max() == 0
+
+
+def test_page_and_terminal_tell_the_same(finished: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    found = compared(finished, other)
+    page = render_comparison(found, pictures=2)
+    assert page == render_comparison(compared(finished, other), pictures=2)
+    compare.tell(found, Console(width=200))
+    printed = capsys.readouterr().out
+    for words in ("finetune.lr", "0.02", "training", "person"):
+        assert words in page
+        assert words in printed
+    assert page.count('class="shot"') == 2
+    assert "<span" not in printed
+
+
+def test_params_of_another_shape() -> None:
+    assert changed_params([{"a": {"b": 1}, "c": [1]}, {"a": {"b": 1}, "c": [1, 2], "d": None}]) == [
+        ("c", ["1", "1, 2"]),
+        ("d", ["", "none"]),
+    ]
+
+
+def test_one_revision_or_an_unevaluated_one_is_refused(finished: Path, project: Path) -> None:
+    with pytest.raises(TopworkError, match="one revision given, expected two or more"):
+        compare_runs([run_of(finished, "a")], [{}])
+    (project / "out/evaluate/classes.json").unlink()
+    with pytest.raises(TopworkError, match=r"b has no out/evaluate/classes\.json"):
+        compared(finished, project)
+
+
+def test_told_by_hand() -> None:
+    from topwork.report.comparison import MetricRow
+
+    def told(*estimate: float) -> str:
+        return MetricRow("a", "test", [], [], {1: Estimate(*estimate)}).told(1)
+
+    assert [told(0.1, 0.02, 0.2), told(-0.1, -0.2, -0.02), told(0.1, -0.01, 0.2), told(0.1), told(0.0, 0.0, 0.0)] == [
+        "better", "worse", "within chance", "other test set", "equal",
+    ]  # fmt: skip
+
+
+def test_git_and_dvc_revisions(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two commits of one project whose outs lie in DVC's cache; the second changes a param and the metrics."""
+
+    def do(*command: str) -> None:
+        subprocess.run(command, cwd=project, check=True, capture_output=True)
+
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    for command in (("git", "init", "-q"), ("git", "config", "user.email", "t@example.org"), ("git", "config", "user.name", "t")):
+        do(*command)
+    import sys
+
+    dvc = (sys.executable, "-m", "dvc")
+    do(*dvc, "init", "-q")
+    do(*dvc, "add", "-q", "data/demo", "out")
+    do("git", "add", "-A")
+    do("git", "commit", "-qm", "one")
+    (project / "params.yaml").write_text(json.dumps(document(finetune={"lr": 0.5})))
+    do("git", "commit", "-qam", "two")
+    assert compare.run(compare_arguments("HEAD~1", "HEAD", "workspace", "--html", "page.html", "--pictures", "1")) == 0
+    printed = capsys.readouterr().out
+    assert "finetune.lr" in printed
+    assert "data the same" in printed
+    assert "HEAD can't be told from HEAD~1 beyond chance; workspace can't be told" in " ".join(printed.split())
+    assert (project / "page.html").read_text().count('class="shot"') == 1
+
+
+def compare_arguments(*arguments: str):  # type: ignore[no-untyped-def]
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    return parser.parse_args(arguments)

@@ -1,0 +1,149 @@
+"""A run repeats to the bit: killed anywhere, resumed, with any number of loader workers, with several processes."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from topwork.params import Params
+from training.tiny import make_project
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Runner:
+    """The helper process that runs and kills the stage."""
+
+    folder: Path
+    params: Params
+    process: "subprocess.Popen[str]"
+
+    def __call__(self, signal: str = "SIGKILL", after: float = 0.0, **finetune: object) -> tuple[int, float, str]:
+        raw = self.params.model_dump(mode="json", exclude={"dataset": {"train": {"images", "subset"}}, "demo": True}, exclude_defaults=True)
+        raw["dataset"] = {"root": "data", "train": {"annotations": "train.json"}}
+        raw["finetune"].update(finetune)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{json.dumps(raw)}\t{signal}\t{after}\n")
+        self.process.stdin.flush()
+        code, seconds, sha256 = self.process.stdout.readline().split("\t")
+        return int(code), float(seconds), sha256.strip()
+
+    def forget(self) -> None:
+        shutil.rmtree(self.folder / ".topwork", ignore_errors=True)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    folder = tmp_path_factory.mktemp("project")
+    params = make_project(folder)
+    source = HERE.parents[1] / "src"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(HERE.parent)]), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "kills.py"), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield Runner(folder, params, process)
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def whole(runner: Runner) -> tuple[float, str]:
+    """Seconds and hash of a run that nobody disturbed (the second one: the first pays for caches)."""
+    code, _, first = runner()
+    assert code == 0, runner.log
+    _, seconds, second = runner()
+    assert first == second
+    assert not list((runner.folder / ".topwork/scratch").glob("*/*.checkpoint"))
+    return seconds, first
+
+
+def _kill_and_resume(runner: Runner, whole: tuple[float, str], count: int, seed: int) -> None:
+    seconds, expected = whole
+    chance = random.Random(seed)
+    killed = 0
+    for number in range(count):
+        runner.forget()
+        signal = ("SIGKILL", "SIGTERM")[number % 2]
+        code, _, _ = runner(signal, after=chance.uniform(0.02, 0.95) * seconds)
+        killed += code != 0
+        code, _, found = runner()
+        assert code == 0, runner.log
+        assert found == expected
+    assert killed >= count // 2
+
+
+def test_a_killed_run_ends_in_the_same_bits(runner: Runner, whole: tuple[float, str]) -> None:
+    _kill_and_resume(runner, whole, count=5, seed=0)
+    assert "resumed at epoch" in runner.log
+
+
+@pytest.mark.long
+def test_a_run_killed_at_twenty_moments_ends_in_the_same_bits(runner: Runner, whole: tuple[float, str]) -> None:
+    _kill_and_resume(runner, whole, count=20, seed=1)
+
+
+def test_one_run_killed_again_and_again_ends_in_the_same_bits(runner: Runner, whole: tuple[float, str]) -> None:
+    seconds, expected = whole
+    runner.forget()
+    for _ in range(4):
+        runner("SIGKILL", after=0.4 * seconds)
+    code, _, found = runner()
+    assert code == 0, runner.log
+    assert found == expected
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_loader_workers_change_no_bit(runner: Runner, whole: tuple[float, str], workers: int) -> None:
+    code, _, found = runner(workers=workers)
+    assert code == 0, runner.log
+    assert found == whole[1]
+
+
+def test_a_damaged_checkpoint_is_passed_over(runner: Runner, whole: tuple[float, str]) -> None:
+    seconds, expected = whole
+    runner.forget()
+    for after in (0.5, 0.6, 0.7, 0.8, 0.9):
+        runner("SIGKILL", after=after * seconds)
+        files = sorted(runner.folder.glob(".topwork/scratch/*/*.checkpoint"))
+        if len(files) == 2:
+            break
+    assert len(files) == 2
+    files[-1].write_bytes(files[-1].read_bytes()[:-1000])  # as a power cut leaves it
+    code, _, found = runner()
+    assert code == 0, runner.log
+    assert found == expected
+
+
+def test_other_params_never_resume(runner: Runner, whole: tuple[float, str]) -> None:
+    seconds, expected = whole
+    runner.forget()
+    runner("SIGKILL", after=0.8 * seconds)
+    before = runner.log.count("resumed at")
+    code, _, found = runner(seed=1)
+    assert code == 0, runner.log
+    assert found != expected
+    assert runner.log.count("resumed at") == before
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_repeat_to_the_bit(runner: Runner, whole: tuple[float, str]) -> None:
+    first = runner(processes=2)
+    runner.forget()
+    second = runner(processes=2)
+    assert first[0] == second[0] == 0, runner.log
+    assert first[2] == second[2]
+    assert first[2] != whole[1]

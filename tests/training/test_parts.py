@@ -1,0 +1,259 @@
+"""The parts of training, one by one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from topwork.detectors.graft import graft
+from topwork.errors import TopworkError, TrainingError
+from topwork.params import FinetuneParams
+from topwork.training.augmentation import PRESETS, augmentation
+from topwork.training.batches import Share, epoch_batches
+from topwork.training.checkpoint import Checkpoints, restore_rng, rng_states, scratch_key
+from topwork.training.device import Device, choose_device, determinism
+from topwork.training.interpolation import choose_share, interpolate
+from topwork.training.masks import masks_of
+from topwork.training.protection import Protection, RowMasks, row_masks
+from topwork.training.schedule import Schedule
+from training.tiny import SIDE, make_project, pretrained
+
+CPU = Device(torch.device("cpu"), torch.float32, False)
+
+
+# -- batches ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_shows_every_training_image_once() -> None:
+    batches = epoch_batches(3, train=10, batch_size=4, seed=1)
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert sorted(index for batch in batches for _, index in batch) == list(range(10))
+    assert batches != epoch_batches(4, train=10, batch_size=4, seed=1)
+    assert batches == epoch_batches(3, train=10, batch_size=4, seed=1)
+
+
+def test_processes_share_an_epoch() -> None:
+    shares = [epoch_batches(0, train=13, batch_size=2, seed=0, share=Share(rank, 3)) for rank in range(3)]
+    assert len({len(share) for share in shares}) == 1
+    seen = [index for share in shares for batch in share for _, index in batch]
+    assert len(seen) == len(set(seen)) == 12  # the thirteenth would leave two processes without an image
+
+
+def test_replayed_images_take_their_share_and_all_get_their_turn() -> None:
+    batches = [batch for epoch in range(2) for batch in epoch_batches(epoch, train=12, replay=5, replay_share=0.25, batch_size=8, seed=0)]
+    replayed = [[index for _, index in batch if index >= 12] for batch in batches]
+    assert [len(batch) for batch in replayed] == [2, 2, 2, 2]
+    assert {index for batch in replayed for index in batch} == {12, 13, 14, 15, 16}
+
+
+# -- augmentation ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_keep_boxes_valid(preset: str) -> None:
+    from torchvision import tv_tensors
+
+    transform = augmentation(preset)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        boxes = tv_tensors.BoundingBoxes(
+            torch.tensor([[5.0, 5, 40, 60], [0, 0, 3, 3], [50, 10, 64, 20]]), format="XYXY", canvas_size=(SIDE, SIDE)
+        )
+        target = {"boxes": boxes, "labels": torch.tensor([1, 2, 3]), "image_id": 7}
+        image, changed = transform(tv_tensors.Image(torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)), target)
+        found = changed["boxes"]
+        height, width = image.shape[-2:]
+        assert len(found) == len(changed["labels"])
+        assert (found[:, 2:] > found[:, :2]).all()
+        assert found.numel() == 0 or (found.min() >= 0 and found[:, 0::2].max() <= width and found[:, 1::2].max() <= height)
+        assert changed["image_id"] == 7
+
+
+def test_masks_come_from_polygons_run_lengths_and_boxes() -> None:
+    polygon = json.dumps([[1, 1, 5, 1, 5, 4, 1, 4]])
+    runs = json.dumps({"size": [6, 8], "counts": [0, 6, 42]})  # the first column
+    masks = masks_of([polygon, runs, None], np.array([[1, 1, 5, 4], [0, 0, 1, 6], [2, 2, 4, 3]], dtype=float), (6, 8))
+    assert masks[0].sum() == 12
+    assert masks[0][1:4, 1:5].all()
+    assert masks[1].sum() == 6
+    assert masks[1][:, 0].all()
+    assert masks[2].sum() == 2
+    assert masks[2][2, 2:4].all()
+
+
+# -- protection ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def masks() -> dict[str, RowMasks]:
+    weights = graft(pretrained(), {"person": "keep", "box": "new"}, dropped="absorb").weights
+    return row_masks(weights, ["person"])
+
+
+def test_row_masks_part_every_row(masks: dict[str, RowMasks]) -> None:
+    for name, mask in masks.items():
+        if "classification_head" in name:  # columns: background, person, box, and car, tree, dog absorbed; 4 anchors... each
+            anchors = mask.kept.numel() // 6
+            assert mask.kept.flatten().tolist() == [0.0, 1, 0, 0, 0, 0] * anchors
+            assert mask.new.flatten().tolist() == [0.0, 0, 1, 0, 0, 0] * anchors
+            assert mask.absorbed.flatten().tolist() == [0.0, 0, 0, 1, 1, 1] * anchors
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("option", "moved"), [({}, "kept new"), ({"freeze_kept": "always"}, "new"), ({"freeze_kept": 1}, "new")])
+def test_frozen_rows_stay_to_the_bit_and_others_move(optimizer: str, option: dict, moved: str) -> None:
+    layer = nn.Linear(3, 4)  # rows: background, kept, new, absorbed
+    one = [torch.tensor([float(row == kind) for row in range(4)]) for kind in (1, 2, 3)]
+    masks = {"weight": RowMasks(*(mask.reshape(4, 1) for mask in one)), "bias": RowMasks(*one)}
+    before = layer.weight.detach().clone()
+    params = FinetuneParams(optimizer=optimizer, lr=0.1, weight_decay=0.1, **option)
+    protection = Protection(params, masks)
+    descent = protection.optimizer(layer, fused=False)
+    for _ in range(3):
+        descent.zero_grad()
+        layer(torch.ones(2, 3)).square().sum().backward()
+        protection.before_step(layer, epoch=0, lr=0.1)
+        descent.step()
+    same = [torch.equal(layer.weight[row], before[row]) for row in range(4)]
+    assert same == [False, "kept" not in moved, False, True]
+
+
+def test_only_new_rows_decay_unless_asked() -> None:
+    for option, expected in (({}, [0.0, 0.0, 1.0, 0.0]), ({"decay_kept": True}, [0.0, 1.0, 1.0, 0.0])):
+        layer = nn.Linear(3, 4)
+        one = [torch.tensor([float(row == kind) for row in range(4)]).reshape(4, 1) for kind in (1, 2, 3)]
+        protection = Protection(FinetuneParams(weight_decay=0.5, **option), {"weight": RowMasks(*one)})
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        protection.before_step(layer, epoch=0, lr=0.1)
+        torch.testing.assert_close(layer.weight.grad, 0.5 * layer.weight.detach() * torch.tensor(expected).reshape(4, 1))
+
+
+def test_l2_pull_leaves_new_rows_alone() -> None:
+    layer = nn.Linear(1, 4, bias=False)
+    one = [torch.tensor([float(row == kind) for row in range(4)]).reshape(4, 1) for kind in (1, 2, 3)]
+    anchor = {"weight": layer.weight.detach() - 1}
+    protection = Protection(FinetuneParams(l2_pull=0.5, weight_decay=0), {"weight": RowMasks(*one)}, anchor=anchor)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    protection.before_step(layer, epoch=0, lr=0.1)
+    torch.testing.assert_close(layer.weight.grad.flatten(), torch.tensor([0.5, 0.5, 0.0, 0.0]))
+
+
+def test_freezing_names_what_learns_and_what_does_not() -> None:
+    model = nn.ModuleDict({"backbone": nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), "head": nn.Linear(1, 1)})
+    protection = Protection(FinetuneParams(), {})
+    model.train()
+    protection.freeze(model, trunk=False)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+    protection.freeze(model, trunk=True)
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {"backbone.1.weight", "backbone.1.bias"}
+    assert not model["backbone"][1].training
+
+
+def test_learning_rates_by_hand() -> None:
+    schedule = Schedule(FinetuneParams(epochs=4, head_epochs=1, lr=1.0, trunk_lr=0.5, warmup_steps=2), steps=10)
+    assert schedule.head(0) == 0.5
+    assert schedule.head(20) == pytest.approx(0.5)  # half of the cosine
+    assert schedule.trunk(9) == 0.0
+    assert schedule.trunk(10) == pytest.approx(0.5 * 0.5 * 0.5 * (1 + np.cos(np.pi / 4)))
+    assert schedule.trunk(20) == pytest.approx(0.25)
+
+
+# -- interpolation ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_interpolation_by_hand() -> None:
+    start = {"trunk": torch.zeros(2), "head": torch.zeros(3), "count": torch.tensor(1)}
+    end = {"trunk": torch.ones(2), "head": torch.ones(3), "count": torch.tensor(9)}
+    masks = {"head": RowMasks(torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 1, 0]), torch.tensor([0.0, 0, 1]))}
+    mixed = interpolate(start, end, 0.25, masks)
+    assert mixed["trunk"].tolist() == [0.25, 0.25]
+    assert mixed["head"].tolist() == [0.25, 1.0, 0.25]
+    assert mixed["count"] == 9
+    assert all(torch.equal(value, end[name]) for name, value in interpolate(start, end, 1.0, masks).items())
+
+
+def test_the_smallest_share_that_costs_nothing_is_chosen() -> None:
+    start, end = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
+    worth = {1.0: 0.5, 0.9: 0.52, 0.8: 0.53, 0.7: 0.52, 0.6: 0.515, 0.5: 0.4}
+    share, tried = choose_share(start, end, {}, FinetuneParams(), lambda tensors: {"map": worth[round(float(tensors["w"]), 6)]})
+    assert share == 0.7
+    assert [row["share"] for row in tried] == [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]  # below that it only falls
+    assert choose_share(start, end, {}, FinetuneParams(interpolation=0.3), None) == (0.3, [])
+    assert choose_share(start, end, {}, FinetuneParams(interpolation="off"), None) == (1.0, [])
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_generators_go_on_where_they_were() -> None:
+    import random
+
+    states = rng_states()
+    first = (torch.rand(2).tolist(), random.random(), np.random.rand())
+    restore_rng(states)
+    assert (torch.rand(2).tolist(), random.random(), np.random.rand()) == first
+
+
+def test_a_checkpoint_comes_back_whole_and_the_last_two_stay(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"step": step, "rng": rng_states()})
+    assert [path.name for path in checkpoints.files()] == ["000000002.checkpoint", "000000003.checkpoint"]
+    assert checkpoints.latest()["step"] == 3
+    checkpoints.files()[-1].write_bytes(b"")
+    assert checkpoints.latest()["step"] == 2
+    checkpoints.clear()
+    assert not tmp_path.exists()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"step": 1})
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("topwork.files.os.fsync", full)
+    with pytest.raises(TopworkError, match=r"000000002.checkpoint: can't be written \(No space left on device\)"):
+        checkpoints.save(2, {"step": 2})
+    assert checkpoints.latest() == {"step": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_scratch_key_knows_every_input() -> None:
+    assert scratch_key({"a": 1, "b": 2}) == scratch_key({"b": 2, "a": 1}) != scratch_key({"a": 1, "b": 3})
+
+
+# -- device ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"device": "toaster"}, "finetune.device: 'toaster' is no device"),
+        ({"device": "cpu", "precision": "float16"}, "float16 on a CPU"),
+    ],
+)
+def test_unusable_devices_are_refused(params: dict, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        choose_device(FinetuneParams(**params))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told() -> None:
+    with pytest.raises(TrainingError, match="sees no CUDA device here"):
+        choose_device(FinetuneParams(device="cuda"))
+
+
+def test_levels_of_determinism() -> None:
+    assert determinism(FinetuneParams(), CPU)[0] == "bit-exact"
+    assert determinism(FinetuneParams(deterministic=False), CPU)[0] == "statistical"
+    assert determinism(FinetuneParams(), Device(torch.device("cuda"), torch.bfloat16, False))[0] == "same-device"
+
+
+def test_project_fixture_is_what_the_stage_reads(tmp_path: Path) -> None:
+    assert make_project(tmp_path).finetune.epochs == 4
