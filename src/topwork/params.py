@@ -152,18 +152,18 @@ class SurgeryParams(Section):
 class FinetuneParams(Section):
     """Fine-tuning: read by `finetune`. What each option of protection is worth stands in docs/training.md."""
 
-    epochs: int = Field(default=10, ge=0)
+    epochs: int = Field(default=12, ge=0)
     """Passes over the training images; 0 leaves the grafted weights as they are."""
-    head_epochs: int = Field(default=2, ge=0)
+    head_epochs: int = Field(default=1, ge=0)
     """Of these, at first, with a frozen trunk: new rows settle before they pull at the features that kept rows stand on."""
     batch_size: int = Field(default=8, ge=1)
     """Images a step and process."""
     accumulate: int = Field(default=1, ge=1)
     """Micro-batches that a step's images are parted into, their gradients added up; less memory, the same step."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = "adamw"
     """SGD with momentum, or AdamW."""
-    lr: float = Field(default=0.01, gt=0)
-    """Peak learning rate of the head; for AdamW rather 0.0005."""
+    lr: float = Field(default=0.001, gt=0)
+    """Peak learning rate of the head; for SGD rather 0.01."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD."""
     weight_decay: float = Field(default=0.0005, ge=0)
@@ -185,7 +185,7 @@ class FinetuneParams(Section):
     augmentation: Literal["none", "hflip", "multiscale", "ssd", "ssdlite"] = "hflip"
     """torchvision's reference presets."""
 
-    trunk_lr: float = Field(default=0.3, ge=0)
+    trunk_lr: float = Field(default=0.5, ge=0)
     """Learning rate of the trunk over that of the head; 0 freezes the trunk (its features are then computed once, if memory allows)."""
     freeze_batch_norm: bool = True
     """Leave the running statistics and scales of batch norm as pretrained."""

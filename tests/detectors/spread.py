@@ -16,18 +16,21 @@ def spread_scores(model: nn.Module, deviation: float = 1.5, seed: int = 0) -> No
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
             if layer.bias is not None:
                 layer.bias.zero_()
-        seen: dict[nn.Module, float] = {}
+        seen: dict[nn.Module, tuple[float, Tensor]] = {}
 
         def look(layer: nn.Module, _: Any, output: Tensor) -> None:
             across = (0, 2, 3) if output.ndim == 4 else (0,)
-            seen.setdefault(layer, float(output.std(dim=across).mean()))  # over places: what tells one box from another
+            seen.setdefault(layer, (float(output.std(dim=across).mean()), output.mean(dim=across)))  # over places: what tells boxes apart
 
         handles = [layer.register_forward_hook(look) for layer in layers]
         model([torch.rand(3, 240, 300, generator=generator)])
         for handle in handles:
             handle.remove()
         for layer in layers:
-            layer.weight.mul_(deviation / max(seen.get(layer, 1.0), 1e-9))
+            spread, mean = seen[layer]
+            layer.weight.mul_(deviation / max(spread, 1e-9))
+            if layer.bias is not None:
+                layer.bias.copy_(-mean * deviation / max(spread, 1e-9))
 
 
 def _settle_norms(model: nn.Module, seed: int) -> None:

@@ -20,7 +20,7 @@ def yard_scene(rng: Random) -> Scene:
     camera = Camera(canvas.size[1] * rng.uniform(0.3, 0.45), rng.uniform(1.9, 3.0))
     scene = Scene(canvas, camera, light)
     yard_backdrop(canvas, rng, camera.horizon)
-    plan = ["person"] * rng.randint(2, 4) + ["forklift"] * rng.choice((0, 1, 1, 1, 2)) + ["helmet"] * rng.choice((0, 0, 1, 1, 2))
+    plan = ["person"] * rng.randint(1, 3) + ["forklift"] * rng.choice((0, 1, 1, 1, 2)) + ["helmet"] * rng.choice((0, 0, 1, 1, 2))
     rng.shuffle(plan)
     lanes = _lanes(rng, len(plan), canvas.size[0])
     spots = [(name, x, _row(rng, scene, name)) for name, x in zip(plan, lanes, strict=True)]
@@ -43,9 +43,12 @@ def _lanes(rng: Random, count: int, width: float) -> list[float]:
 
 def _row(rng: Random, scene: Scene, name: str) -> tuple[float, float]:
     """Ground row and extra scale for a drawn size that suits the class."""
-    low, high, metres = {"person": (95, 200, 1.75), "forklift": (110, 240, 3.2), "helmet": (24, 52, 0.42)}[name]
-    unit = SUPERSAMPLING * rng.uniform(low, high) / metres
+    low, high, metres = {"person": (170, 380, 1.75), "forklift": (150, 300, 3.2), "helmet": (56, 110, 0.42)}[name]
+    drawn = SUPERSAMPLING * rng.uniform(low, high)
+    unit = drawn / metres
     bottom = scene.canvas.size[1] * rng.uniform(0.86, 0.99)
+    if name == "person":  # who stands near is cut off below, not above
+        bottom = max(bottom, scene.canvas.size[1] * rng.uniform(0.08, 0.3) + drawn)
     y = max(min(scene.camera.row(unit), bottom), scene.camera.horizon + 20)
     return y, unit / scene.camera.unit(y)
 

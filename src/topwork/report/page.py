@@ -42,6 +42,7 @@ def render_report(run: Run) -> str:
         contract=contract,
         pictures=pictures,
         why_none=why_none,
+        others=any('"box other"' in panel.drawing for picture in pictures for panel in picture.panels),
         min_score=params.min_score,
         tables=sections.class_tables(figures, contract),
         class_charts=sections.class_charts(figures),

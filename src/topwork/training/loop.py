@@ -36,6 +36,7 @@ from topwork.training.interpolation import choose_share, interpolate
 from topwork.training.objective import Objective
 from topwork.training.progress import Watch
 from topwork.training.protection import Protection, row_masks
+from topwork.training.roi_pool import pool_in_groups
 from topwork.training.schedule import Schedule
 from topwork.training.seeds import seed_of
 from topwork.training.state import State
@@ -116,14 +117,14 @@ class _Run:
         if params.distill and self.teacher is None:
             self.state.notes.append("distillation left out: nothing to distill, or the detector's head isn't built like torchvision's")
 
-    # -- making ------------------------------------------------------------------------------------------------------------------------
-
     def _detector(self) -> nn.Module:
         """The grafted detector on the device, in the memory layout that its convolutions like best."""
         model = load(self.job.weights, self.device.device)
         model.to(memory_format=torch.channels_last)
         if self.params.freeze_batch_norm:
             fold_frozen_norms(model)
+        if self.params.deterministic and self.device.on_gpu:
+            pool_in_groups(model)
         if isinstance(trunk := getattr(model, "backbone", None), nn.Module):
             trunk.register_forward_pre_hook(_channels_last)
             if self.params.compile:
@@ -151,8 +152,6 @@ class _Run:
             epoch, train=self.job.train, replay=len(self.job.dataset) - self.job.train, replay_share=params.replay,
             batch_size=params.batch_size, seed=params.seed, share=self.job.share,
         )  # fmt: skip
-
-    # -- training ----------------------------------------------------------------------------------------------------------------------
 
     def to_end(self) -> Outcome:
         """The story: resume, train epoch by epoch, interpolate."""
@@ -295,8 +294,6 @@ class _Run:
         note = f"out of memory at epoch {state.epoch + 1}, step {state.step + 1}: from there on each step is made of {state.accumulate} micro-batches"
         state.notes.append(note)
         self.watch.say(note)
-
-    # -- ends of epochs, and the end ---------------------------------------------------------------------------------------------------
 
     def _end_epoch(self) -> None:
         """Row of the history, maybe a validation, and a checkpoint."""
