@@ -11,6 +11,7 @@ from detectors import tiny
 from topwork import build, load
 from topwork.detectors.builders import UninitializedParameters, builder_name, resolve
 from topwork.errors import SurgeryError, WeightsError
+from topwork.files import sha256_file
 from topwork.weights.weights import Weights
 
 COLUMNS = ("__background__", "person", "car")
@@ -86,3 +87,19 @@ def test_uninitialized_parameters_leave_other_tensors_alone():
         drawn = torch.empty(100).normal_()
     torch.testing.assert_close(linear.weight @ linear.weight.T, torch.eye(3))
     assert 0.5 < drawn.std() < 1.5
+
+
+def test_a_builder_file_that_changed_since_the_fetch_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\n\n\nclass Mine(nn.Module):\n    def __init__(self, k):\n        super().__init__()\n"
+        "        self.head = nn.Linear(2, k)\n\n\ndef build(num_classes):\n    return Mine(num_classes)\n"
+    )
+    provenance = {"builder_sha256": sha256_file(file)}
+    state_dict = {"head.weight": torch.zeros(2, 2), "head.bias": torch.zeros(2)}
+    weights = Weights(state_dict, ("__background__", "person"), "mine.py:build", provenance=provenance)
+    assert load(weights).columns == ("__background__", "person")
+    file.write_text(file.read_text() + "# changed\n")
+    with pytest.raises(SurgeryError, match=r"builder 'mine\.py:build': its file changed since the weights were fetched.*dvc repro --force fetch"):
+        load(weights)

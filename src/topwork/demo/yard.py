@@ -1,5 +1,6 @@
 """Compose a building yard: workers with and without helmets, forklifts, helmets left lying about."""
 
+from dataclasses import replace
 from random import Random
 
 from topwork.demo.backdrops import yard_backdrop
@@ -15,12 +16,12 @@ SIZES: tuple[tuple[int, int], ...] = ((320, 320), (360, 320), (400, 300))
 def yard_scene(rng: Random) -> Scene:
     """One yard scene, drawn; the caller develops it and asks for its annotations."""
     width, height = rng.choice(SIZES)
-    light = yard_light(rng)
+    light = replace(yard_light(rng), blur=rng.choice((0.0, 0.0, 0.6)), noise=rng.choice((2.0, 4.0, 6.0)))
     canvas = Canvas(width, height, light.haze_colour)
     camera = Camera(canvas.size[1] * rng.uniform(0.3, 0.45), rng.uniform(1.9, 3.0))
     scene = Scene(canvas, camera, light)
     yard_backdrop(canvas, rng, camera.horizon)
-    plan = ["person"] * rng.randint(1, 3) + ["forklift"] * rng.choice((0, 1, 1, 1, 2)) + ["helmet"] * rng.choice((0, 0, 1, 1, 2))
+    plan = ["person"] * rng.randint(1, 3) + ["forklift"] * rng.choice((0, 1, 1, 1)) + ["helmet"] * rng.choice((0, 1, 1, 2))
     rng.shuffle(plan)
     lanes = _lanes(rng, len(plan), canvas.size[0])
     spots = [(name, x, _row(rng, scene, name)) for name, x in zip(plan, lanes, strict=True)]
@@ -38,17 +39,17 @@ def yard_scene(rng: Random) -> Scene:
 def _lanes(rng: Random, count: int, width: float) -> list[float]:
     """One x a spot: evenly spread with a wobble, so that objects overlap sometimes."""
     pitch = width / count
-    return [pitch * (lane + 0.5) + rng.uniform(-0.4, 0.4) * pitch for lane in range(count)]
+    return [pitch * (lane + 0.5) + rng.uniform(-0.25, 0.25) * pitch for lane in range(count)]
 
 
 def _row(rng: Random, scene: Scene, name: str) -> tuple[float, float]:
     """Ground row and extra scale for a drawn size that suits the class."""
-    low, high, metres = {"person": (170, 380, 1.75), "forklift": (150, 300, 3.2), "helmet": (56, 110, 0.42)}[name]
+    low, high, metres = {"person": (190, 310, 1.75), "forklift": (170, 270, 3.2), "helmet": (52, 90, 0.42)}[name]
     drawn = SUPERSAMPLING * rng.uniform(low, high)
     unit = drawn / metres
     bottom = scene.canvas.size[1] * rng.uniform(0.86, 0.99)
     if name == "person":  # who stands near is cut off below, not above
-        bottom = max(bottom, scene.canvas.size[1] * rng.uniform(0.08, 0.3) + drawn)
+        bottom = max(bottom, scene.canvas.size[1] * rng.uniform(0.05, 0.1) + drawn)
     y = max(min(scene.camera.row(unit), bottom), scene.camera.horizon + 20)
     return y, unit / scene.camera.unit(y)
 

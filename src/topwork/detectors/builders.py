@@ -22,6 +22,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from topwork.detectors.families import Family, family_of
 from topwork.errors import SurgeryError
+from topwork.files import sha256_file
 from topwork.weights.fit import check_fit
 from topwork.weights.weights import Weights, read_weights
 
@@ -222,6 +223,7 @@ def load(
 
     Raises:
         WeightsError: the file can't be read, or its tensors don't fit the builder; all are named.
+        SurgeryError: the builder can't be found, or its file changed since the weights were fetched.
 
     Example:
         model = topwork.load("out/finetune/weights.safetensors")
@@ -230,6 +232,8 @@ def load(
     if not isinstance(weights, Weights):
         weights = read_weights(Path(weights))
     maker = builder or weights.builder
+    if builder is None:
+        _check_builder_file(weights)
     with UninitializedParameters():
         model = build(maker, len(weights.columns), weights.builder_args, len(weights.absorbed))
     check_fit(weights, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
@@ -237,3 +241,21 @@ def load(
     model.to(device=device, dtype=dtype).eval()
     model.columns = weights.columns  # type: ignore[assignment]
     return model
+
+
+def _check_builder_file(weights: Weights) -> None:
+    """A builder's own file is no dep in dvc.yaml; the weights remember its hash instead.
+
+    Raises:
+        SurgeryError: the file changed since the weights were fetched.
+    """
+    expected = weights.provenance.get("builder_sha256")
+    file = Path(weights.builder.rpartition(":")[0])
+    if expected is None or not file.is_file():
+        return
+    found = sha256_file(file)
+    if found != expected:
+        raise SurgeryError(
+            f"builder {weights.builder!r}: its file changed since the weights were fetched (SHA-256 {found[:12]}, expected {expected[:12]}). "
+            "Run `dvc repro --force fetch`, then `dvc repro`, so that every stage uses the new one."
+        )

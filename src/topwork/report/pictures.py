@@ -121,7 +121,8 @@ def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     high = np.minimum(first[:, None, :2] + first[:, None, 2:], second[None, :, :2] + second[None, :, 2:])
     common = np.clip(high - low, 0, None).prod(axis=2)
     union = first[:, 2:].prod(axis=1)[:, None] + second[:, 2:].prod(axis=1)[None, :] - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    shares: np.ndarray = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    return shares
 
 
 def _xywh(frame: pd.DataFrame) -> np.ndarray:
@@ -193,7 +194,9 @@ def _overlay(boxes: Sequence[Box], width: int, height: int) -> str:
     """Boxes, then their labels on top, each label where it covers no other."""
     unit = max(width, height) / 640  # labels keep their size on the page whatever the image's own
     font = 19 * unit
-    drawn, labels, taken = [], [], []
+    drawn: list[str] = []
+    labels: list[str] = []
+    taken: list[tuple[float, float, float, float]] = []
     for box in sorted(boxes, key=lambda box: -box.width * box.height):
         place = f'x="{number(box.x)}" y="{number(box.y)}" width="{number(box.width)}" height="{number(box.height)}"'
         drawn.append(f'<rect class="halo" {place}/><rect class="box {box.kind}" {place}/>')

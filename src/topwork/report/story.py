@@ -57,7 +57,7 @@ def before_after(run: Run, count: int, thresholds: Thresholds) -> tuple[list[Pic
     models.append(("Fine-tuned", thresholds.strong(tuned, "finetuned")))
     ids = choose(image_scores(truth, models[-1][1], [int(key) for key in test.images["image_id"]]), count)
     images = test.images.set_index("image_id")
-    shown = []
+    shown: list[Shown] = []
     for index, image_id in enumerate(ids):
         image = images.loc[image_id]
         panels = [("Ground truth", boxes_of(truth[truth["image_id"] == image_id], lambda name: kinds.get(name, "other")))]
@@ -75,7 +75,7 @@ def mistake_pictures(run: Run, kinds: Sequence[str], count: int) -> list[Picture
     boxes = boxes[(boxes["set"] == "test") & (boxes["model"] == "finetuned")]
     test = run.tables.split("test")
     truth, images = named(test.annotations, run.tables.names("test")), test.images.set_index("image_id")
-    shown = []
+    shown: list[Shown] = []
     for kind in kinds[:count]:
         mine = boxes[boxes["kind"] == kind]
         if mine.empty:
@@ -132,12 +132,11 @@ def data_story(run: Run, pictures: int) -> DataStory:
     found = run.finding_rows
     if found.empty:
         return DataStory(sizes, None, "validate found nothing at fault.", [], len(run.findings.get("dropped", [])))
-    by_rule = found.groupby(["severity", "rule"], sort=False).size()
     order = {"error": 0, "warning": 1, "note": 2}
-    listed = sorted(by_rule.items(), key=lambda item: (order.get(item[0][0], 3), -item[1], item[0][1]))  # type: ignore[index]
+    counts = Counter(zip(found["severity"].astype(str), found["rule"].astype(str), strict=True))
     findings_rows: list[list[Any]] = []
-    for (severity, rule), count in listed:  # type: ignore[misc]
-        first = found[(found["rule"] == rule)].iloc[0]
+    for (severity, rule), count in sorted(counts.items(), key=lambda item: (order.get(item[0][0], 3), -item[1], item[0][1])):
+        first = found[found["rule"] == rule].iloc[0]
         findings_rows.append([rule, severity, f"{count:,}", str(first.get("message", ""))])
     by_severity = found.groupby("severity").size()
     said = ", ".join(f"{by_severity.get(severity, 0):,} {severity}{'s' if by_severity.get(severity, 0) != 1 else ''}" for severity in order)
@@ -157,7 +156,8 @@ def finding_pictures(run: Run, count: int) -> list[Picture]:
     if count == 0 or rows.empty or "image_id" not in rows:
         return []
     images = run.tables.images.set_index(["split", "image_id"])
-    shown, seen = [], set()
+    shown: list[Shown] = []
+    seen: set[str] = set()
     order = {"error": 0, "warning": 1, "note": 2}
     for _, row in rows.assign(rank=rows["severity"].map(order)).sort_values("rank", kind="stable").iterrows():
         if row["rule"] in seen or len(shown) >= count or pd.isna(row["image_id"]) or pd.isna(row.get("x")):
@@ -166,7 +166,7 @@ def finding_pictures(run: Run, count: int) -> list[Picture]:
         if key not in images.index:
             continue
         image = images.loc[key]
-        box = Box(*(float(row[side]) for side in ("x", "y", "width", "height")), str(row["rule"]), "new")
+        box = Box(float(row["x"]), float(row["y"]), float(row["width"]), float(row["height"]), str(row["rule"]), "new")
         seen.add(row["rule"])
         shown.append(_shown(f"finding-{len(shown)}", f"{row['rule']}: {image['file_name']}", image, (("Finding", (box,)),)))
     return draw(run, shown)
@@ -181,7 +181,7 @@ def unlabelled_pictures(run: Run, count: int) -> list[Picture]:
     truth = named(train.annotations, run.tables.names("train"))
     images = train.images.set_index("image_id")
     ids = list(dict.fromkeys(boxes.sort_values("score", ascending=False, kind="stable")["image_id"]))
-    shown = []
+    shown: list[Shown] = []
     for image_id in [image_id for image_id in ids if image_id in images.index][:count]:
         image = images.loc[image_id]
         found = boxes_of(boxes[boxes["image_id"] == image_id], lambda _: "new")

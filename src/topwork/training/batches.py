@@ -1,5 +1,6 @@
 """Which images make which batch, and the loader that brings them: both decided by keys, neither by chance or by the number of workers."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,10 +58,14 @@ def _replayed(position: int, replay: int, seed: int) -> int:
 
 
 class _Worker:
-    """Set-up of a loader process; a class, so that it can be pickled."""
+    """Set-up of a loader process; a class, so that it can be pickled.
+
+    A SIGTERM to the whole process group is the training process's to answer: it saves, ends, and its loaders end with it.
+    """
 
     def __call__(self, _: int) -> None:
         torch.set_num_threads(1)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def loader(

@@ -103,7 +103,9 @@ def _read(located: Located, params: FetchParams) -> Weights:
         )
     state_dict = read_state_dict(located.path, params.prefix, max_bytes=int(params.max_gib * (1 << 30)), label=located.source)
     provenance |= {key: value for key, value in (("prefix", params.prefix), ("builder_sha256", _builder_hash(builder))) if value}
-    return Weights(state_dict, columns, builder, dict(params.builder_args), provenance=provenance)
+    zero_eps = located.facts.get("frozen_batch_norm_eps") if params.builder is None else None
+    own_args = {} if zero_eps is None else {"frozen_batch_norm": zero_eps}  # as torchvision builds it when it downloads them itself
+    return Weights(state_dict, columns, builder, {**own_args, **params.builder_args}, provenance=provenance)
 
 
 def _builder_hash(builder: str) -> str | None:
