@@ -85,7 +85,16 @@ def reference(builder: str, frozen: bool, items: list[Example], batch_size: int)
 def ours(builder: str, trunk_lr: float, items: list[Example], batch_size: int, options: dict[str, Any]) -> Callable[[int], None]:
     """A step of our loop, from keys to weights."""
     params = FinetuneParams(
-        epochs=100, head_epochs=0, batch_size=batch_size, lr=1e-4, trunk_lr=trunk_lr, distill=0.0, workers=0, device="cpu", warmup_steps=0, **options
+        epochs=100,
+        head_epochs=0,
+        batch_size=batch_size,
+        lr=1e-4,
+        trunk_lr=trunk_lr,
+        distill=0.0,
+        workers=0,
+        device="cpu",
+        warmup_steps=0,
+        **options,
     )
     torch.manual_seed(0)
     weights = Weights(build(builder, len(COLUMNS)).state_dict(), COLUMNS, builder)

@@ -14,7 +14,7 @@ from pathlib import Path
 PORT = int(os.environ.get("TOPWORK_PREFECT_PORT", "4200"))
 API = f"http://127.0.0.1:{PORT}/api"
 POOL = "topwork"
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 300
 
 
 def main() -> int:
@@ -45,8 +45,16 @@ def main() -> int:
     finally:
         for process in (worker, server):
             if process is not None and process.poll() is None:
-                process.terminate()
-                process.wait(timeout=30)
+                _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _wait_healthy(server: subprocess.Popen[bytes]) -> None:

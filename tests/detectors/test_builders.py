@@ -101,5 +101,7 @@ def test_a_builder_file_that_changed_since_the_fetch_is_refused(tmp_path, monkey
     weights = Weights(state_dict, ("__background__", "person"), "mine.py:build", provenance=provenance)
     assert load(weights).columns == ("__background__", "person")
     file.write_text(file.read_text() + "# changed\n")
-    with pytest.raises(SurgeryError, match=r"builder 'mine\.py:build': its file changed since the weights were fetched.*dvc repro --force fetch"):
+    with pytest.raises(
+        SurgeryError, match=r"builder 'mine\.py:build': its file changed since the weights were fetched.*dvc repro --force fetch"
+    ):
         load(weights)

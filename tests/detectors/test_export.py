@@ -46,16 +46,16 @@ def test_the_demo_absorbed_agrees_and_names_its_classes(tmp_path: Path) -> None:
     pictures = [pil_to_tensor(Image.open(file)).float().div(255) for file in sorted((tmp_path / "street/test/images").iterdir())]
     pictures[1] = pictures[1][:, :200, 30:].contiguous()
     shutil.rmtree(tmp_path / "street")
-    grafted = graft(demo_weights(), {"person": "keep", "helmet": "new", "forklift": {"like": ["truck", "car"]}}, dropped="absorb")
+    grafted = graft(demo_weights(), {"person": "keep", "tree": "keep", "forklift": {"like": ["truck", "car"]}}, dropped="absorb")
     path = tmp_path / "model.onnx"
     parity = export_onnx(load(grafted.weights), path, pictures, details={"licence": "none"})
     assert parity.images == 2
     assert parity.detections > 2
     assert parity.scores <= TOLERANCE
     assert parity.boxes <= TOLERANCE
-    assert class_names(path) == {1: "person", 2: "helmet", 3: "forklift"}
+    assert class_names(path) == {1: "person", 2: "tree", 3: "forklift"}
     properties = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
-    assert json.loads(properties["columns"]) == list(COLUMNS)
+    assert json.loads(properties["columns"]) == ["__background__", "person", "tree", "forklift"]
     assert properties["licence"] == "none"
     assert sorted(tmp_path.iterdir()) == [path]
 

@@ -325,9 +325,13 @@ def _draw_hair(b: Brush, head: Point, pose: Pose, look: Look) -> None:
             b.rect(x - (0.0 if side else 0.12), y + 0.03, x + (0.24 if side else 0.12), y + 0.065, shade(cap, 0.8))
 
 
+# a little larger than life: a detector at 320 pixels sees little of what is smaller
+HELMET_SIZE = 1.3
+
+
 def draw_helmet(b: Brush, colour: Colour, side: bool, tilt: float = 0.0) -> None:
     """Draw a hard hat whose rim's middle is the brush's origin: dome, ridge, brim (to the front in profile)."""
-    b = replace(b, tilt=b.tilt + (-tilt if b.flip else tilt))
+    b = replace(b, tilt=b.tilt + (-tilt if b.flip else tilt), unit=b.unit * HELMET_SIZE)
     b.poly(arc(0, 0.0, 0.165, 0.17, 0, 180), colour)
     b.poly([*arc(0, 0.0, 0.165, 0.17, 110, 180), (-0.07, 0.0)], shade(colour, 0.84))
     ridge = [*arc(0.0, 0.0, 0.04, 0.188, 0, 180)] if not side else [*arc(0, 0.0, 0.13, 0.188, 30, 150)]

@@ -44,7 +44,7 @@ def _lanes(rng: Random, count: int, width: float) -> list[float]:
 
 def _row(rng: Random, scene: Scene, name: str) -> tuple[float, float]:
     """Ground row and extra scale for a drawn size that suits the class."""
-    low, high, metres = {"person": (190, 310, 1.75), "forklift": (170, 270, 3.2), "helmet": (52, 90, 0.42)}[name]
+    low, high, metres = {"person": (150, 260, 1.75), "forklift": (150, 260, 3.2), "helmet": (44, 76, 0.42)}[name]
     drawn = SUPERSAMPLING * rng.uniform(low, high)
     unit = drawn / metres
     bottom = scene.canvas.size[1] * rng.uniform(0.86, 0.99)

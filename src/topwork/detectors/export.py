@@ -143,12 +143,13 @@ def class_names(path: Path) -> dict[int, str]:
         ExportError: the file isn't ONNX, or doesn't say.
     """
     import onnx
+    from google.protobuf.message import DecodeError
 
     try:
         graph = onnx.load(str(path), load_external_data=False)
         found = {entry.key: entry.value for entry in graph.metadata_props}
         return {int(label): str(name) for label, name in json.loads(found["names"]).items()}
-    except (OSError, ValueError, KeyError, onnx.checker.ValidationError) as error:
+    except (OSError, ValueError, KeyError, DecodeError) as error:
         raise ExportError(
             f"{path}: not an ONNX file with class names ({type(error).__name__}: {error}). Write it with `topwork export`."
         ) from error

@@ -163,9 +163,9 @@ def same_pictures(runs: Sequence[Run], count: int) -> list[Picture]:
     spread: Mapping[int, float] = {key: max(score[key] for score in scores) - min(score[key] for score in scores) for key in ids}
     images = runs[0].tables.split("test").images.set_index("image_id")
     kinds = kinds_of(runs[0])
-    shown = []
+    shown: list[Shown] = []
     for image_id in sorted(ids, key=lambda key: (-spread[key], key))[:count]:
-        image = images.loc[image_id]
+        image: Any = images.loc[image_id]
         panels = [("Ground truth", boxes_of(truth[truth["image_id"] == image_id], lambda name: kinds.get(name, "other")))]
         panels += [
             (run.name, boxes_of(frame[frame["image_id"] == image_id], lambda name: kinds.get(name, "other")))

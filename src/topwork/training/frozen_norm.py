@@ -23,8 +23,8 @@ def fold_frozen_norms(model: nn.Module) -> int:
     pairs = list(_pairs(model))
     for convolution, norm in pairs:
         scale, shift = _affine(norm)
-        convolution.forward = _Folded(convolution, scale, shift)  # type: ignore[method-assign]
-        norm.forward = _unchanged  # type: ignore[method-assign]
+        convolution.forward = _Folded(convolution, scale, shift)  # type: ignore[assignment]
+        norm.forward = _unchanged
     return len(pairs)
 
 
@@ -35,7 +35,8 @@ class _Folded:
         self.convolution, self.scale, self.shift = convolution, scale.reshape(-1, 1, 1, 1), shift
 
     def __call__(self, features: Tensor) -> Tensor:
-        return self.convolution._conv_forward(features, self.convolution.weight * self.scale, self.shift)
+        folded: Tensor = self.convolution._conv_forward(features, self.convolution.weight * self.scale, self.shift)
+        return folded
 
 
 def _unchanged(features: Tensor) -> Tensor:

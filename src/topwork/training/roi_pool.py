@@ -34,5 +34,8 @@ class _Groups:
         pooled = []
         for number, (own, size) in enumerate(zip(boxes, sizes, strict=True)):
             maps = {name: value[number : number + 1] for name, value in features.items()}
-            pooled += [checkpoint(self.whole, maps, [group], [size], use_reentrant=False, preserve_rng_state=False) for group in own.split(REGIONS)]
+            pooled += [
+                checkpoint(self.whole, maps, [group], [size], use_reentrant=False, preserve_rng_state=False)
+                for group in torch.split(own, REGIONS)
+            ]
         return torch.cat(pooled) if pooled else self.whole(features, list(boxes), list(sizes))
