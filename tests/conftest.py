@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "demo": {"yard_train": 16, "yard_val": 6, "yard_test": 8, "street_test": 10},
+    "demo": {"yard_train": 16, "yard_val": 6, "yard_test": 8, "street_test": 10, "street_replay": 4},
     "finetune": {"epochs": 1, "head_epochs": 0},
     "evaluate": {"bootstrap": 20},
     "retention": {"person": {"min": 0.01}},

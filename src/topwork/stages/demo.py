@@ -16,7 +16,7 @@ def run(params: Params) -> None:
     demo = params.demo
     write_demo(
         Path("data/demo"), demo.seed,
-        street_test=demo.street_test, yard_train=demo.yard_train, yard_val=demo.yard_val, yard_test=demo.yard_test,
+        street_test=demo.street_test, street_replay=demo.street_replay, yard_train=demo.yard_train, yard_val=demo.yard_val, yard_test=demo.yard_test,
     )  # fmt: skip
 
 
