@@ -55,7 +55,7 @@ def test_a_whole_step_stays_on_the_gpu(optimizer: str) -> None:
         masks = {"head.classification_head.module_list.0.bias": RowMasks(rows[:16], rows[:16], rows[:16])}
         anchor = {name: torch.zeros(tensor.shape) for name, tensor in model.named_parameters()}
         protection = Protection(params, masks, anchor=anchor).to(CUDA)
-        state = State(model, protection.optimizer(model, fused=True), torch.amp.GradScaler("cuda", enabled=False))
+        state = State(model, protection.optimizer(model, fused=optimizer == "adamw"), torch.amp.GradScaler("cuda", enabled=False))
         images = [torch.zeros(3, SIDE, SIDE, dtype=torch.uint8) for _ in range(2)]
         targets = [{"boxes": torch.zeros(1, 4), "labels": torch.ones(1, dtype=torch.int64)} for _ in range(2)]
         with device.autocast():

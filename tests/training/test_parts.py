@@ -125,7 +125,7 @@ def test_only_new_rows_decay_unless_asked() -> None:
     for option, expected in (({}, [0.0, 0.0, 1.0, 0.0]), ({"decay_kept": True}, [0.0, 1.0, 1.0, 0.0])):
         layer = nn.Linear(3, 4)
         one = [torch.tensor([float(row == kind) for row in range(4)]).reshape(4, 1) for kind in (1, 2, 3)]
-        protection = Protection(FinetuneParams(weight_decay=0.5, **option), {"weight": RowMasks(*one)})
+        protection = Protection(FinetuneParams(optimizer="sgd", weight_decay=0.5, **option), {"weight": RowMasks(*one)})
         layer.weight.grad = torch.zeros_like(layer.weight)
         protection.before_step(layer, epoch=0, lr=0.1)
         torch.testing.assert_close(layer.weight.grad, 0.5 * layer.weight.detach() * torch.tensor(expected).reshape(4, 1))
@@ -135,7 +135,7 @@ def test_l2_pull_leaves_new_rows_alone() -> None:
     layer = nn.Linear(1, 4, bias=False)
     one = [torch.tensor([float(row == kind) for row in range(4)]).reshape(4, 1) for kind in (1, 2, 3)]
     anchor = {"weight": layer.weight.detach() - 1}
-    protection = Protection(FinetuneParams(l2_pull=0.5, weight_decay=0), {"weight": RowMasks(*one)}, anchor=anchor)
+    protection = Protection(FinetuneParams(optimizer="sgd", l2_pull=0.5, weight_decay=0), {"weight": RowMasks(*one)}, anchor=anchor)
     layer.weight.grad = torch.zeros_like(layer.weight)
     protection.before_step(layer, epoch=0, lr=0.1)
     torch.testing.assert_close(layer.weight.grad.flatten(), torch.tensor([0.5, 0.5, 0.0, 0.0]))

@@ -95,7 +95,10 @@ class Revision:
     def stages(self) -> dict[str, StageRecord]:
         """All stages of every dvc.lock, and every .dvc file, by address (`validate`, `data/dvc.yaml:demo`, `data/mine.dvc`)."""
         records = {}
+        nested = tuple(path.removesuffix(".dvc/config") for path in self.tracked if path.endswith("/.dvc/config"))
         for path in self.tracked:
+            if path.startswith(nested):  # a DVC project of its own, with a cache of its own
+                continue
             name = PurePosixPath(path).name
             if name == "dvc.lock":
                 for record in self._lock(path):

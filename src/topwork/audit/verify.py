@@ -114,6 +114,8 @@ def _files_below(revision: Revision, folder: str) -> dict[str, str]:
     for out in revision.outs.values():
         if out.md5 is None or out.path in revision.tracked:
             continue
+        if not f"{out.path}/".startswith(start) and not start.startswith(f"{out.path}/"):
+            continue
         members = revision.listing(out) if out.is_folder else {out.path: out.md5}
         files |= {path[len(start) :]: md5 for path, md5 in members.items() if path.startswith(start)}
     return files

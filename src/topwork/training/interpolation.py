@@ -33,10 +33,10 @@ def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: f
     result = {}
     for name, last in end.items():
         first = start[name]
-        if not last.is_floating_point() or torch.equal(first, last):
+        if not last.is_floating_point():
             result[name] = last
             continue
-        mixed = first + (last - first) * share
+        mixed = torch.where(first == last, last, first + (last - first) * share)
         if name in masks:
             mixed = torch.where(masks[name].new.to(last.device) > 0, last, mixed)
         result[name] = mixed

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from topwork.errors import WeightsError
+from topwork.errors import ChecksumError, WeightsError
 from topwork.files import sha256_file
 from topwork.params import FetchParams
 from topwork.weights.cache import Cache
@@ -46,7 +46,13 @@ def fetch(
         WeightsError: it can't be had, isn't plain tensors, or comes without builder or class names and `params` gives none.
     """
     if params.source == "demo":
-        return _overridden(_demo(), params)
+        demo = _demo()
+        if params.sha256 is not None and params.sha256.lower() != demo.provenance["sha256"]:
+            raise ChecksumError(
+                f"demo: the shipped weights have SHA-256 {demo.provenance['sha256']}, fetch.sha256 expects {params.sha256.lower()}. "
+                "Take fetch.sha256 out of params.yaml, or install the version of topwork that it was written for."
+            )
+        return _overridden(demo, params)
     located = locate(Desk(params, lock, cache or Cache.default(), accept, say))
     weights = _read(located, params)
     _remember(located, lock, say)
