@@ -38,11 +38,15 @@ pretrain: setup  ## train the shipped detector again (about an hour on two cores
 
 setup: $(STAMP)
 
-$(STAMP): requirements.lock pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+# a changed lock starts from nothing; the lock is a constraint as well, since pip would take another version of a package asked for with extras
+$(VENV)/locked: requirements.lock
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock --constraint requirements.lock
+	touch $@
+
+$(STAMP): $(VENV)/locked pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	touch $(STAMP)
+	touch $@
 
 lock:  ## renew requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \

@@ -44,7 +44,13 @@ def stage_graph(root: Path) -> dict[str, list[str]]:
         own = [stage for stage in graph if Path(stage.path).resolve() == (root / "dvc.yaml").resolve()]
         needed = set(own).union(*(networkx.descendants(graph, stage) for stage in own))
         order = [stage for stage in networkx.dfs_postorder_nodes(graph) if stage in needed and stage.cmd]
-        return {stage.addressing: sorted(up.addressing for up in graph.successors(stage) if up.cmd) for stage in order}
+        return {_address(stage, root): sorted(_address(up, root) for up in graph.successors(stage) if up.cmd) for stage in order}
+
+
+def _address(stage: Any, root: Path) -> str:
+    """A stage's address seen from root (DVC's own `addressing` is seen from the current folder)."""
+    file = Path(os.path.relpath(stage.path, root)).as_posix()
+    return str(stage.name) if file == "dvc.yaml" else f"{file}:{stage.name}"
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -22,7 +22,7 @@ def main() -> int:
     home = Path(".topwork/prefect").resolve()
     home.mkdir(parents=True, exist_ok=True)
     environment = {
-        **os.environ, "PREFECT_API_URL": API, "PREFECT_HOME": str(home), "PYTHONPATH": str(Path.cwd()),
+        **os.environ, "PREFECT_API_URL": API, "PREFECT_HOME": str(home), "PYTHONPATH": str(Path.cwd()), "TOPWORK_ROOT": str(Path.cwd()),
         "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }  # fmt: skip

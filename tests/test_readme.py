@@ -40,7 +40,6 @@ def test_the_params_of_the_example_are_valid() -> None:
     parse_params(YAML(typ="safe", pure=True).load(example))
 
 
-@pytest.mark.long
 def test_every_command_is_run(project: Path) -> None:
     """In the order of the page; `cd` is followed."""
     folder = project

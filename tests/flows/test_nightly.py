@@ -36,7 +36,6 @@ def scheduled(tmp_path: Path, root: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.long
 def test_a_served_deployment_runs_on_its_schedule(scheduled: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

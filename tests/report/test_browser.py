@@ -30,9 +30,10 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def page_file(finished: Path) -> Path:
-    report.run(load_params(finished / "params.yaml"), finished)
-    return finished / report.OUT
+def page_file(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    project = Path(shutil.copytree(finished, tmp_path_factory.mktemp("browsed") / "project"))
+    report.run(load_params(project / "params.yaml"), project)
+    return project / report.OUT
 
 
 def open_page(browser: Any, path: Path, width: int, scheme: str) -> tuple[Any, list[str], list[str]]:
