@@ -20,7 +20,8 @@ import torch
 
 from topwork.classes import ClassPlan
 from topwork.coco.tables import Tables
-from topwork.detectors.builders import load
+from topwork.detectors.axes import anatomy
+from topwork.detectors.builders import build, load
 from topwork.detectors.graft import graft
 from topwork.evaluation.metrics import score
 from topwork.evaluation.predict import predict
@@ -43,7 +44,8 @@ NAKED = {
     "replay": 0.0,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    "fresh head": {**NAKED, "fresh": True},
+    "fresh head": {**NAKED, "fresh": "head"},
+    "fresh class rows": {**NAKED, "fresh": "rows"},
     "graft, train all": NAKED,
     "graft, trunk frozen": {**NAKED, "trunk_lr": 0.0},
     "defaults": {"replay": 0.0},
@@ -69,7 +71,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", type=Path)
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS)[:8])
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS)[:9])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="finetune params for all variants")
     parser.add_argument("--out", type=Path, help="JSON lines; rows that are there aren't run again")
@@ -113,7 +115,7 @@ def keep(rows: list[dict[str, Any]], row: dict[str, Any], out: Path | None) -> N
 def run(params: Params, changes: dict[str, Any]) -> dict[str, float]:
     """Train one variant with one seed, and measure it."""
     changes = dict(changes)
-    fresh, unlabelled = changes.pop("fresh", False), changes.pop("unlabelled", False)
+    fresh, unlabelled = changes.pop("fresh", None), changes.pop("unlabelled", False)
     finetune = type(params.finetune).model_validate({**params.finetune.model_dump(exclude_unset=True), **changes})
     params = params.model_copy(update={"finetune": finetune})
     plan = ClassPlan.parse(params.surgery.classes)
@@ -122,6 +124,7 @@ def run(params: Params, changes: dict[str, Any]) -> dict[str, float]:
     if fresh:
         source = read_weights(Path("out/fetch/pretrained.safetensors"))
         weights = graft(source, {name: {"new": "reference"} for name in plan.names}, dropped="remove", seed=finetune.seed).weights
+        weights = fresh_head(weights, finetune.seed) if fresh == "head" else weights
     boxes = None
     if unlabelled:
         tables = without(tables, set(plan.kept))
@@ -140,6 +143,17 @@ def run(params: Params, changes: dict[str, Any]) -> dict[str, float]:
     )
     outcome = fine_tune(job)
     return {**measured(outcome.weights, params), "share": outcome.record["interpolation"]["share"]}
+
+
+def fresh_head(weights: Weights, seed: int) -> Weights:
+    """The usual way: every tensor of the score head (whatever lies beside its class rows) starts anew, as `num_classes=` builds it."""
+    tensors = [axis.tensor for axis in anatomy(weights.builder, len(weights.columns), weights.builder_args).axes]
+    place = os.path.commonprefix(tensors).rpartition(".")[0] + "."
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        start = build(weights.builder, len(weights.columns), weights.builder_args).state_dict()
+    mixed = {name: start[name] if name.startswith(place) else tensor for name, tensor in weights.state_dict.items()}
+    return replace(weights, state_dict=mixed)
 
 
 def without(tables: Tables, names: set[str]) -> Tables:

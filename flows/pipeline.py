@@ -7,6 +7,7 @@ artifacts. A stage added to dvc.yaml appears here by itself.
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections import deque
@@ -18,7 +19,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # a busy machine needs more than the default 20
 
 from prefect import Task, flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
@@ -27,6 +28,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 REPORT = Path("out/report/report.html")
 TAIL_LINES = 60
+EPOCH = re.compile(r"epoch (\d+)/([1-9]\d*)\b")
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=2)
 
 
@@ -53,6 +55,25 @@ def _address(stage: Any, root: Path) -> str:
     return str(stage.name) if file == "dvc.yaml" else f"{file}:{stage.name}"
 
 
+class Progress:
+    """A stage's progress artifact, made when the stage first says `epoch 3/10`; one that counts nothing has none."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._artifact: Any = None
+
+    def follow(self, line: str) -> None:
+        """Take over what a line of the stage's output says."""
+        if not (told := EPOCH.match(line)):
+            return
+        percent = 100 * int(told[1]) / int(told[2])
+        if self._artifact is None:
+            key = re.sub("[^a-z0-9]+", "-", self.stage.lower()).strip("-")
+            self._artifact = create_progress_artifact(percent, key=f"progress-{key}", description=line)
+        else:
+            update_progress_artifact(self._artifact, progress=percent, description=line)
+
+
 @task(cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: str, root: Path) -> State[str]:
     """Run one stage through DVC; its output reaches the log line by line.
@@ -63,6 +84,7 @@ def run_stage(stage: str, root: Path) -> State[str]:
     logger = get_run_logger()
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
     tail: deque[str] = deque(maxlen=TAIL_LINES)
+    progress = Progress(stage)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with subprocess.Popen(
         command, cwd=root, env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
@@ -73,6 +95,7 @@ def run_stage(stage: str, root: Path) -> State[str]:
             if line := line.rstrip():
                 logger.info("%s", line)
                 tail.append(line)
+                progress.follow(line)
     if process.returncode:
         return Failed(message=f"{stage}: {_error(list(tail))}")
     if any("didn't change, skipping" in line for line in tail):

@@ -1,6 +1,7 @@
 """The Prefect flow on a real DVC project: order, freshness, failures, logs."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,9 @@ STEP = """
 import pathlib, sys, time
 name = sys.argv[1]
 print(f"{name} speaks")
+if name == "left":
+    print("epoch 1/4  loss 3")
+    print("epoch 3/4  loss 2")
 if pathlib.Path("break").exists() and name == "right":
     print("error: right.txt: found a break, expected none. Remove it.", file=sys.stderr)
     raise SystemExit(1)
@@ -67,6 +71,13 @@ def run_flow(project: Path, root: Path, home: Path) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
+def progress_of(home: Path) -> dict[str, float]:
+    """Latest progress artifacts that the server holds: key -> percent."""
+    with sqlite3.connect(home / "prefect.db") as database:
+        rows = database.execute("select key, data from artifact where type = 'progress'").fetchall()
+    return {key: float(data) for key, data in rows}
+
+
 def test_stages_run_in_dvcs_order_then_are_fresh_then_fail_with_their_own_error(project: Path, root: Path, prefect_home: Path) -> None:
     first = run_flow(project, root, prefect_home)
     assert first.returncode == 0, first.stderr
@@ -74,6 +85,7 @@ def test_stages_run_in_dvcs_order_then_are_fresh_then_fail_with_their_own_error(
     assert outcomes == {"data/dvc.yaml:raw": "ran", "left": "ran", "right": "ran", "join": "ran"}
     assert "left speaks" in first.stderr, "a stage's output reaches the log"
     assert not (project / "data" / "unused.txt").exists(), "only what the pipeline needs is run"
+    assert progress_of(prefect_home) == {"progress-left": 75.0}
 
     again = run_flow(project, root, prefect_home)
     assert {line.split(": ")[1] for line in again.stdout.splitlines()} == {"fresh"}

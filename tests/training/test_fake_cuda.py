@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.models.detection.image_list import ImageList
 
 from topwork.params import FinetuneParams
 from topwork.training.device import Device
@@ -22,20 +23,31 @@ from training.tiny import SIDE, build
 CUDA = torch.device("cuda", 0)
 
 
+class Sized(nn.Module):
+    """Images that have the right size already; torchvision's own transform asks tensors for numbers."""
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> tuple[ImageList, list[dict[str, Tensor]]]:
+        return ImageList(torch.stack(images), [(SIDE, SIDE)] * len(images)), targets
+
+
 class Dense(nn.Module):
     """The tiny detector's trunk and head, with a loss whose shapes don't depend on values."""
 
     def __init__(self) -> None:
         super().__init__()
         whole = build(4)
-        self.backbone, self.head = whole.backbone, whole.head
+        self.transform = Sized()
+        self.backbone, self.anchor_generator, self.head = whole.backbone, whole.anchor_generator, whole.head
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval().requires_grad_(False)
         fold_frozen_norms(self)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        heads = self.head(list(self.backbone(torch.stack(images)).values()))
+        listed, targets = self.transform(images, targets)
+        maps = list(self.backbone(listed.tensors).values())
+        heads = self.head(maps)
+        self.anchor_generator(listed, maps)
         wanted = torch.stack([target["boxes"].mean() for target in targets]).mean()
         return {
             "bbox_regression": (heads["bbox_regression"] - wanted).square().mean(),

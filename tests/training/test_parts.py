@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import box_iou
 
 from topwork.detectors.graft import graft
 from topwork.errors import TopworkError, TrainingError
@@ -15,11 +16,13 @@ from topwork.training.augmentation import PRESETS, augmentation
 from topwork.training.batches import Share, epoch_batches
 from topwork.training.checkpoint import Checkpoints, restore_rng, rng_states, scratch_key
 from topwork.training.device import Device, choose_device, determinism
+from topwork.training.distillation import Teacher
 from topwork.training.interpolation import choose_share, interpolate
 from topwork.training.masks import masks_of
+from topwork.training.objective import Objective
 from topwork.training.protection import Protection, RowMasks, row_masks
 from topwork.training.schedule import Schedule
-from training.tiny import SIDE, make_project, pretrained
+from training.tiny import SIDE, build, make_project, pretrained
 
 CPU = Device(torch.device("cpu"), torch.float32, False)
 
@@ -257,3 +260,26 @@ def test_levels_of_determinism() -> None:
 
 def test_project_fixture_is_what_the_stage_reads(tmp_path: Path) -> None:
     assert make_project(tmp_path).finetune.epochs == 4
+
+
+# -- distillation ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_is_silent_on_annotated_objects() -> None:
+    torch.manual_seed(0)
+    teacher, student = build(4), build(4).train()
+    objective = Objective(student, FinetuneParams(), Teacher(teacher, student, [0, 1, 3], softmax=True))
+    heard: dict[str, torch.Tensor] = {}
+
+    def hear(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        output.retain_grad()
+        heard["logits"] = output
+
+    student.head.classification_head.register_forward_hook(hear, prepend=True)
+    student.anchor_generator.register_forward_hook(lambda module, inputs, output: heard.update(anchors=output[0]))
+    box = torch.tensor([[8.0, 8.0, 40.0, 40.0]])
+    objective([torch.rand(3, SIDE, SIDE)], [{"boxes": box, "labels": torch.tensor([2])}])["distill_classes"].backward()
+    moved = heard["logits"].grad[0].abs().sum(-1) > 0
+    annotated = box_iou(heard["anchors"], box)[:, 0] >= 0.4
+    assert 0 < annotated.sum() < len(annotated)
+    assert torch.equal(moved, ~annotated)

@@ -2,7 +2,8 @@
 
 The teacher is the grafted detector before training: its kept and absorbed rows are the pretrained head's own. In a softmax head the
 distributions over background, kept and absorbed columns are compared, new columns left out, so that learning a new class costs nothing here;
-in a sigmoid head each kept column is compared alone. Where the teacher sees an object, box regression is held too.
+in a sigmoid head each kept column is compared alone. Where the teacher sees an object, box regression is held too. At places (anchors, proposals)
+that lie on an annotated object the labels decide and the teacher is silent: there it could only contradict them.
 
 Sources: Li and Hoiem, Learning without Forgetting (arXiv 1606.09282); Shmelkov et al., Incremental Learning of Object Detectors without
 Catastrophic Forgetting (arXiv 1708.06977).
@@ -15,17 +16,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+LABELLED_IOU = 0.4  # from this overlap with an annotated box on, no torchvision detector's matcher is sure that a place is background
 
 
 @dataclass
 class Seen:
-    """What a head said in one forward pass: raw logits float[..., columns], box deltas float[..., 4 or columns * 4]."""
+    """What a head said in one forward pass: raw logits float[..., columns], box deltas float[..., 4 or columns * 4].
+
+    `places` are what the head judges (anchors or proposals, float[N, 4] an image), `annotated` the boxes of the targets, both in the resized
+    image's pixels.
+    """
 
     logits: Tensor | None = None
     boxes: Tensor | None = None
     trunk_input: Tensor | None = None
     features: Any = None
     proposals: Any = None
+    places: list[Tensor] = field(default_factory=list)
+    annotated: list[Tensor] = field(default_factory=list)
     objectness: list[Tensor] = field(default_factory=list)
 
 
@@ -46,6 +56,8 @@ class Listener:
         else:
             model.head.classification_head.register_forward_hook(self._hear_logits, prepend=True)
             model.head.regression_head.register_forward_hook(self._hear_boxes)
+            model.anchor_generator.register_forward_hook(self._hear_anchors)
+        model.transform.register_forward_hook(self._hear_targets)
         model.backbone.register_forward_hook(self._hear_trunk)
 
     def _hear_logits(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -58,7 +70,13 @@ class Listener:
         self.seen.logits, self.seen.boxes = output
 
     def _hear_proposals(self, module: nn.Module, inputs: Any) -> None:
-        self.seen.proposals = inputs[1:]
+        self.seen.proposals, self.seen.places = inputs[1:], inputs[1]
+
+    def _hear_anchors(self, module: nn.Module, inputs: Any, output: list[Tensor]) -> None:
+        self.seen.places = output
+
+    def _hear_targets(self, module: nn.Module, inputs: Any, output: tuple[Any, list[dict[str, Tensor]] | None]) -> None:
+        self.seen.annotated = [target["boxes"] for target in output[1] or ()]
 
     def _hear_rpn(self, module: nn.Module, inputs: Any, output: tuple[list[Tensor], list[Tensor]]) -> None:
         self.seen.objectness = output[0]
@@ -115,7 +133,7 @@ class Teacher:
             else:
                 targets, boxes = self._ask(heard.trunk_input, heard.features, heard.proposals)
                 objectness = self.teacher.seen.objectness
-        terms = self._terms(logits, targets, heard.boxes, boxes)
+        terms = self._terms(logits, targets, heard.boxes, boxes, self._unlabelled(heard).reshape(logits.shape[:-1]))
         if self.teacher.two_stage:
             terms["distill_classes"] = terms["distill_classes"] + _objectness(heard.objectness, objectness)
         return terms
@@ -151,19 +169,30 @@ class Teacher:
         assert told.boxes is not None
         return told.logits[..., self.columns].float(), told.boxes.float()
 
-    def _terms(self, logits: Tensor, targets: Tensor, boxes: Tensor | None, target_boxes: Tensor) -> dict[str, Tensor]:
-        """Divergence per certain object that the teacher sees, and distance of the box deltas there."""
+    @staticmethod
+    def _unlabelled(heard: Seen) -> Tensor:
+        """1 at places where the teacher speaks, 0 on annotated objects: float[all places of the batch]."""
+        spoken = [
+            torch.ones(len(places), device=places.device)
+            if not len(boxes)
+            else (box_iou(places, boxes).amax(1) < LABELLED_IOU).to(torch.float32)
+            for places, boxes in zip(heard.places, heard.annotated, strict=True)
+        ]
+        return torch.cat(spoken)
+
+    def _terms(self, logits: Tensor, targets: Tensor, boxes: Tensor | None, target_boxes: Tensor, spoken: Tensor) -> dict[str, Tensor]:
+        """Divergence per certain object that the teacher sees, and distance of the box deltas there; `spoken` weighs the places."""
         if self.softmax:
             log_p = F.log_softmax(targets, dim=-1)
-            divergence = F.kl_div(F.log_softmax(logits, dim=-1), log_p, reduction="sum", log_target=True)
-            certainty = 1 - log_p[..., 0].exp()
+            divergence = F.kl_div(F.log_softmax(logits, dim=-1), log_p, reduction="none", log_target=True)
+            certainty = (1 - log_p[..., 0].exp()) * spoken
         else:
             p = targets.sigmoid()
-            cross = F.binary_cross_entropy_with_logits(logits, p, reduction="sum")
-            divergence = cross - F.binary_cross_entropy_with_logits(targets, p, reduction="sum")
-            certainty = p.amax(-1)
+            cross = F.binary_cross_entropy_with_logits(logits, p, reduction="none")
+            divergence = cross - F.binary_cross_entropy_with_logits(targets, p, reduction="none")
+            certainty = p.amax(-1) * spoken
         objects = certainty.sum().clamp(min=1.0)
-        terms = {"distill_classes": divergence / objects}
+        terms = {"distill_classes": (divergence.sum(-1) * spoken).sum() / objects}
         if boxes is not None:
             off = F.smooth_l1_loss(boxes.float(), target_boxes, reduction="none")
             if off.shape[-1] != 4:  # (N, columns * 4) -> (N, columns, 4), the columns of the target head alone
