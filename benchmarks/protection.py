@@ -148,7 +148,7 @@ def run(params: Params, changes: dict[str, Any]) -> dict[str, float]:
 def fresh_head(weights: Weights, seed: int) -> Weights:
     """The usual way: every tensor of the score head (whatever lies beside its class rows) starts anew, as `num_classes=` builds it."""
     tensors = [axis.tensor for axis in anatomy(weights.builder, len(weights.columns), weights.builder_args).axes]
-    place = os.path.commonprefix(tensors).rpartition(".")[0] + "."
+    place = os.path.commonpath([tensor.replace(".", "/") for tensor in tensors]).replace("/", ".") + "."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         start = build(weights.builder, len(weights.columns), weights.builder_args).state_dict()
