@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,13 +27,13 @@ class Runner:
     params: Params
     process: "subprocess.Popen[str]"
 
-    def __call__(self, signal: str = "SIGKILL", after: float = 0.0, **finetune: object) -> tuple[int, float, str]:
+    def __call__(self, sent: str = "SIGKILL", after: float = 0.0, **finetune: object) -> tuple[int, float, str]:
         raw = self.params.model_dump(mode="json", exclude={"dataset": {"train": {"images", "subset"}}, "demo": True}, exclude_defaults=True)
         raw["dataset"] = {"root": "data", "train": {"annotations": "train.json"}}
         raw["finetune"].update(finetune)
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(f"{json.dumps(raw)}\t{signal}\t{after}\n")
+        self.process.stdin.write(f"{json.dumps(raw)}\t{sent}\t{after}\n")
         self.process.stdin.flush()
         code, seconds, sha256 = self.process.stdout.readline().split("\t")
         return int(code), float(seconds), sha256.strip()
@@ -77,8 +78,8 @@ def _kill_and_resume(runner: Runner, whole: tuple[float, str], count: int, seed:
     killed = 0
     for number in range(count):
         runner.forget()
-        signal = ("SIGKILL", "SIGTERM")[number % 2]
-        code, _, _ = runner(signal, after=chance.uniform(0.02, 0.95) * seconds)
+        sent = ("SIGKILL", "SIGTERM")[number % 2]
+        code, _, _ = runner(sent, after=chance.uniform(0.02, 0.95) * seconds)
         killed += code != 0
         code, _, found = runner()
         assert code == 0, runner.log
@@ -147,3 +148,30 @@ def test_two_processes_repeat_to_the_bit(runner: Runner, whole: tuple[float, str
     assert first[0] == second[0] == 0, runner.log
     assert first[2] == second[2]
     assert first[2] != whole[1]
+
+
+def test_a_stop_of_the_whole_process_group_ends_at_once(tmp_path: Path) -> None:
+    """Also where nobody catches the error; the loaders ignore the signal and must not be waited for."""
+    params = make_project(tmp_path, epochs=500, workers=1, checkpoint_steps=None)
+    raw = {
+        "dataset": {"root": "data", "train": {"annotations": "train.json"}},
+        "surgery": params.surgery.model_dump(mode="json"),
+        "finetune": params.finetune.model_dump(mode="json"),
+    }
+    code = f"from topwork.params import parse_params; from topwork.stages import finetune; finetune.run(parse_params({raw!r}))"
+    path = os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE.parent)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert any(line.startswith("epoch 2/") for line in process.stdout)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1
+    assert "stopped by a signal" in error
+    assert list((tmp_path / ".topwork/scratch").glob("*/*.checkpoint"))

@@ -176,28 +176,31 @@ class _Run:
         state, params = self.state, self.params
         bank = FeatureBank.where_it_pays(state.model, self.job.dataset, self.device, params)
         stream: Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]] | None = None
-        while state.epoch < params.epochs and not self._stopped_early():
-            thawed = state.epoch >= params.head_epochs and params.trunk_lr > 0
-            state.model.train()
-            self.protection.freeze(state.model, trunk=thawed)
-            self.objective.bank = None if thawed else bank
-            module = wrap(self.objective, self.job.share, self.device.device)
-            until = self._next_thaw()
-            stream = self._banked(bank, until) if bank is not None and not thawed else stream or self._stream()
-            while state.epoch < until and not self._stopped_early():
-                keys, (images, targets) = next(stream)
-                self._step(module, keys, images, targets)
-                if state.step == self.schedule.steps:
-                    self._end_epoch()
-                    state.model.train()
-                    self.protection.freeze(state.model, trunk=thawed)
-                elif params.checkpoint_steps and state.step % params.checkpoint_steps == 0:
-                    self._save()
-                if asked.is_set():
-                    self._save()
-                    raise TrainingError(
-                        f"finetune: stopped by a signal at epoch {state.epoch + 1}, step {state.step}; run again to go on from there (dvc repro)."
-                    )
+        try:
+            while state.epoch < params.epochs and not self._stopped_early():
+                thawed = state.epoch >= params.head_epochs and params.trunk_lr > 0
+                state.model.train()
+                self.protection.freeze(state.model, trunk=thawed)
+                self.objective.bank = None if thawed else bank
+                module = wrap(self.objective, self.job.share, self.device.device)
+                until = self._next_thaw()
+                stream = self._banked(bank, until) if bank is not None and not thawed else stream or self._stream()
+                while state.epoch < until and not self._stopped_early():
+                    keys, (images, targets) = next(stream)
+                    self._step(module, keys, images, targets)
+                    if state.step == self.schedule.steps:
+                        self._end_epoch()
+                        state.model.train()
+                        self.protection.freeze(state.model, trunk=thawed)
+                    elif params.checkpoint_steps and state.step % params.checkpoint_steps == 0:
+                        self._save()
+                    if asked.is_set():
+                        self._save()
+                        raise TrainingError(
+                            f"finetune: stopped by a signal at epoch {state.epoch + 1}, step {state.step}; run again to go on from there (dvc repro)."
+                        )
+        finally:
+            stream = None  # its loaders end here; at the interpreter's end they would be waited for, since they ignore SIGTERM
 
     def _next_thaw(self) -> int:
         """The epoch in which other tensors begin to learn, or the end."""
