@@ -16,7 +16,7 @@ run: setup  ## the main job: the whole pipeline on what params.yaml says, then i
 	topwork summary
 
 test: setup check  ## lint, types, import contract, tests
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 test-long: setup  ## many kills, long fuzzing, the real case
 	python -m pytest -m "long and not gpu" --timeout 3600

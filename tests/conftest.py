@@ -19,6 +19,13 @@ SMALL = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share fixtures run in one process of `pytest -n`: those of a file, and all that look at the run project."""
+    for item in items:
+        shares_project = item.path.parent == ROOT / "tests" and "project" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("project" if shares_project else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository's top level."""

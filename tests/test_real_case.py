@@ -16,7 +16,9 @@ def test_the_params_file_of_the_docs_runs_on_real_weights_and_data(root: Path, r
     text = (root / "docs" / "real_case.yaml").read_text(encoding="utf-8").replace("../shared/real", str(real))
     params = YAML(typ="safe", pure=True).load(text)
     ids = [image["id"] for image in json.loads((real / "hardhat/train.3class.coco.json").read_text())["images"]]
-    params["dataset"]["drop_images"] = [f"train:{image_id}" for image_id in ids[8:]]  # one epoch of eight pictures: the way, not the figures
+    params["dataset"]["drop_images"] = [
+        f"train:{image_id}" for image_id in ids[8:]
+    ]  # one epoch of eight pictures: the way, not the figures
     params["finetune"]["epochs"] = 1
     params["evaluate"]["bootstrap"] = 20
     with (folder / "params.yaml").open("w", encoding="utf-8") as stream:
