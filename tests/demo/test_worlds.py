@@ -1,6 +1,8 @@
 """The drawn worlds: the same seed gives the same bytes, the annotations are strict COCO and tight, splits share nothing."""
 
+import io
 import json
+import zipfile
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,6 +34,20 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TABLES = ("yard/train", "yard/val", "yard/test", "street/test", "street/replay")
 
 
+def picture(demo: Path, table: str, name: str) -> bytes:
+    """An image's bytes, out of its folder or its archive."""
+    if table.startswith("yard"):
+        return (demo / table / "images" / name).read_bytes()
+    with zipfile.ZipFile(demo / f"{table}.zip") as archive:
+        return archive.read(name)
+
+
+def test_an_archive_repeats_to_the_byte(demo: Path, tmp_path: Path) -> None:
+    write_demo(tmp_path, 5, street_test=12, yard_train=1, yard_val=1, yard_test=1, street_replay=1, processes=1)
+    assert (tmp_path / "street/test.zip").read_bytes() == (demo / "street/test.zip").read_bytes()
+    assert not (tmp_path / "street/test").exists()
+
+
 def test_same_seed_gives_the_same_bytes_in_any_number_of_processes(demo: Path, tmp_path: Path) -> None:
     draw_yard(tmp_path / "yard", "train", 16, 5, processes=1)
     assert sha256_path(tmp_path / "yard" / "train") == sha256_path(demo / "yard" / "train")
@@ -41,7 +57,7 @@ def test_same_seed_gives_the_same_bytes_in_any_number_of_processes(demo: Path, t
 def test_fewer_images_are_a_prefix_of_more(demo: Path, tmp_path: Path) -> None:
     draw_street(tmp_path, "test", 3, 5, processes=1)
     for file in sorted((tmp_path / "test" / "images").iterdir()):
-        assert file.read_bytes() == (demo / "street" / "test" / "images" / file.name).read_bytes()
+        assert file.read_bytes() == picture(demo, "street/test", file.name)
 
 
 def test_another_seed_or_split_gives_other_pictures(demo: Path, tmp_path: Path) -> None:
@@ -61,8 +77,8 @@ def test_annotations_are_strict_coco(demo: Path, table: str) -> None:
     assert [category["id"] for category in data["categories"]] == list(range(1, len(data["categories"]) + 1))
     assert {a["category_id"] for a in data["annotations"]} <= {category["id"] for category in data["categories"]}
     for record in data["images"]:
-        with Image.open(demo / table / "images" / record["file_name"]) as picture:
-            assert (picture.mode, picture.size) == ("RGB", (record["width"], record["height"]))
+        with Image.open(io.BytesIO(picture(demo, table, record["file_name"]))) as found:
+            assert (found.mode, found.size) == ("RGB", (record["width"], record["height"]))
     for annotation in data["annotations"]:
         (x, y, width, height), (full_width, full_height) = annotation["bbox"], sizes[annotation["image_id"]]
         assert min(x, y) >= 0
@@ -80,7 +96,7 @@ def test_splits_share_neither_ids_nor_names_nor_pictures(demo: Path) -> None:
         names = [record["file_name"] for table in tables for record in table["images"]]
         assert len(set(ids)) == len(ids)
         assert len(set(names)) == len(names)
-    pictures = [file.read_bytes() for file in demo.rglob("*.jpg")]
+    pictures = [picture(demo, table, record["file_name"]) for table in TABLES for record in read(demo / f"{table}.json")["images"]]
     assert len(set(pictures)) == len(pictures) == 40
 
 

@@ -4,6 +4,8 @@ Image i of a split depends on (world, seed, split, i) alone: not on the process,
 """
 
 import json
+import shutil
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -86,18 +88,28 @@ def write_demo(
     yard_train: int = 120,
     yard_val: int = 60,
     yard_test: int = 60,
-    street_replay: int = 40,
+    street_replay: int = 400,
     processes: int = PROCESSES,
 ) -> None:
-    """Write the whole demo: the yard's three splits, a held-out street test set and a small street replay set.
+    """Write the whole demo: the yard's three splits, a held-out street test set and a street replay set.
 
-    The street's test and replay images share no split with those the shipped weights were trained on.
+    The street's test and replay images share no split with those the shipped weights were trained on. They lie in archives, which DVC tracks
+    as one file each; the yard's lie in folders, to be looked at.
     """
     with _drawers(processes) as draw_all:
         for split, count in (("train", yard_train), ("val", yard_val), ("test", yard_test)):
             _draw_world(YARD, folder / "yard", split, count, seed, draw_all)
         for split, count in (("test", street_test), ("replay", street_replay)):
             _draw_world(STREET, folder / "street", split, count, seed, draw_all)
+            _pack(folder / "street" / split / "images", folder / "street" / f"{split}.zip")
+            shutil.rmtree(folder / "street" / split)
+
+
+def _pack(images: Path, archive: Path) -> None:
+    """Put a folder's files into a zip archive; the same files give the same bytes."""
+    with atomic_path(archive) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED) as packed:
+        for file in sorted(images.iterdir()):
+            packed.writestr(zipfile.ZipInfo(file.name), file.read_bytes())  # a ZipInfo's own date is the same every day
 
 
 def image_name(world: World, split: str, index: int) -> str:
