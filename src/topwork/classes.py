@@ -5,7 +5,6 @@ A head has one *column* a class. Column 0 is background in softmax heads, and un
 """
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from topwork.errors import ClassPlanError
 
 BACKGROUND = "__background__"
 UNUSED = "N/A"
+LARGEST_WEIGHT = 1e100  # far from what a sum of them overflows at
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,11 @@ class ClassPlan:
         """Read a plan as params.yaml writes it; a plain list of names means `keep` for each.
 
         Raises:
-            ClassPlanError: an empty, duplicate or background name, an unknown rule, or weights that aren't positive.
+            ClassPlanError: an empty, duplicate or background name, an unknown rule, weights that aren't positive, a prior that is no
+                probability, a seed that torch doesn't take; all at once.
         """
+        if isinstance(classes, str) or not isinstance(classes, Mapping | Sequence):
+            raise ClassPlanError(f"class plan: found {classes!r}, expected rules by class name such as `person: keep`, or a list of names.")
         if not isinstance(classes, Mapping):
             doubles = sorted({name for name in classes if list(classes).count(name) > 1})
             if doubles:
@@ -75,7 +78,19 @@ class ClassPlan:
             raise ClassPlanError("class plan: no class named; write at least one, such as `person: keep`.")
         if dropped not in ("remove", "absorb"):
             raise ClassPlanError(f"class plan: dropped is {dropped!r}, expected `remove` or `absorb`.")
-        return cls(tuple(_parse_row(name, rule) for name, rule in classes.items()), dropped, prior, seed)  # type: ignore[arg-type]
+        if not 0 < prior < 1:
+            raise ClassPlanError(f"class plan: prior is {prior!r}, expected a probability between 0 and 1.")
+        if not -(2**63) <= seed < 2**64:
+            raise ClassPlanError(f"class plan: seed is {seed!r}, expected a number of 64 bits.")
+        rows, faults = [], []
+        for name, rule in classes.items():
+            try:
+                rows.append(_parse_row(name, rule))
+            except ValueError as error:
+                faults.append(str(error))
+        if faults:
+            raise ClassPlanError(f"class plan: {'; '.join(faults)}. Mend surgery.classes in params.yaml.")
+        return cls(tuple(rows), dropped, prior, seed)  # type: ignore[arg-type]
 
     def check(self, columns: Sequence[str]) -> None:
         """Hold the plan against the source head's columns.
@@ -102,9 +117,11 @@ class ClassPlan:
 
 def _parse_row(name: Any, rule: Any) -> Row:
     if not isinstance(name, str) or not name.strip():
-        raise ClassPlanError(f"class plan: {name!r} is no class name; expected text.")
+        raise ValueError(f"{name!r} is no class name, expected text")
+    if name != name.strip() or not name.isprintable():
+        raise ValueError(f"{name!r} begins or ends with a space or has a character that can't be seen, expected {_visible(name)!r}")
     if name in (BACKGROUND, UNUSED):
-        raise ClassPlanError(f"class plan: {name!r} is reserved; background is always there and is never named.")
+        raise ValueError(f"{name!r} is reserved; background is always there and is never named")
     if rule == "keep":
         return Row(name, "keep", {name: 1.0})
     if rule == "new":
@@ -117,10 +134,14 @@ def _parse_row(name: Any, rule: Any) -> Row:
             return Row(name, "like", _weights(name, value))
         if kind == "new" and value in ("prior", "reference", "zero"):
             return Row(name, "new", {}, value)
-    raise ClassPlanError(
-        f"class plan: {name}: {rule!r} is no rule; expected `keep`, `{{keep: NAME}}`, `{{like: NAME or [NAMES] or {{NAME: weight}}}}` "
-        "or `{new: prior | reference | zero}`."
+    raise ValueError(
+        f"{name}: {rule!r} is no rule, expected `keep`, `{{keep: NAME}}`, `{{like: NAME or [NAMES] or {{NAME: weight}}}}` "
+        "or `{new: prior | reference | zero}`"
     )
+
+
+def _visible(name: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
 
 
 def _weights(name: str, value: Any) -> dict[str, float]:
@@ -130,11 +151,9 @@ def _weights(name: str, value: Any) -> dict[str, float]:
         return {item: 1.0 / len(value) for item in value}
     if isinstance(value, Mapping) and value:
         numbers = list(value.values())
-        if all(isinstance(w, int | float) and not isinstance(w, bool) and math.isfinite(w) and w > 0 for w in numbers):
+        if all(isinstance(w, int | float) and not isinstance(w, bool) and 0 < w < LARGEST_WEIGHT for w in numbers):
             return {str(key): w / sum(numbers) for key, w in value.items()}
-    raise ClassPlanError(
-        f"class plan: {name}: like: {value!r}; expected a class, a list of different classes, or classes with positive weights."
-    )
+    raise ValueError(f"{name}: like: {value!r}, expected a class, a list of different classes, or classes with positive weights")
 
 
 def label_of(columns: Iterable[str]) -> dict[str, int]:

@@ -119,7 +119,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise TopworkError(f"{path}: no such file. Run the stage that writes it: dvc repro.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TopworkError(f"{path}: not readable as JSON ({error}).") from error
 
 

@@ -116,7 +116,7 @@ class FetchParams(Section):
     builder_args: dict[str, Any] = {}
     """Further keyword arguments of the builder."""
     classes: list[str] | str | None = None
-    """Names of the class columns, or a category set (`coco-91`, `coco-80`, `voc-21`) or a text file; left out where the source says it."""
+    """Names of the class columns, or a category set (`coco-91`, `coco-80`, `voc-21`, `open-images-601`) or a text file; left out where the source says it."""
     prefix: str | None = None
     """Prefix to strip from tensor names (`module.`), or the key of a nested state_dict (`state_dict`): never done unasked."""
     mirror: str | None = None

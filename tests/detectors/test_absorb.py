@@ -9,9 +9,11 @@ from torch import nn
 
 from detectors import tiny
 from topwork import graft, load, read_weights, write_weights
+from topwork.classes import ClassPlan
 from topwork.detectors.axes import randomize
 from topwork.detectors.builders import build
 from topwork.detectors.families import fold_background
+from topwork.detectors.preview import preview
 from topwork.errors import SurgeryError
 
 COLUMNS = ("__background__", "person", "car", "truck", "dog", "tree")
@@ -154,6 +156,8 @@ def test_cut_box_rows_are_not_invented():
     absorbed = graft(state_dict, PLAN, builder=tiny.faster_rcnn, columns=COLUMNS, dropped="absorb")
     with pytest.raises(SurgeryError, match=r"bbox_pred.weight: truck wants the rows of an absorbed class, which were cut"):
         graft(absorbed.weights, ["truck"], builder=tiny.faster_rcnn)
+    with pytest.raises(SurgeryError, match=r"truck wants the rows of an absorbed class"):
+        preview(absorbed.weights, ClassPlan.parse(["truck"]), builder=tiny.faster_rcnn)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -101,7 +101,7 @@ def _logits(builder, state_dict, columns, absorbed, dtype):
 def test_kept_logits_and_absorbed_probabilities(source, dtype, tolerance):
     builder, state_dict = source
     if not isinstance(builder, str):
-        pytest.skip("the head's output is seen through torchvision's families")
+        pytest.skip("not torchvision's: the next test")
     plan = {"tree": "keep", "people": {"keep": "person"}}
     pretrained = _logits(builder, state_dict, 6, 0, dtype)
     removed = _logits(builder, graft(state_dict, plan, builder=builder, columns=COLUMNS).state_dict, 3, 0, dtype)
@@ -132,6 +132,28 @@ def test_kept_logits_and_absorbed_probabilities(source, dtype, tolerance):
         torch.testing.assert_close(shifted[..., 3], 0.01 * background / (1 + 0.02 * background), rtol=1e-4, atol=1e-9)
     else:
         torch.testing.assert_close(absorbed, removed, rtol=0, atol=0)
+
+
+def _scores(builder, state_dict, columns):
+    """Label -> scores, highest first, of a detector that isn't torchvision's, on random pixels."""
+    model = build(builder, columns).double().eval()
+    model.load_state_dict(state_dict, strict=True)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        (item,) = builder.family.probe(model) if hasattr(builder, "family") else model([torch.rand(3, 32, 32, dtype=torch.float64)])
+    return {label: item["scores"][item["labels"] == label].sort(descending=True).values for label in range(1, columns)}
+
+
+@pytest.mark.parametrize("builder", [efficient.build, tiny.unusual], ids=_id)
+def test_kept_scores_of_detectors_that_are_not_torchvisions(builder):
+    torch.manual_seed(0)
+    model = build(builder, 6).double()
+    randomize(model)
+    done = graft(model.state_dict(), {"tree": "keep", "hat": "new", "people": {"keep": "person"}}, builder=builder, columns=COLUMNS)
+    before, after = _scores(builder, model.state_dict(), 6), _scores(builder, done.state_dict, 4)
+    assert len(before[5].unique()) > 50
+    torch.testing.assert_close([after[1], after[3]], [before[5], before[1]], rtol=1e-12, atol=0)
+    torch.testing.assert_close(after[2], torch.full_like(after[2], 0.01), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("dropped", ["remove", "absorb"])

@@ -1,8 +1,10 @@
 """Class axes: found, proved, and refused where they can't be."""
 
 import pytest
+import torch
 
 from detectors import efficient, tiny
+from topwork import graft
 from topwork.detectors.axes import anatomy, discover
 from topwork.detectors.builders import build, shapes_of, torchvision_builders
 from topwork.errors import SurgeryError
@@ -90,6 +92,16 @@ def test_an_unusual_layout_is_proved_without_being_declared():
     ]
     assert found.axes[0].rows(2) == [3, 4, 5, 12, 13, 14]  # [2, 3 classes, 3]
     assert not found.softmax
+
+
+def test_shared_rows_are_found_under_each_name():
+    assert [(axis.tensor, axis.outer, axis.inner) for axis in discover(tiny.tied, 4)] == [
+        (f"{name}.{kind}", 2, 3) for name in ("logits", "again") for kind in ("weight", "bias")
+    ]
+    state_dict = tiny.tied(4).state_dict()
+    done = graft(state_dict, ["b"], builder=tiny.tied, columns=("__background__", "a", "b", "c"))
+    assert torch.equal(done.state_dict["logits.weight"], done.state_dict["again.weight"])
+    tiny.tied(2).load_state_dict(done.state_dict, strict=True)
 
 
 @pytest.mark.parametrize(

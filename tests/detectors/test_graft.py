@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from detectors import tiny
 from topwork import demo_weights, graft, load
 from topwork.classes import ClassPlan
-from topwork.detectors.axes import anatomy
+from topwork.detectors.axes import anatomy, randomize
 from topwork.detectors.builders import build
 from topwork.detectors.receipt import same_bits
 from topwork.detectors.rows import rows_of
@@ -125,7 +125,59 @@ def test_random_plans(rules, own, dropped, builder, dtype):
     assert list(done.weights.absorbed) == ([name for name in COLUMNS[1:] if name not in kept] if absorbs else [])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def _logits(builder, state_dict, columns, absorbed=0):
+    """float64[..., columns] on seeded noise, by the detector's own head."""
+    model = build(builder, columns, absorbed=absorbed).double().eval()
+    model.load_state_dict(state_dict, strict=True)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        if builder is tiny.points:
+            return model(torch.randn(9, 5, generator=generator, dtype=torch.float64))
+        features = model.backbone(torch.randn(1, 3, 32, 32, generator=generator, dtype=torch.float64))
+        return model.head.classification_head(list(features.values()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rules=st.lists(RULES, min_size=1, max_size=6),
+    own=st.permutations(NAMES),
+    dropped=st.sampled_from(["remove", "absorb"]),
+    builder=st.sampled_from([tiny.points, tiny.ssd, tiny.retinanet]),
+    prior=st.floats(1e-6, 0.5),
+)
+def test_random_plans_score_as_they_say(rules, own, dropped, builder, prior):
+    """Kept logits agree to 1e-12; like's are the mean; absorbed softmaxes give kept classes what new rows leave of their probability."""
+    torch.manual_seed(0)
+    source = build(builder, 7)
+    randomize(source)
+    state_dict = source.double().state_dict()
+    plan = {(own[i % 5] if rule == "keep-own" else f"class {i}"): ("keep" if rule == "keep-own" else rule) for i, rule in enumerate(rules)}
+    done = graft(state_dict, plan, builder=builder, columns=COLUMNS, dropped=dropped, prior=prior)
+    before = _logits(builder, state_dict, 7)
+    after = _logits(builder, done.state_dict, len(plan) + 1, len(done.weights.absorbed))
+    softmax = builder is not tiny.retinanet
+    expected, kept = [torch.logsumexp(before[..., [0, *(COLUMNS.index(name) for name in done.weights.absorbed)]], -1)], {}
+    for label, (name, rule) in enumerate(plan.items(), start=1):
+        kind, what = ("keep", name) if rule == "keep" else next(iter(rule.items()))
+        if kind == "new":
+            fresh = before[..., 0] + math.log(prior) if softmax else torch.full_like(before[..., 0], math.log(prior / (1 - prior)))
+            expected.append(fresh if what == "prior" else torch.zeros_like(fresh))
+        else:
+            expected.append(before[..., [COLUMNS.index(one) for one in ([what] if isinstance(what, str) else what)]].mean(-1))
+        if kind == "keep":
+            kept.setdefault(what, []).append(label)
+    torch.testing.assert_close(after, torch.stack(expected, -1), rtol=1e-12, atol=1e-12)
+    exact = not softmax or (all(len(labels) == 1 for labels in kept.values()) and dropped == "absorb")
+    assert done.receipt["dropped"]["exact"] is exact
+    if softmax and exact:
+        was, now = before.softmax(-1), after.softmax(-1)
+        fresh = [label for label in range(1, len(plan) + 1) if [label] not in kept.values()]
+        left = 1 - now[..., fresh].sum(-1)
+        for name, (label,) in kept.items():
+            torch.testing.assert_close(now[..., label], was[..., COLUMNS.index(name)] * left, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn], ids=str)
 def test_other_precisions(points, dtype):
     state_dict = {name: tensor.to(dtype) for name, tensor in points.items()}
     done = graft(state_dict, {"dog": "keep", "helmet": "new"}, builder=tiny.points, columns=COLUMNS)
@@ -154,9 +206,26 @@ def test_misfit_weights_name_every_tensor(points):
         graft(points, {"person": "keep"}, builder=tiny.points, columns=COLUMNS)
 
 
+@pytest.mark.parametrize("builder", [tiny.ssd, tiny.mask_rcnn, tiny.unusual], ids=lambda builder: builder.__name__)
+def test_a_wrong_number_of_columns_is_told_from_the_shapes(builder):
+    state_dict = build(builder, 9).state_dict()
+    with pytest.raises(WeightsError, match=r"class columns are 9, not 7: mend fetch\.classes"):
+        graft(state_dict, {"person": "keep"}, builder=builder, columns=COLUMNS)
+
+
+def test_every_fault_is_named_however_many(points):
+    with pytest.raises(WeightsError, match=r"60 left over: extra 0 \[1\], .*extra 59 \[1\]\."):
+        graft({**points, **{f"extra {i}": torch.zeros(1) for i in range(60)}}, ["person"], builder=tiny.points, columns=COLUMNS)
+
+
 def test_prefixed_weights_get_a_hint(points):
     wrapped = {f"module.{name}": tensor for name, tensor in points.items()}
-    with pytest.raises(WeightsError, match=r"begin with 'module\.'.*fetch.prefix: module\."):
+    with pytest.raises(
+        WeightsError, match=r"4 tensors don't fit .* begin with 'module\.', and without it every tensor fits.*fetch.prefix: module\."
+    ):
+        graft(wrapped, {"person": "keep"}, builder=tiny.points, columns=COLUMNS)
+    del wrapped["module.head.bias"]
+    with pytest.raises(WeightsError, match=r"missing: .*head.bias \[7\].*left over: .*The names begin with 'module\.'"):
         graft(wrapped, {"person": "keep"}, builder=tiny.points, columns=COLUMNS)
 
 
@@ -170,9 +239,14 @@ def test_prefixed_weights_get_a_hint(points):
         ({}, r"no class named"),
         ({"__background__": "keep"}, r"'__background__' is reserved"),
         ({"N/A": "keep"}, r"'N/A' is reserved"),
-        ({"a": {"like": []}}, r"a: like: \[\]; expected a class"),
+        ({"a": {"like": []}}, r"a: like: \[\], expected a class"),
         ({"a": {"like": {"car": -1}}}, r"classes with positive weights"),
-        ({"a": {"new": "best"}}, r"is no rule; expected"),
+        ({"a": {"new": "best"}}, r"is no rule, expected"),
+        ({"a": {"like": {"car": 1e308, "dog": 1e308}}}, r"classes with positive weights"),
+        ({"a": {"like": {"car": math.nan}}}, r"classes with positive weights"),
+        ({" hat": "new"}, r"' hat' begins or ends with a space .* expected 'hat'"),
+        ({"hard\nhat": "new"}, r"'hard\\nhat' begins .* expected 'hard hat'"),
+        ({"a": "Keep", "": "new", "b": {"like": []}}, r"a: 'Keep' is no rule.*; '' is no class name.*; b: like: \[\], expected"),
     ],
     ids=[
         "misspelt",
@@ -185,11 +259,34 @@ def test_prefixed_weights_get_a_hint(points):
         "no source",
         "negative",
         "unknown init",
+        "infinite sum",
+        "NaN",
+        "space",
+        "line break",
+        "all faults together",
     ],
 )
 def test_plans_that_contradict(points, plan, message):
     with pytest.raises(ClassPlanError, match=message):
         graft(points, plan, builder=tiny.points, columns=COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"prior": 0}, "prior is 0"), ({"prior": math.nan}, "prior is nan"), ({"seed": 1 << 64}, "seed is 18")]
+)
+def test_numbers_out_of_range(points, options, message):
+    with pytest.raises(ClassPlanError, match=message):
+        graft(points, {"person": "keep"}, builder=tiny.points, columns=COLUMNS, **options)
+
+
+def test_a_doubled_class_is_not_called_exact(points):
+    """Two columns with one source's rows share its probability in a softmax; in a sigmoid head each has the whole of it."""
+    plan = {"person": "keep", "human": {"keep": "person"}}
+    assert graft(points, plan, builder=tiny.points, columns=COLUMNS, dropped="absorb").receipt["dropped"]["exact"] is False
+    sigmoid = build(tiny.unusual, 7).state_dict()
+    assert graft(sigmoid, plan, builder=tiny.unusual, columns=COLUMNS).receipt["dropped"]["exact"] is True
+    everything = ["a", "b", "c", "d", "e", "f"]  # nothing is dropped
+    assert graft(points, everything, builder=tiny.points, columns=("__background__", *everything)).receipt["dropped"]["exact"] is True
 
 
 def test_a_name_that_two_columns_bear(points):
@@ -205,6 +302,15 @@ def test_a_name_that_two_columns_bear(points):
 def test_a_plain_state_dict_needs_builder_and_columns(points):
     with pytest.raises(SurgeryError, match="without `builder` and `columns`"):
         graft(points, ["person"])
+    with pytest.raises(SurgeryError, match=r"found str, expected weights or a state_dict\. Give `topwork\.read_weights\(FILE\)`"):
+        graft("weights.pth", ["person"])
+    with pytest.raises(SurgeryError, match=r"epoch \(int\) in the state_dict; expected tensors alone"):
+        graft({**points, "epoch": 3}, ["person"], builder=tiny.points, columns=COLUMNS)
+    with pytest.raises(ClassPlanError, match=r"columns begin with 'person', expected '__background__'"):
+        graft(points, ["person"], builder=tiny.points, columns=COLUMNS[1:])
+    with pytest.raises(ClassPlanError, match=r"class plan: found 'person', expected rules by class name"):
+        graft(points, "person", builder=tiny.points, columns=COLUMNS)
+    assert graft(build(tiny.points, 21).state_dict(), ["cat"], builder=tiny.points, columns="voc-21").weights.columns[1] == "cat"
 
 
 def test_prior_needs_a_bias():
@@ -246,3 +352,7 @@ def test_plan_object_and_weights_object_agree_with_plain_ones(points):
     one = graft(weights, ClassPlan.parse(["dog", "car"]), builder=tiny.points)
     other = graft(points, ["dog", "car"], builder=tiny.points, columns=COLUMNS)
     assert all(torch.equal(one.state_dict[name], tensor) for name, tensor in other.state_dict.items())
+    with pytest.raises(ClassPlanError, match="graft: dropped, seed given beside a ClassPlan"):
+        graft(weights, ClassPlan.parse(["dog"]), builder=tiny.points, dropped="absorb", seed=1)
+    with pytest.raises(SurgeryError, match="bring their own columns"):
+        graft(weights, ["dog"], builder=tiny.points, columns=COLUMNS)

@@ -99,6 +99,7 @@ def test_preview_is_what_the_graft_does(weights):
 
 def test_near_names():
     assert near_classes("fire-truck", ["car", "truck", "fire hydrant"])[:2] == ["truck", "fire hydrant"]
+    assert near_classes("policeCar", ["car", "truck"]) == ["car"]
     assert near_classes("persons", ["person", "parrot"]) == ["person"]
     assert near_classes("helmet", ["car", "truck"]) == []
 
@@ -123,15 +124,20 @@ def test_commands(project, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert main(["inspect", path, "--classes", "truck", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["class"] == "truck"
-    assert main(["inspect", path, "--classes", "trick"]) == 1
-    assert "near: truck" in capsys.readouterr().err
+    assert main(["inspect", path, "--classes", "trick", "zebra"]) == 1
+    assert re.search(r"'trick' isn't among .* \(near: truck\); 'zebra' isn't among", capsys.readouterr().err)
     assert main(["diff", path, path, "--moved"]) == 0
-    assert "10 same" in capsys.readouterr().out
+    assert capsys.readouterr().out == "10 same\nnothing to show\n"
+    grafted = str(project / "g.safetensors")
+    topwork.write_weights(grafted, topwork.graft(topwork.read_weights(path), {"truck": "keep", "hat": "new"}).weights)
+    assert main(["diff", path, grafted, "--heads"]) == 0
+    assert capsys.readouterr().out.startswith("6 same, 4 only before, 2 only after\n")
+    Path(grafted).unlink()
     assert main(["plan", "--params", str(project / "params.yaml"), "--weights", path, "--rows"]) == 0
     out = capsys.readouterr().out
     assert "5 columns -> 3, softmax head; nothing is changed by this command" in out
     assert "new, prior 0.01; near in the weights: truck (write `like: truck`)" in out
-    assert "2 other classes are absorbed; kept classes' scores stay what they were, but for new rows: car, truck" in out
+    assert "2 other classes are absorbed: car, truck\nkept classes' scores stay what they were, but for new rows\n" in out
     assert "head.weight  scores, plain  [5, 6] -> [6, 6]" in out
     assert re.search(r"^ {4}truck +\[4\] <- truck \[3\]$", out, re.MULTILINE)
     assert (project / "w.safetensors").read_bytes() == before

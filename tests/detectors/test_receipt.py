@@ -15,7 +15,7 @@ from topwork.detectors import record
 from topwork.detectors.axes import randomize
 from topwork.detectors.builders import build
 from topwork.detectors.record import sealed
-from topwork.errors import ReceiptError
+from topwork.errors import ReceiptError, TopworkError
 from topwork.files import read_json, sha256_file, write_json
 from topwork.weights.weights import Weights
 
@@ -165,18 +165,20 @@ def test_planted_faults_are_named(tmp_path, plant):
     assert str(result) in str(caught.value)
 
 
-def test_every_byte_of_the_result_counts(tmp_path):
-    source, result, receipt = _files(tmp_path)
-    whole = result.read_bytes()
+@pytest.mark.parametrize("which", ["source", "result", "receipt"])
+def test_every_bit_of_the_three_files_counts(tmp_path, which):
+    files = _files(tmp_path)
+    path = files[["source", "result", "receipt"].index(which)]
+    whole = path.read_bytes()
     generator = torch.Generator().manual_seed(0)
-    for place in torch.randint(len(whole), (25,), generator=generator).tolist():
+    for place in torch.randint(8 * len(whole), (40,), generator=generator).tolist():
         flipped = bytearray(whole)
-        flipped[place] ^= 1
-        result.write_bytes(flipped)
-        with pytest.raises(Exception, match=r"result|metadata|safetensors|builder|layout"):
-            verify_graft(source, result, receipt)
-    result.write_bytes(whole)
-    assert verify_graft(source, result, receipt)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(TopworkError, match=rf"{which}\.|builder|layout"):
+            verify_graft(*files)
+    path.write_bytes(whole)
+    assert verify_graft(*files)
 
 
 def test_a_changed_source_is_named_by_row(tmp_path):
@@ -206,6 +208,48 @@ def test_a_changed_receipt_is_found(tmp_path):
         verify_graft(source, result, receipt)
     write_json(receipt, {"topwork_receipt": 99})
     with pytest.raises(ReceiptError, match="found receipt version 99, expected 1"):
+        verify_graft(source, result, receipt)
+
+
+DAMAGE = {
+    "plan": None,
+    "plan.classes": "x",
+    "plan.classes.0.sources": {},
+    "plan.classes.0.origin": "kept",
+    "plan.prior": -1,
+    "plan.seed": "0",
+    "source": [],
+    "source.columns": 3,
+    "result": {},
+    "tensors": None,
+    "tensors.0": "x",
+    "tensors.0.name": {},
+    "versions": 3,
+}
+
+
+@pytest.mark.parametrize("place", DAMAGE)
+def test_a_receipt_of_another_shape_is_refused_with_the_place(tmp_path, place):
+    source, result, receipt = _files(tmp_path)
+    record = read_json(receipt)
+    *above, last = [int(key) if key.isdigit() else key for key in place.split(".")]
+    part = record
+    for key in above:
+        part = part[key]
+    part[last] = DAMAGE[place]
+    write_json(receipt, sealed(record))
+    with pytest.raises(ReceiptError, match=rf"receipt.json: damaged, ({place}|dog is 'keep' from 0 classes)"):
+        verify_graft(source, result, receipt)
+
+
+def test_forged_origins_are_found_even_with_a_forged_receipt(tmp_path):
+    """Training reads from the result's provenance whom to protect."""
+    source, result, receipt = _files(tmp_path)
+    weights = read_weights(result)
+    forged = {"graft": {"rows": {**weights.provenance["graft"]["rows"], "dog": "new"}, "dropped": "absorb"}}
+    write_weights(result, Weights(weights.state_dict, weights.columns, weights.builder, {}, weights.absorbed, forged))
+    write_json(receipt, sealed(read_json(receipt), result_file=sha256_file(result)))
+    with pytest.raises(ReceiptError, match=r"result.safetensors: provenance is .*'dog': 'new'.*expected .*'dog': 'keep'"):
         verify_graft(source, result, receipt)
 
 

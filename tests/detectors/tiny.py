@@ -155,6 +155,18 @@ class SoftmaxLinear(nn.Module):
         return self.head(self.backbone(x).relu())
 
 
+class Tied(Unusual):
+    """Two names for one layer, as heads have that share their weights."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.again = self.logits
+
+
+def tied(num_classes):
+    return Tied(num_classes)
+
+
 def _probe_points(model):
     scores = model(torch.randn(9, 5, dtype=torch.float64)).softmax(-1)
     labels = torch.arange(scores.shape[1]).expand_as(scores)

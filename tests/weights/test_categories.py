@@ -7,7 +7,7 @@ from torchvision.models._meta import _COCO_CATEGORIES, _VOC_CATEGORIES
 
 from topwork.classes import BACKGROUND, UNUSED
 from topwork.errors import WeightsError
-from topwork.weights.categories import SETS, category_set, columns_of
+from topwork.weights.categories import SETS, category_set, check_same_names, columns_of
 
 
 def test_coco() -> None:
@@ -35,6 +35,22 @@ def test_coco_80_is_coco_without_gaps() -> None:
 
 def test_voc() -> None:
     assert category_set("voc-21") == tuple(_VOC_CATEGORIES)
+
+
+def test_open_images() -> None:
+    columns = category_set("open-images-601")
+    assert len(columns) == len(set(columns)) == 602
+    assert {1: "Tortoise", 69: "Person", 400: "Truck", 571: "Car", 601: "Helmet"}.items() <= dict(enumerate(columns)).items()
+
+
+def test_names_that_contradict_the_weights_own_are_shown_side_by_side() -> None:
+    own = category_set("coco-91")
+    check_same_names(category_set("coco-91"), own, "w.pth")
+    shifted = (*own[:12], *(name for name in own[12:] if name != UNUSED), *[UNUSED] * 10)  # the 80 names in a row
+    with pytest.raises(WeightsError, match=r"w\.pth: .* column 12 is 'N/A', fetch\.classes says 'stop sign'; column 13 is .*; and 73 more"):
+        check_same_names(shifted, own, "w.pth")
+    with pytest.raises(WeightsError, match=r"fetch\.classes: found 81 columns, the weights have 91"):
+        check_same_names(category_set("coco-80"), own, "w.pth")
 
 
 @pytest.mark.parametrize("name", SETS)

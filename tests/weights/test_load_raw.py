@@ -155,14 +155,14 @@ def test_prefixes_are_named_and_never_guessed(tmp_path: Path, tensors: dict[str,
 
 def test_several_state_dicts_are_all_named(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     torch.save({"model": tensors, "ema": {f"module.{k}": v for k, v in tensors.items()}}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"Tensors are under: model, ema/module\.\. Name the one you want"):
+    with pytest.raises(WeightsError, match=r"Tensors are under: `model`, `ema/module\.`\. Name the one you want"):
         read_state_dict(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(
     ("prefix", "message"),
     [
-        ("weights", r"fetch\.prefix names 'weights', found model, epoch\. Tensors are under: model\."),
+        ("weights", r"fetch\.prefix names 'weights', found model, epoch\. Tensors are under: `model`\."),
         ("model/teacher.", r"fetch\.prefix names 'teacher\.', but none of 3 tensors begins so"),
     ],
 )

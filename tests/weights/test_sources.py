@@ -174,6 +174,10 @@ def test_own_weights_bring_everything() -> None:
     assert weights.provenance["origin"] == {"source": "elsewhere"}
     with pytest.raises(WeightsError, match=r"fetch\.classes: found 91 columns, the weights have 3"):
         fetch(FetchParams(source="w.safetensors", classes="coco-91"), say=quiet)
+    with pytest.raises(
+        WeightsError, match=r"w\.safetensors: .* column 1 is 'person', fetch\.classes says 'dog'; column 2 is 'dog', .*'person'"
+    ):
+        fetch(FetchParams(source="w.safetensors", classes=["dog", "person"]), say=quiet)
 
 
 # lock
@@ -439,7 +443,7 @@ def test_stage() -> None:
         ),
         (
             tiny(prefix="module."),
-            r"4 missing: .*4 left over: .*The names begin with 'module\.'.*`fetch\.prefix: module\.`",
+            r"The names begin with 'module\.', and without it every tensor fits.*`fetch\.prefix: module\.`",
         ),
     ],
     ids=["missing", "extra", "misshapen", "prefixed"],

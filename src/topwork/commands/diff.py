@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     table = diff(arguments.before, arguments.after)
     if arguments.format == "table":
-        counts = table["status"].str.split().str[0].value_counts()
+        counts = table["status"].str.replace(r"^reshaped.*", "reshaped", regex=True).value_counts()
         print(", ".join(f"{count} {status}" for status, count in counts.items()))
     if arguments.heads:
         table = table[table["class"] != ""]

@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the weights there, as safetensors that topwork.load() takes")
     parser.add_argument("--builder", help="torchvision builder, module:function or path/to/file.py:function")
-    parser.add_argument("--classes", help="category set (coco-91, coco-80, voc-21), text file, or names with commas between")
+    parser.add_argument(
+        "--classes", help="category set (coco-91, coco-80, voc-21, open-images-601), text file, or names with commas between"
+    )
     parser.add_argument(
         "--prefix",
         help="key of a checkpoint (state_dict), prefix of tensor names (module.), or both (state_dict/model.)",

@@ -57,10 +57,13 @@ def _known(names: list[str], known: list[str]) -> list[str]:
 
     from topwork.errors import ClassPlanError
 
+    faults = []
     for name in names:
         if name not in known:
             near = ", ".join(difflib.get_close_matches(name, known, n=3))
-            raise ClassPlanError(f"inspect: {name!r} isn't among the weights' {len(known)} columns{f'; near: {near}' if near else ''}.")
+            faults.append(f"{name!r} isn't among the weights' {len(known)} columns{f' (near: {near})' if near else ''}")
+    if faults:
+        raise ClassPlanError(f"inspect: {'; '.join(faults)}. `topwork inspect WEIGHTS --classes` lists them.")
     return names
 
 
@@ -70,6 +73,8 @@ def show(table: "pd.DataFrame", style: str) -> None:
         print(table.to_csv(index=False), end="")
     elif style == "json":
         print(table.to_json(orient="records", indent=2))
+    elif table.empty:
+        print("nothing to show")
     else:
         import pandas as pd
 
@@ -83,4 +88,4 @@ def show(table: "pd.DataFrame", style: str) -> None:
             "display.float_format",
             "{:.4g}".format,
         ):
-            print(table.to_string(index=False))
+            print(table.to_string(index=False, na_rep=""))

@@ -55,20 +55,12 @@ def _lines(shown: "Preview", builder: str, columns: int, prior: float, rows: boo
         "",
     ]
     lines += [f"  {row['column']:>3}  {row['class']:<24} {_origin(row, prior)}" for row in targets]
-    fate = {
-        True: "kept classes' scores stay what they were, but for new rows",
-        False: "kept classes' scores change, their competitors are gone",
-    }
-    lines += [
-        "",
-        f"{len(shown.dropped)} other classes are {shown.done}; {fate[shown.exact]}: {', '.join(shown.dropped) or 'none'}",
-        "",
-    ]
+    lines += ["", f"{len(shown.dropped)} other classes are {shown.done}: {', '.join(shown.dropped) or 'none'}", _fate(shown), ""]
     for item in shown.tensors:
         lines.append(f"{item['tensor']}  {item['role']}, {item['layout']}  {item['shape_before']} -> {item['shape_after']}")
         if rows:
             lines += [f"    {move['class']:<24} {_list(move['to'])} <- {_sources(move['from'])}" for move in item["rows"]]
-    lines += [f"{shown.untouched} tensors don't depend on the classes and are passed on, bit by bit"]
+    lines += [f"{shown.untouched} tensors don't depend on the classes and are passed on, bit for bit"]
     return lines
 
 
@@ -82,6 +74,19 @@ def _origin(row: dict[str, Any], prior: float) -> str:
     return text + (
         f"; near in the weights: {', '.join(row['suggestions'])} (write `like: {row['suggestions'][0]}`)" if row["suggestions"] else ""
     )
+
+
+def _fate(shown: "Preview") -> str:
+    """What becomes of the kept classes' scores."""
+    if shown.exact:
+        return "kept classes' scores stay what they were, but for new rows"
+    by_source: dict[str, list[str]] = {}
+    for row in shown.classes:
+        if row["origin"] == "keep":
+            by_source.setdefault(next(iter(row["sources"])), []).append(row["class"])
+    shares = [f"{' and '.join(names)} share the probability of {source}" for source, names in by_source.items() if len(names) > 1]
+    gone = ["kept classes' scores change, their competitors are gone"] if shown.done == "removed" and (shown.dropped or not shares) else []
+    return "; ".join(gone + shares)
 
 
 def _sources(sources: dict[str, list[int]]) -> str:

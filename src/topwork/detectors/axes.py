@@ -162,7 +162,7 @@ def _prove(builder: Builder, arguments: dict[str, Any], found: list[_Found], sha
             family.isolate(model)
         model.double().eval().requires_grad_(False)
         randomize(model)
-        parameters = dict(model.named_parameters())
+        parameters = dict(model.named_parameters(remove_duplicate=False))  # heads that share their rows have them under several names
         loose = [f"{item.tensor} {list(shapes[item.tensor])}" for item in found if item.tensor not in parameters]
         if loose:
             raise SurgeryError(f"{name}: {', '.join(loose)} grow with the classes but are buffers; no gradient can prove their layout.")
@@ -228,34 +228,39 @@ def _touches(
     In a softmax every score depends on every row. The difference of two classes' log scores depends on those two classes' rows
     alone; so there the sets are those of a class and its successor together.
     """
+
+    def largest(total: Tensor) -> dict[str, Tensor]:
+        """Tensor -> the largest gradient in each of its rows."""
+        found = torch.autograd.grad(total, list(watched.values()), retain_graph=True, materialize_grads=True)
+        return {
+            tensor: gradient.movedim(axes[tensor], 0).reshape(gradient.shape[axes[tensor]], -1).abs().amax(1)
+            for tensor, gradient in zip(watched, found, strict=True)
+        }
+
     touches: dict[Role, dict[str, list[set[int]]]] = {}
     softmax = False
     for role in ROLES:
         if role not in outputs or not outputs[role].requires_grad:
             continue
         sums = [outputs[role][outputs["labels"] == label].sum() for label in range(1, PROBE_COLUMNS)]
-        gradients = {tensor: [] for tensor in watched}  # type: dict[str, list[Tensor]]
-        for total in sums:
-            found = torch.autograd.grad(total, list(watched.values()), retain_graph=True, materialize_grads=True)
-            for (tensor, value), gradient in zip(watched.items(), found, strict=True):
-                axis = axes[tensor]
-                gradients[tensor].append(gradient.movedim(axis, 0).reshape(value.shape[axis], -1))
-        touches[role] = {tensor: _rows_touched(by_class, by_class) for tensor, by_class in gradients.items()}
+        by_class = [largest(total) for total in sums]
+        scales = {tensor: max(float(rows[tensor].max()) for rows in by_class) for tensor in watched}
+        touches[role] = _rows_touched(by_class, scales)
         if role == "scores":
-            everything = {tensor: set(range(value.shape[axes[tensor]])) for tensor, value in watched.items()}
             moved = {tensor: sets for tensor, sets in touches[role].items() if any(sets)}
-            softmax = bool(moved) and all(one == everything[tensor] for tensor, sets in moved.items() for one in sets)
+            softmax = bool(moved) and all(len(one) == len(by_class[0][tensor]) for tensor, sets in moved.items() for one in sets)
         if role == "scores" and softmax:
-            for tensor, by_class in gradients.items():
-                pairs = [one - after for one, after in zip(by_class, [*by_class[1:], by_class[0]], strict=True)]
-                touches[role][tensor] = _rows_touched(pairs, by_class)
+            pairs = [largest(one - after) for one, after in zip(sums, [*sums[1:], sums[0]], strict=True)]
+            touches[role] = _rows_touched(pairs, scales)
     return touches, softmax
 
 
-def _rows_touched(gradients: list[Tensor], reference: list[Tensor]) -> list[set[int]]:
-    """Rows whose gradient is more than rounding, for each gradient [rows, values]; the scale is the largest in `reference`."""
-    scale = max(float(gradient.abs().max()) for gradient in reference)
-    return [set((gradient.abs().amax(1) > TOUCHED * scale).nonzero().flatten().tolist()) if scale else set() for gradient in gradients]
+def _rows_touched(found: list[dict[str, Tensor]], scales: Mapping[str, float]) -> dict[str, list[set[int]]]:
+    """Tensor -> for each output, the rows whose gradient is more than rounding beside the tensor's largest of a single class."""
+    return {
+        tensor: [set((rows[tensor] > TOUCHED * scale).nonzero().flatten().tolist()) if scale else set() for rows in found]
+        for tensor, scale in scales.items()
+    }
 
 
 def _match(item: _Found, touches: Mapping[Role, list[set[int]]], softmax: bool, family: Family | None) -> ClassAxis | None:

@@ -117,6 +117,9 @@ def _isolate_one_stage(model: Any) -> None:
     if type(model.anchor_generator) is DefaultBoxGenerator:  # makes anchors for any size: four places a level prove as much as 1444
         shapes = OrderedDict((name, torch.Size((*shape[:2], min(shape[2], 2), min(shape[3], 2)))) for name, shape in shapes.items())
     model.backbone = _Stand(shapes)
+    for head in (model.head.classification_head, model.head.regression_head):
+        if hasattr(head, "conv"):  # RetinaNet's and FCOS's towers, as wide at the end as at the start
+            head.conv = nn.Identity()
 
 
 def _probe_one_stage(model: Any) -> Detections:

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topwork.classes import ClassPlan
+from topwork.classes import BACKGROUND, ClassPlan
 from topwork.detectors.axes import Anatomy, anatomy
 from topwork.detectors.builders import Builder, build, builder_name, load
 from topwork.detectors.layouts import ClassAxis
 from topwork.detectors.record import receipt_of
 from topwork.detectors.rows import RowSource, assemble, mean_rows, prior_rows, real_columns, row_sources, rows_of
-from topwork.errors import SurgeryError
+from topwork.errors import ClassPlanError, SurgeryError
+from topwork.weights.categories import category_set
 from topwork.weights.fit import check_fit
 from topwork.weights.weights import Weights
 
@@ -54,9 +55,9 @@ def graft(
     builder: Builder | None = None,
     columns: Sequence[str] | None = None,
     builder_args: Mapping[str, Any] | None = None,
-    dropped: str = "remove",
-    prior: float = 0.01,
-    seed: int = 0,
+    dropped: str | None = None,
+    prior: float | None = None,
+    seed: int | None = None,
 ) -> Graft:
     """Move head rows, by name, to a head of the plan's classes.
 
@@ -64,11 +65,11 @@ def graft(
         weights: the pretrained weights; or a plain state_dict, with `builder` and `columns` beside it.
         plan: target classes in order: a `ClassPlan`, a list of classes to keep, or a mapping as params.yaml writes it.
         builder: of a plain state_dict: what makes the detector (name or function).
-        columns: of a plain state_dict: its columns' names, background first.
+        columns: of a plain state_dict: its columns' names, background first; or a category set such as `coco-91`.
         builder_args: of a plain state_dict: further keyword arguments of the builder.
-        dropped: what becomes of the other rows of a softmax head: `remove`, or `absorb` into background.
-        prior: probability at which `new: prior` rows start.
-        seed: for `new: reference`.
+        dropped: what becomes of the other rows of a softmax head: `remove` (the default), or `absorb` into background.
+        prior: probability at which `new: prior` rows start (0.01).
+        seed: for `new: reference` (0).
 
     Raises:
         ClassPlanError: the plan names what the weights don't have, or contradicts itself.
@@ -77,11 +78,16 @@ def graft(
 
     Example:
         graft = topwork.graft(topwork.demo_weights(), {"person": "keep", "forklift": {"like": ["truck", "car"]}}, dropped="absorb")
-        graft.receipt["rows"]
+        graft.receipt["dropped"]  # {"done": "absorbed", "exact": True, "classes": [...]}
     """
     source, function = _source(weights, builder, columns, builder_args)
+    options: Any = {key: value for key, value in (("dropped", dropped), ("prior", prior), ("seed", seed)) if value is not None}
     if not isinstance(plan, ClassPlan):
-        plan = ClassPlan.parse(plan, dropped=dropped, prior=prior, seed=seed)
+        plan = ClassPlan.parse(plan, **options)
+    elif options:
+        raise ClassPlanError(
+            f"graft: {', '.join(options)} given beside a ClassPlan, which has its own. Leave it out, or give `ClassPlan.parse` it."
+        )
     plan.check((*source.columns, *source.absorbed))
     before = anatomy(function, len(source.columns), source.builder_args, len(source.absorbed))
     check_fit(source, before.shapes)
@@ -110,12 +116,28 @@ def _source(
     builder_args: Mapping[str, Any] | None,
 ) -> tuple[Weights, Builder]:
     if isinstance(weights, Weights):
+        if columns is not None or builder_args is not None:
+            raise SurgeryError(
+                "graft: these weights bring their own columns and builder_args; leave them out, or give `weights.state_dict`."
+            )
         return weights, builder or weights.builder
+    if not isinstance(weights, Mapping):
+        raise SurgeryError(
+            f"graft: found {type(weights).__name__}, expected weights or a state_dict. Give `topwork.read_weights(FILE)` or `model.state_dict()`."
+        )
     if builder is None or columns is None:
         raise SurgeryError(
             "graft: a plain state_dict was given without `builder` and `columns`; name both, or read the weights with `topwork.read_weights`."
         )
-    return Weights(dict(weights), tuple(columns), builder_name(builder), dict(builder_args or {})), builder
+    odd = [f"{name} ({type(value).__name__})" for name, value in weights.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise SurgeryError(f"graft: {', '.join(odd[:8])} in the state_dict; expected tensors alone. Give `model.state_dict()`.")
+    names = category_set(columns) if isinstance(columns, str) else tuple(columns)
+    if names[:1] != (BACKGROUND,):
+        raise ClassPlanError(
+            f"graft: columns begin with {', '.join(map(repr, names[:1])) or 'nothing'}, expected {BACKGROUND!r}, then one name a label (1, 2, ...)."
+        )
+    return Weights(dict(weights), names, builder_name(builder), dict(builder_args or {})), builder
 
 
 def _operate(
@@ -173,9 +195,17 @@ def _reference(source: Weights, builder: Builder, plan: ClassPlan, sources: Sequ
 
 
 def _check_finite(tensor: Tensor, axis: ClassAxis, sources: Sequence[RowSource]) -> None:
-    if bool(torch.isfinite(tensor).all()):
+    if _finite(tensor):
         return
-    faults = [row.name for column, row in enumerate(sources) if not bool(torch.isfinite(rows_of(tensor, axis, column)).all())]
+    faults = [row.name for column, row in enumerate(sources) if not _finite(rows_of(tensor, axis, column))]
     raise SurgeryError(
         f"{axis.tensor}: NaN or infinite numbers in the rows of {', '.join(faults)}; expected finite ones. Take other weights, or other classes."
     )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite: NaN and infinity reach the extremes, so that no copy of a large tensor is made."""
+    if not tensor.numel() or tensor.is_complex():
+        return bool(torch.isfinite(tensor).all())
+    numbers = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no extremes of its own
+    return bool(torch.isfinite(torch.stack(numbers.aminmax())).all())

@@ -9,7 +9,7 @@ from typing import Any
 from topwork.classes import BACKGROUND, UNUSED, ClassPlan
 from topwork.detectors.axes import anatomy
 from topwork.detectors.builders import Builder
-from topwork.detectors.rows import kept_columns, row_sources
+from topwork.detectors.rows import check_rows, keeps_scores, kept_columns, row_sources
 from topwork.weights.fit import check_fit
 from topwork.weights.weights import Weights
 
@@ -61,6 +61,9 @@ def preview(weights: Weights, plan: ClassPlan, *, builder: Builder | None = None
     ]
     tensors = []
     for old, new in zip(before.axes, after.axes, strict=True):
+        for column, row in enumerate(sources):
+            if new.rows(column):
+                check_rows(old, row)
         moves = [
             {
                 "class": row.name,
@@ -73,15 +76,15 @@ def preview(weights: Weights, plan: ClassPlan, *, builder: Builder | None = None
         shapes = {"shape_before": list(before.shapes[old.tensor]), "shape_after": list(after.shapes[old.tensor])}
         tensors.append({"tensor": old.tensor, "role": old.role, "layout": old.layout, **shapes, "rows": moves})
     kept = kept_columns(plan.rows, everything)
-    dropped = [name for index, name in enumerate(everything) if index and index not in kept and name != UNUSED]
+    columns = [name for index, name in enumerate(everything) if index and index not in kept]
     absorbs = before.softmax and plan.dropped == "absorb"
     activation = "softmax" if before.softmax else "sigmoid"
     return Preview(
         activation,
         classes,
-        dropped,
+        [name for name in columns if name != UNUSED],
         "absorbed" if absorbs else "removed",
-        absorbs or not before.softmax,
+        keeps_scores(plan, columns, before.softmax),
         tensors,
         len(before.shapes) - len(tensors),
     )
@@ -102,4 +105,5 @@ def near_classes(name: str, columns: Sequence[str], count: int = 3) -> list[str]
 
 
 def _words(name: str) -> set[str]:
-    return {word for word in re.split(r"[\W_]+", name.lower()) if len(word) > 1}
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)  # policeCar
+    return {word for word in re.split(r"[\W_]+", parted.lower()) if len(word) > 1}

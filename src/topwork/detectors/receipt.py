@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from topwork.detectors.axes import anatomy
@@ -70,22 +71,85 @@ def verify_graft(source: Path | str, result: Path | str, receipt: Path | str, *,
 _NEXT = "Take the files that the surgery wrote, or run the stage again: dvc repro surgery."
 
 
+class _Part(BaseModel):
+    """What is read from a receipt before all of it is held against the one computed again; the whole is in receipt.schema.json."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _From(_Part):
+    name: str = Field(alias="class")
+    rows: list[int]
+    sha256: str
+
+
+class _Made(_Part):
+    sources: list[_From] = Field(alias="from")
+
+
+class _Tensor(_Part):
+    name: str
+    sha256_before: str
+    rows: list[_Made] = []
+
+
+class _Side(_Part):
+    file_sha256: str | None
+
+
+class _Source(_Side):
+    columns: list[str]
+    absorbed: list[str]
+
+
+class _Row(_Part):
+    name: str
+    origin: Literal["keep", "like", "new"]
+    sources: dict[str, float]
+    init: Literal["prior", "reference", "zero"] | None
+
+
+class _Plan(_Part):
+    classes: list[_Row]
+    dropped: Literal["remove", "absorb"]
+    prior: float = Field(gt=0, lt=1)
+    seed: int
+
+
+class _Receipt(_Part):
+    versions: dict[str, str]
+    family: str
+    activation: str
+    source: _Source
+    result: _Side
+    plan: _Plan
+    tensors: list[_Tensor]
+    sha256: str
+
+
 def _read(path: Path) -> dict[str, Any]:
     record = read_json(path)
-    if not isinstance(record, dict) or record.get("topwork_receipt") != RECEIPT_VERSION:
-        version = record.get("topwork_receipt") if isinstance(record, dict) else None
+    version = record.get("topwork_receipt") if isinstance(record, dict) else None
+    if version != RECEIPT_VERSION:
         raise ReceiptError(
             f"{path}: found receipt version {version!r}, expected {RECEIPT_VERSION}. Give the receipt.json that the surgery wrote."
         )
     try:
-        if sealed(record)["sha256"] != record["sha256"]:
-            raise ReceiptError(
-                f"{path}: its SHA-256 is {sealed(record)['sha256'][:12]}, it says {str(record['sha256'])[:12]}; the receipt itself was changed. {_NEXT}"
-            )
-        plan_of(record["plan"])
-        return {key: record[key] for key in (*record, "source", "result", "tensors", "family", "activation")}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ReceiptError(f"{path}: damaged, {type(error).__name__} at {error}. {_NEXT}") from error
+        _Receipt.model_validate(record)
+        seal = sealed(record)["sha256"]
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        expected = first["msg"].partition(" or instance of")[0].lower()
+        raise ReceiptError(f"{path}: damaged, {place} is {_short(first['input'])}: {expected}. {_NEXT}") from error
+    except ValueError as error:
+        raise ReceiptError(f"{path}: damaged, {error}. {_NEXT}") from error
+    if seal != record["sha256"]:
+        raise ReceiptError(f"{path}: its SHA-256 is {seal[:12]}, it says {record['sha256'][:12]}; the receipt itself was changed. {_NEXT}")
+    for row in record["plan"]["classes"]:
+        if (len(row["sources"]), row["origin"]) not in ((0, "new"), (1, "keep")) and not (row["sources"] and row["origin"] == "like"):
+            raise ReceiptError(f"{path}: damaged, {row['name']} is {row['origin']!r} from {len(row['sources'])} classes. {_NEXT}")
+    return dict(record)
 
 
 def _check_source(path: Path, weights: Weights, record: Mapping[str, Any], builder: Builder | None) -> None:
@@ -129,7 +193,7 @@ def _same_names(path: Path, found: set[str], expected: set[str]) -> None:
 def _check_result(path: Path, source: Weights, found: Weights, expected: Graft) -> None:
     """The result is, bit by bit, what the graft gives."""
     _same_names(path, set(found.state_dict), set(expected.state_dict))
-    for key in ("columns", "absorbed", "builder", "builder_args"):
+    for key in ("columns", "absorbed", "builder", "builder_args", "provenance"):
         if getattr(found, key) != getattr(expected.weights, key):
             raise ReceiptError(f"{path}: {key} is {getattr(found, key)!r}, expected {getattr(expected.weights, key)!r}. {_NEXT}")
     after = anatomy(expected.builder, len(found.columns), found.builder_args, len(found.absorbed))

@@ -12,7 +12,7 @@ from topwork import __version__
 from topwork.classes import ClassPlan, Row
 from topwork.detectors.axes import PROBE_COLUMNS, PROOF_METHOD, Anatomy
 from topwork.detectors.layouts import ClassAxis
-from topwork.detectors.rows import RowSource, kept_columns, rows_of
+from topwork.detectors.rows import RowSource, keeps_scores, kept_columns, rows_of
 from topwork.files import canonical_json
 from topwork.weights.weights import Weights
 
@@ -86,7 +86,7 @@ def _dropped(source: Weights, plan: ClassPlan, softmax: bool) -> dict[str, Any]:
     kept = set(kept_columns(plan.rows, everything))
     names = [name for index, name in enumerate(everything) if index and index not in kept]
     absorbed = softmax and plan.dropped == "absorb"
-    return {"done": "absorbed" if absorbed else "removed", "exact": absorbed or not softmax, "classes": names}
+    return {"done": "absorbed" if absorbed else "removed", "exact": keeps_scores(plan, names, softmax), "classes": names}
 
 
 def _tensor_record(

@@ -54,6 +54,12 @@ def kept_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[int]:
     return [columns.index(next(iter(row.sources))) for row in rows if row.origin == "keep"]
 
 
+def keeps_scores(plan: ClassPlan, dropped: Sequence[str], softmax: bool) -> bool:
+    """Whether kept classes score as before, but for new rows: no competitor is gone, and none shares its probability with its double."""
+    sources = list(plan.kept.values())
+    return not softmax or ((plan.dropped == "absorb" or not dropped) and len(set(sources)) == len(sources))
+
+
 def real_columns(columns: Sequence[str]) -> list[int]:
     """Indices of the columns that name a class."""
     return [index for index, name in enumerate(columns) if name not in (BACKGROUND, UNUSED)]
@@ -84,12 +90,7 @@ def assemble(
         places = target.rows(column)
         if not places:
             continue
-        for index in row.columns:
-            if not source.rows(index):
-                raise SurgeryError(
-                    f"{source.tensor}: {row.name} wants the rows of an absorbed class, which were cut when it was absorbed. "
-                    "Graft it from the pretrained weights instead."
-                )
+        check_rows(source, row)
         if row.origin in ("background", "keep", "absorbed"):
             (index,) = row.columns
             origin[places] = torch.tensor(source.rows(index))
@@ -100,6 +101,19 @@ def assemble(
     for places, row in made:
         rows[places] = make(row, source).to(tensor.dtype)
     return result
+
+
+def check_rows(source: ClassAxis, row: RowSource) -> None:
+    """Hold a row's sources against the rows that are there.
+
+    Raises:
+        SurgeryError: an absorbed class, whose boxes and masks are gone.
+    """
+    if not all(source.rows(index) for index in row.columns):
+        raise SurgeryError(
+            f"{source.tensor}: {row.name} wants the rows of an absorbed class, which were cut when it was absorbed. "
+            "Graft it from the pretrained weights instead."
+        )
 
 
 def target_columns(axis: ClassAxis) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from topwork.detectors.axes import Anatomy, anatomy
+from topwork.detectors.protection import RowGroup, protection_of
 from topwork.errors import TrainingError
 from topwork.params import FinetuneParams
 from topwork.weights.weights import Weights
@@ -40,20 +41,18 @@ def row_masks(weights: Weights, kept: Iterable[str], shape: Anatomy | None = Non
     """
     shape = shape or anatomy(weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed))
     held = set(kept)
-    columns = range(len(weights.columns) + len(weights.absorbed))
-    kind = [
-        "background" if c == 0 else "absorbed" if c >= len(weights.columns) else "kept" if weights.columns[c] in held else "new"
-        for c in columns
-    ]
+    rows = protection_of(weights, {name: "keep" if name in held else "new" for name in weights.columns[1:]})
     masks = {}
     for axis in shape.axes:
         sizes = [1] * len(shape.shapes[axis.tensor])
         sizes[axis.axis] = shape.shapes[axis.tensor][axis.axis]
-        by_kind = {name: torch.zeros(sizes[axis.axis]) for name in ("background", "kept", "new", "absorbed")}
-        for column in columns:
-            by_kind[kind[column]][axis.rows(column)] = 1.0
-        masks[axis.tensor] = RowMasks(*(by_kind[name].reshape(sizes) for name in ("kept", "new", "absorbed")))
+        masks[axis.tensor] = RowMasks(*(_mask(sizes, group.get(axis.tensor)) for group in (rows.kept, rows.new, rows.absorbed)))
     return masks
+
+
+def _mask(sizes: list[int], group: RowGroup | None) -> Tensor:
+    mask = torch.zeros(sizes)
+    return mask.index_fill_(group.axis, torch.tensor(group.rows), 1.0) if group else mask
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 from topwork.classes import BACKGROUND, UNUSED
 from topwork.errors import WeightsError
 
-SETS = ("coco-91", "coco-80", "voc-21")
+SETS = ("coco-91", "coco-80", "voc-21", "open-images-601")
 
 
 def category_set(name: str) -> tuple[str, ...]:
@@ -63,3 +63,26 @@ def columns_of(classes: Sequence[str] | str) -> tuple[str, ...]:
     if BACKGROUND in names[1:]:
         raise WeightsError(f"{where}: {BACKGROUND} is number {names.index(BACKGROUND)}; expected it first or not at all.")
     return tuple(names) if names[0] == BACKGROUND else (BACKGROUND, *names)
+
+
+def check_same_names(given: Sequence[str], own: Sequence[str], source: str) -> None:
+    """Hold names that a user gave for columns against those that the weights bring.
+
+    Raises:
+        WeightsError: another number of columns, or another name for a column; both are shown.
+    """
+    if len(given) != len(own):
+        raise WeightsError(
+            f"fetch.classes: found {len(given)} columns, the weights have {len(own)}. Leave it out: these weights bring their names."
+        )
+    differing = [
+        f"{index} is {mine!r}, fetch.classes says {name!r}"
+        for index, (name, mine) in enumerate(zip(given, own, strict=True))
+        if name != mine
+    ]
+    if differing:
+        raise WeightsError(
+            f"{source}: its columns have other names than fetch.classes: column {'; column '.join(differing[:5])}"
+            f"{f'; and {len(differing) - 5} more' if len(differing) > 5 else ''}. Leave fetch.classes out: these weights bring their names; "
+            "a class gets another name by `NEW NAME: {keep: NAME}` under surgery.classes."
+        )

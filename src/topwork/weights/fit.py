@@ -8,7 +8,6 @@ from topwork.weights.weights import Weights
 
 # A counter that batch norm adds and evaluation never reads; files of old PyTorch, and of frozen batch norm, lack it.
 OPTIONAL_SUFFIX = ".num_batches_tracked"
-SHOWN = 40
 
 
 def check_fit(weights: Weights, expected: Mapping[str, Sequence[int]]) -> None:
@@ -19,33 +18,62 @@ def check_fit(weights: Weights, expected: Mapping[str, Sequence[int]]) -> None:
         expected: tensor name -> shape, of the detector that the builder makes.
 
     Raises:
-        WeightsError: a tensor is missing, left over or of another shape; all are named (the first 40 of each kind).
+        WeightsError: a tensor is missing, left over or of another shape; all are named. Where a wrapper's prefix explains all of it, that
+            is said instead.
     """
     found = {name: tuple(tensor.shape) for name, tensor in weights.state_dict.items()}
-    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found and not name.endswith(OPTIONAL_SUFFIX)]
-    extra = [f"{name} {list(shape)}" for name, shape in found.items() if name not in expected]
-    misshapen = [
-        f"{name} (found {list(found[name])}, expected {list(shape)})"
-        for name, shape in expected.items()
-        if name in found and found[name] != tuple(shape)
-    ]
-    if not (missing or extra or misshapen):
+    faults = _faults(found, expected)
+    if not any(faults.values()):
         return
-    parts = [
-        f"{len(faults)} {kind}: {', '.join(faults[:SHOWN])}{', ...' if len(faults) > SHOWN else ''}"
-        for kind, faults in (("missing", missing), ("left over", extra), ("of another shape", misshapen))
-        if faults
-    ]
-    raise WeightsError(
-        f"{weights.provenance.get('source', 'weights')}: {len(found)} tensors don't fit {weights.builder} with {len(weights.columns)} columns. "
-        f"{'; '.join(parts)}.{_next_step(weights, missing, misshapen)}"
-    )
+    where = f"{weights.provenance.get('source', 'weights')}: {len(found)} tensors"
+    wanted = f"{weights.builder} with {len(weights.columns)} columns"
+    prefix = prefix_hint(list(found)) or ""
+    if not any(_faults({name.removeprefix(prefix): shape for name, shape in found.items()}, expected).values()):
+        raise WeightsError(
+            f"{where} don't fit {wanted}. The names begin with {prefix!r}, and without it every tensor fits; nothing is stripped unasked. "
+            f"If a wrapper put it there, write `fetch.prefix: {prefix}`."
+        )
+    named = "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in faults.items() if names)
+    raise WeightsError(f"{where} don't fit {wanted}. {named}.{_next_step(weights, expected, prefix, faults)}")
 
 
-def _next_step(weights: Weights, missing: Sequence[str], misshapen: Sequence[str]) -> str:
-    prefix = prefix_hint(list(weights.state_dict))
-    if prefix and missing:
+def _faults(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
+    """Kind of fault -> tensors with their shapes."""
+    return {
+        "missing": [
+            f"{name} {list(shape)}" for name, shape in expected.items() if name not in found and not name.endswith(OPTIONAL_SUFFIX)
+        ],
+        "left over": [f"{name} {list(shape)}" for name, shape in found.items() if name not in expected],
+        "of another shape": [
+            f"{name} (found {list(found[name])}, expected {list(shape)})"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name]) != tuple(shape)
+        ],
+    }
+
+
+def _next_step(weights: Weights, expected: Mapping[str, Sequence[int]], prefix: str, faults: Mapping[str, Sequence[str]]) -> str:
+    if prefix and faults["missing"]:
         return f" The names begin with {prefix!r}: if a wrapper put it there, write `fetch.prefix: {prefix}`."
-    if misshapen and not missing:
-        return f" The class columns are probably another number than {len(weights.columns)}: mend fetch.classes, or fetch.builder_args."
+    if faults["of another shape"] and not faults["missing"]:
+        return (
+            f" The class columns are {_fitting_columns(weights, expected) or 'probably another number'}, not {len(weights.columns)}: "
+            "mend fetch.classes, or fetch.builder_args."
+        )
     return " Mend fetch.builder, fetch.builder_args or fetch.classes in params.yaml."
+
+
+def _fitting_columns(weights: Weights, expected: Mapping[str, Sequence[int]]) -> int | None:
+    """The one number of columns that explains every misshapen tensor, where there is one; background may be without rows."""
+    columns = len(weights.columns)
+    for rowless in (0, 1):
+        counts = {
+            (columns - rowless) * found / wanted + rowless
+            for name, shape in expected.items()
+            if name in weights.state_dict
+            for found, wanted in zip(weights.state_dict[name].shape, shape, strict=False)
+            if found != wanted and wanted
+        }
+        if len(counts) == 1 and (count := counts.pop()).is_integer():
+            return int(count)
+    return None

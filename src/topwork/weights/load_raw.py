@@ -173,7 +173,7 @@ def _hint(loaded: Any) -> str:
     found = [choice for choice in _choices(loaded) if choice]
     if not found:
         return ""
-    return f" Tensors are under: {', '.join(found[:6])}. Name the one you want, such as `fetch.prefix: {found[0]}`."
+    return f" Tensors are under: {', '.join(f'`{choice}`' for choice in found[:6])}. Name the one you want, such as `fetch.prefix: {found[0]}`."
 
 
 def _choices(loaded: Any, path: str = "", depth: int = 3) -> Iterator[str]:

@@ -12,7 +12,7 @@ from topwork.errors import ChecksumError, WeightsError
 from topwork.files import sha256_file
 from topwork.params import FetchParams
 from topwork.weights.cache import Cache
-from topwork.weights.categories import columns_of
+from topwork.weights.categories import check_same_names, columns_of
 from topwork.weights.load_raw import read_state_dict
 from topwork.weights.locate import Desk, Located, Say, locate
 from topwork.weights.lock import LOCK_FILE, read_lock, record
@@ -52,7 +52,7 @@ def fetch(
                 f"demo: the shipped weights have SHA-256 {demo.provenance['sha256']}, fetch.sha256 expects {params.sha256.lower()}. "
                 "Take fetch.sha256 out of params.yaml, or install the version of topwork that it was written for."
             )
-        return _overridden(demo, params)
+        return _overridden(demo, params, params.source)
     located = locate(Desk(params, lock, cache or Cache.default(), accept, say))
     weights = _read(located, params)
     _remember(located, lock, say)
@@ -94,9 +94,11 @@ def _read(located: Located, params: FetchParams) -> Weights:
     }
     own = _own_weights(located.path) if params.prefix is None else None
     if own is not None:
-        return _overridden(replace(own, provenance={**provenance, "origin": own.provenance}), params)
+        return _overridden(replace(own, provenance={**provenance, "origin": own.provenance}), params, located.source)
     builder = params.builder or located.builder
     columns = columns_of(params.classes) if params.classes is not None else located.columns
+    if columns is not None and located.columns is not None:
+        check_same_names(columns, located.columns, located.source)
     if builder is None:
         raise WeightsError(
             f"{located.source}: says nothing about its detector. Name it under fetch.builder in params.yaml: a torchvision builder such as "
@@ -131,16 +133,12 @@ def _own_weights(path: Path) -> Weights | None:
     return read_weights(path)
 
 
-def _overridden(weights: Weights, params: FetchParams) -> Weights:
-    """Weights that know their builder and columns, with what params.yaml says in place of it."""
-    columns = columns_of(params.classes) if params.classes is not None else weights.columns
-    if len(columns) != len(weights.columns):
-        raise WeightsError(
-            f"fetch.classes: found {len(columns)} columns, the weights have {len(weights.columns)}. Leave it out: these weights bring their names."
-        )
+def _overridden(weights: Weights, params: FetchParams, source: str) -> Weights:
+    """Weights that know their builder and columns, with the builder that params.yaml says in place of their own."""
+    if params.classes is not None:
+        check_same_names(columns_of(params.classes), weights.columns, source)
     return replace(
         weights,
-        columns=columns,
         builder=params.builder or weights.builder,
         builder_args={**weights.builder_args, **params.builder_args},
     )
