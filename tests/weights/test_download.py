@@ -18,6 +18,7 @@ from topwork.weights import partial as partial_module
 from topwork.weights.cache import Cache, Cached
 from topwork.weights.download import Policy, download
 from topwork.weights.lock import Known
+from topwork.weights.transport import shown
 from weights.misbehaving import Misbehaving, Reply
 
 QUICK = Policy(tries=3, timeout_s=5, backoff_s=0.005)
@@ -31,7 +32,7 @@ def get(server: Misbehaving, cache: Cache) -> Callable[..., Cached]:
 
     def run(sha256: str | None = None, path: str = "/w.pth", policy: Policy = QUICK, **kwargs: Any) -> Cached:
         url = server.url + path
-        return download(url, url, cache, Known(url, locked=sha256).judge, expected=sha256, policy=policy, say=said.append, **kwargs)
+        return download(shown(url), url, cache, Known(url, locked=sha256).judge, expected=sha256, policy=policy, say=said.append, **kwargs)
 
     run.said = said  # type: ignore[attr-defined]
     return run
@@ -220,13 +221,14 @@ def test_nothing_is_missing(get: Callable[..., Cached], server: Misbehaving, cac
     assert sum(server.seen[-1].sent) == 0, "the server says that there is no more, and vouches for the rest"
 
 
-@pytest.mark.parametrize("heeds", [True, False], ids=["If-Range", "no If-Range"])
+@pytest.mark.parametrize("change", [{"etag": '"v2"'}, {"etag": '"v2"', "heed_if_range": False}, {"heed_if_range": False}], ids=str)
 def test_nothing_is_missing_but_the_content_changed(
-    get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes, heeds: bool
+    get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes, change: dict[str, Any]
 ) -> None:
     died_before_the_move(get, server, cache, content)
-    server.plan["/w.pth"] = Reply(content[::-1], etag='"v2"', heed_if_range=heeds)
-    assert whole(get(), content[::-1], cache)
+    changed = content[:0:-1]
+    server.plan["/w.pth"] = Reply(changed, **change)
+    assert whole(get(), changed, cache)
 
 
 def test_announced_too_long(get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes) -> None:
@@ -374,8 +376,9 @@ def test_disk_full(get: Callable[..., Cached], server: Misbehaving, cache: Cache
     assert not list((cache.root / "partial").glob("*"))
 
 
+@pytest.mark.parametrize("after", [1000, 400_000], ids=["midway", "after the last byte"])
 def test_disk_that_fails_behind(
-    get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes, monkeypatch: pytest.MonkeyPatch
+    get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     """Bytes go to the disk while more come; what that finds ends the download, even after the last byte."""
 
@@ -383,7 +386,7 @@ def test_disk_that_fails_behind(
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     server.plan["/w.pth"] = Reply(content)
-    monkeypatch.setattr(partial_module, "SYNC_BYTES", 1000)
+    monkeypatch.setattr(partial_module, "SYNC_BYTES", after)
     monkeypatch.setattr(
         partial_module.os, "fsync", lambda descriptor, real=os.fsync: fail(descriptor) if is_part(descriptor) else real(descriptor)
     )
@@ -411,6 +414,11 @@ def test_secrets_of_the_address_stay_out_of_the_cache(
     assert left
     assert not any("s3cret" in file.read_text() for file in left)
     assert not any("s3cret" in line for line in get.said)  # type: ignore[attr-defined]
+    renewed = path.replace("s3cret", "s3cret2")  # a signed address lasts for an hour or so
+    server.plan[renewed] = Reply(content)
+    url = server.url + renewed
+    assert whole(download(shown(url), url, cache, Known("w").judge, policy=QUICK), content, cache)
+    assert server.ranges()[-1] == "bytes=200000-"
 
 
 def test_server_gone(cache: Cache) -> None:

@@ -287,6 +287,12 @@ def test_a_refused_answer_isnt_taken_from_the_cache_ever_after(server: Misbehavi
     assert fetch(local(source=url), say=quiet).provenance["sha256"] == sha256(saved(tiny()))
 
 
+def test_capitals_in_the_address(server: Misbehaving) -> None:
+    server.plan["/w.pth"] = Reply(saved(tiny()))
+    weights = fetch(local(source=f"{server.url.replace('http', 'HTTP')}/w.pth"), say=quiet)
+    assert weights.provenance["source"] == f"{server.url}/w.pth"
+
+
 def test_malicious_pickle_over_http(server: Misbehaving, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"{server.url}/w.pth"
     server.plan["/w.pth"] = Reply(saved({"head": Evil(Path("made"))}))

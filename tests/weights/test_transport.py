@@ -339,7 +339,7 @@ def test_cut_in_the_handshake(get: Callable[..., Cached]) -> None:
         def hang_up() -> None:
             for _ in range(QUICK.tries):
                 connection, _ = listening.accept()
-                connection.recv(100)
+                connection.recv(1 << 16)
                 connection.close()
 
         thread = threading.Thread(target=hang_up)

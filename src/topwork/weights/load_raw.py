@@ -6,6 +6,7 @@ the error says what `fetch.prefix` to write.
 
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -84,7 +85,7 @@ def _check_archive(file: _File, max_bytes: int) -> None:
     try:
         with zipfile.ZipFile(file.path) as archive:
             records = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, struct.error) as error:
         raise NotWeightsError(f"{file}: damaged or cut short ({error}). Fetch it again.") from error
     if any("/code/" in record.filename for record in records):
         raise NotWeightsError(
