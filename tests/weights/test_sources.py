@@ -670,6 +670,12 @@ def test_command_bad_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--sha256: found '12'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["max_gib", "timeout_s"])
+def test_limits_are_finite(option: str) -> None:
+    with pytest.raises(ValueError, match=rf"{option}\n +Input should be a finite number"):
+        local(**{option: float("inf")})
+
+
 def test_command_lists_and_cleans(server: Misbehaving, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fetch", "--list"]) == 0
     assert "torchvision:fasterrcnn_resnet50_fpn/COCO_V1" in capsys.readouterr().out

@@ -342,7 +342,7 @@ def test_cut_in_the_handshake(get: Callable[..., Cached]) -> None:
                 connection.recv(1 << 16)
                 connection.close()
 
-        thread = threading.Thread(target=hang_up)
+        thread = threading.Thread(target=hang_up, daemon=True)
         thread.start()
         url = f"https://127.0.0.1:{listening.getsockname()[1]}/w"
         with pytest.raises(WeightsError, match=rf"{url}: .*(cut|reset|EOF).*, after {QUICK.tries} tries without progress"):

@@ -91,11 +91,11 @@ def ca_bundle() -> str | None:
 
 
 class Transport:
-    """GET requests with redirects; one pool of connections a proxy."""
+    """GET requests with redirects; one pool of connections a scheme and proxy."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout = urllib3.Timeout(connect=min(timeout_s, CONNECT_TIMEOUT_S), read=timeout_s)
-        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str, str | None], urllib3.PoolManager] = {}
         self._context: ssl.SSLContext | None = None
 
     def __enter__(self) -> "Transport":
@@ -201,21 +201,23 @@ class Transport:
         parts = urlsplit(url)
         proxies = getproxies_environment()
         proxy = None if proxy_bypass_environment(parts.hostname or "", proxies) else proxies.get(parts.scheme) or proxies.get("all")
-        if proxy not in self._pools:
-            self._pools[proxy] = self._new_pool(proxy)
-        return self._pools[proxy]
+        key = (parts.scheme, proxy)
+        if key not in self._pools:
+            self._pools[key] = self._new_pool(*key)
+        return self._pools[key]
 
-    def _new_pool(self, proxy: str | None) -> urllib3.PoolManager:
+    def _new_pool(self, scheme: str, proxy: str | None) -> urllib3.PoolManager:
         if proxy is None:
-            return urllib3.PoolManager(ssl_context=self._tls())
+            return urllib3.PoolManager(ssl_context=self._tls() if scheme == "https" else None)
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         headers = None
         if parts.username:
             headers = urllib3.make_headers(proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}")
         bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
-        return urllib3.ProxyManager(bare, proxy_headers=headers, ssl_context=self._tls())
+        return urllib3.ProxyManager(bare, proxy_headers=headers, ssl_context=self._tls() if "https" in (scheme, parts.scheme) else None)
 
     def _tls(self) -> ssl.SSLContext:
+        """Made when it is first needed: reading the system's CAs takes a tenth of a second."""
         if self._context is None:
             bundle = ca_bundle()
             if bundle is not None and not Path(bundle).exists():
