@@ -20,6 +20,10 @@ class WeightsError(TopworkError):
     """Weights can't be found, fetched, trusted or read."""
 
 
+class NotWeightsError(WeightsError):
+    """A file is damaged, holds code, or is no weights file at all."""
+
+
 class ChecksumError(WeightsError):
     """A file's SHA-256 isn't the pinned one."""
 

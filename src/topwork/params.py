@@ -123,9 +123,9 @@ class FetchParams(Section):
     """Prefix put in place of the source's scheme and host (also: TOPWORK_MIRROR)."""
     offline: bool = False
     """Use only what the cache holds (also: TOPWORK_OFFLINE=1)."""
-    max_gib: float = Field(default=16, gt=0)
+    max_gib: float = Field(default=16, gt=0, allow_inf_nan=False)
     """Largest file, and largest sum of its tensors, in GiB: a limit against bombs."""
-    timeout_s: float = Field(default=30, gt=0)
+    timeout_s: float = Field(default=30, gt=0, allow_inf_nan=False)
     """Seconds without a byte that count as a stall."""
     tries: int = Field(default=6, ge=1)
     """Tries in a row without progress before a download gives up."""

@@ -1,7 +1,9 @@
 """Downloads against a server that misbehaves: whole and right, or not there; and each message says what to do."""
 
 import email.utils
+import errno
 import hashlib
+import os
 import re
 import socket
 import time
@@ -16,6 +18,7 @@ from topwork.weights import partial as partial_module
 from topwork.weights.cache import Cache, Cached
 from topwork.weights.download import Policy, download
 from topwork.weights.lock import Known
+from topwork.weights.transport import shown
 from weights.misbehaving import Misbehaving, Reply
 
 QUICK = Policy(tries=3, timeout_s=5, backoff_s=0.005)
@@ -29,7 +32,7 @@ def get(server: Misbehaving, cache: Cache) -> Callable[..., Cached]:
 
     def run(sha256: str | None = None, path: str = "/w.pth", policy: Policy = QUICK, **kwargs: Any) -> Cached:
         url = server.url + path
-        return download(url, url, cache, Known(url, locked=sha256).judge, expected=sha256, policy=policy, say=said.append, **kwargs)
+        return download(shown(url), url, cache, Known(url, locked=sha256).judge, expected=sha256, policy=policy, say=said.append, **kwargs)
 
     run.said = said  # type: ignore[attr-defined]
     return run
@@ -94,6 +97,16 @@ def test_stall(get: Callable[..., Cached], server: Misbehaving, cache: Cache, co
     server.plan["/w.pth"] = [Reply(content, stall=150_000), Reply(content)]
     assert whole(get(policy=NERVOUS), content, cache)
     assert any("no byte for 0.4 s" in line for line in get.said)  # type: ignore[attr-defined]
+
+
+def test_stalled_for_good(get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes) -> None:
+    server.plan["/w.pth"] = Reply(content, stall=150_000)
+    with pytest.raises(
+        WeightsError,
+        match=rf"{server.url}/w\.pth: no byte for 0\.2 s; 150,000 of 400,000 bytes, after 2 tries without progress\. What came is kept: run again",
+    ):
+        get(policy=Policy(tries=2, timeout_s=0.2, backoff_s=0.005))
+    assert nothing_kept(cache)
 
 
 def test_drip_counts_as_stall(get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes) -> None:
@@ -190,6 +203,34 @@ def test_range_not_satisfiable(get: Callable[..., Cached], server: Misbehaving, 
     assert whole(get(), short, cache), "416, so it begins again"
 
 
+def died_before_the_move(get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes) -> None:
+    """Leave what a process leaves that dies between the last byte and the move."""
+    server.plan["/w.pth"] = Reply(content, cut=200_000)
+    with pytest.raises(WeightsError, match="was cut"):
+        get()
+    with (cache.partial(f"{server.url}/w.pth") / "part").open("ab") as stream:
+        stream.write(content[200_000:])
+
+
+def test_nothing_is_missing(get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes) -> None:
+    died_before_the_move(get, server, cache, content)
+    server.plan["/w.pth"] = Reply(content)
+    before = len(server.seen)
+    assert whole(get(), content, cache)
+    assert server.ranges()[before:] == ["bytes=400000-"]
+    assert sum(server.seen[-1].sent) == 0, "the server says that there is no more, and vouches for the rest"
+
+
+@pytest.mark.parametrize("change", [{"etag": '"v2"'}, {"etag": '"v2"', "heed_if_range": False}, {"heed_if_range": False}], ids=str)
+def test_nothing_is_missing_but_the_content_changed(
+    get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes, change: dict[str, Any]
+) -> None:
+    died_before_the_move(get, server, cache, content)
+    changed = content[:0:-1]
+    server.plan["/w.pth"] = Reply(changed, **change)
+    assert whole(get(), changed, cache)
+
+
 def test_announced_too_long(get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes) -> None:
     server.plan["/w.pth"] = Reply(content, extra_length=10, etag=None)
     with pytest.raises(WeightsError, match="the connection was cut; 400,000 of 400,010 bytes, after 3 tries"):
@@ -225,7 +266,9 @@ def test_busy_server(get: Callable[..., Cached], server: Misbehaving, cache: Cac
 
 def test_busy_for_good(get: Callable[..., Cached], server: Misbehaving, cache: Cache) -> None:
     server.plan["/w.pth"] = Reply(status=503)
-    with pytest.raises(WeightsError, match=r"/w\.pth: the server answers 503 Service Unavailable; 0 bytes, after 3 tries.*mirror"):
+    with pytest.raises(
+        WeightsError, match=r"/w\.pth: the server answers 503 Service Unavailable, expected 200; 0 bytes, after 3 tries.*mirror"
+    ):
         get()
     assert len(server.seen) == 3
 
@@ -333,6 +376,51 @@ def test_disk_full(get: Callable[..., Cached], server: Misbehaving, cache: Cache
     assert not list((cache.root / "partial").glob("*"))
 
 
+@pytest.mark.parametrize("after", [1000, 400_000], ids=["midway", "after the last byte"])
+def test_disk_that_fails_behind(
+    get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Bytes go to the disk while more come; what that finds ends the download, even after the last byte."""
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    server.plan["/w.pth"] = Reply(content)
+    monkeypatch.setattr(partial_module, "SYNC_BYTES", after)
+    monkeypatch.setattr(
+        partial_module.os, "fsync", lambda descriptor, real=os.fsync: fail(descriptor) if is_part(descriptor) else real(descriptor)
+    )
+    with pytest.raises(
+        WeightsError, match=rf"the disk quota is used up \(after [\d,]+ bytes of {server.url}/w\.pth\)\. The partial file was removed"
+    ):
+        get()
+    monkeypatch.undo()
+    assert nothing_kept(cache)
+    assert not list((cache.root / "partial").glob("*"))
+
+
+def is_part(descriptor: int) -> bool:
+    return Path(f"/proc/self/fd/{descriptor}").readlink().name == "part"
+
+
+def test_secrets_of_the_address_stay_out_of_the_cache(
+    get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes
+) -> None:
+    path = "/w.pth?rev=3&sig=s3cret"
+    server.plan[path] = Reply(content, cut=200_000)
+    with pytest.raises(WeightsError, match=r"/w\.pth\?rev=3&sig=\*\*\*: the connection was cut"):
+        get(path=path)
+    left = [file for file in cache.root.rglob("*") if file.suffix == ".json"]
+    assert left
+    assert not any("s3cret" in file.read_text() for file in left)
+    assert not any("s3cret" in line for line in get.said)  # type: ignore[attr-defined]
+    renewed = path.replace("s3cret", "s3cret2")  # a signed address lasts for an hour or so
+    server.plan[renewed] = Reply(content)
+    url = server.url + renewed
+    assert whole(download(shown(url), url, cache, Known("w").judge, policy=QUICK), content, cache)
+    assert server.ranges()[-1] == "bytes=200000-"
+
+
 def test_server_gone(cache: Cache) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -396,7 +484,41 @@ def test_a_damaged_record_is_not_taken_up(
     assert server.ranges()[-1] is None
 
 
-@pytest.mark.parametrize("url", ["ftp://example.org/w", "file:///etc/passwd", "https://"], ids=["ftp", "file", "no host"])
-def test_other_schemes(cache: Cache, url: str) -> None:
-    with pytest.raises(WeightsError, match="expected an address that begins with https://"):
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://example.org/w", "file:///etc/passwd", "https://", "https://[::1/w?sig=s3cret", "https://example.org:99999/w?sig=s3cret"],
+    ids=["ftp", "file", "no host", "half a bracket", "port"],
+)
+def test_no_address(cache: Cache, url: str) -> None:
+    with pytest.raises(WeightsError, match="expected an address that begins with https://") as caught:
         download(url, url, cache, Known(url).judge)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "record", ["", "{", "[]", '{"sha256": 1}', '{"sha256": "../../etc"}'], ids=["empty", "broken", "list", "number", "path"]
+)
+def test_a_damaged_record_of_the_cache_is_no_record(
+    get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes, record: str
+) -> None:
+    server.plan["/w.pth"] = Reply(content)
+    get()
+    (file,) = (cache.root / "sources").iterdir()
+    file.write_text(record)
+    assert whole(get(), content, cache)
+    assert len(server.seen) == 2
+
+
+def test_clean_removes_only_what_is_its_own(get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes) -> None:
+    """TOPWORK_CACHE may be a folder that holds other things."""
+    server.plan["/w.pth"] = Reply(content)
+    get()
+    others = [cache.root / name for name in ("files/thesis.txt", "sources/app.json", "partial/notes/a.txt", "mine.txt")]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    freed, busy = cache.clean()
+    assert freed > len(content)
+    assert busy == []
+    assert all(path.read_text() == "mine" for path in others)
+    assert not list(cache.root.rglob("w.pth"))

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import re
 import zipfile
 from collections import OrderedDict
@@ -107,6 +108,47 @@ def test_cut_short(tmp_path: Path, tensors: dict[str, Tensor], form: str, share:
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(WeightsError, match=r"w: (damaged|begins with)"):
         read_state_dict(path)
+
+
+def damage(tmp_path: Path, tensors: dict[str, Tensor], rounds: int) -> None:
+    """Change, cut out and put in bytes at random: a file is read, or refused with a word; nothing else ends the program."""
+    draw, path = random.Random(3), tmp_path / "w"
+    torch.save(tensors, tmp_path / "zip")
+    torch.save(tensors, tmp_path / "legacy", _use_new_zipfile_serialization=False)
+    save_file(tensors, tmp_path / "safetensors")
+    contents = [(tmp_path / name).read_bytes() for name in ("zip", "legacy", "safetensors")]
+    refused: list[str] = []
+    for number in range(rounds):
+        content = bytearray(contents[number % 3])
+        for _ in range(draw.choice([1, 2, 5, 30])):
+            place, kind = draw.randrange(len(content)), draw.random()
+            content[place : place + (draw.randrange(1, 20) if kind < 0.4 else 1)] = draw.randbytes(1 if kind < 0.8 else draw.randrange(9))
+        path.write_bytes(content)
+        try:
+            read_state_dict(path)
+        except WeightsError as error:
+            refused.append(str(error))
+    assert all(message.startswith(str(path)) for message in refused)
+    assert 0.3 * rounds < len(refused) < rounds
+
+
+def test_damaged_at_random(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    damage(tmp_path, tensors, 600)
+
+
+@pytest.mark.long
+def test_damaged_at_random_many_times(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    damage(tmp_path, tensors, 20_000)
+
+
+def test_an_archive_of_another_age(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    """A zip version that Python doesn't know is NotImplementedError to zipfile."""
+    torch.save(tensors, tmp_path / "w")
+    content = bytearray((tmp_path / "w").read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99
+    (tmp_path / "w").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"w: damaged or cut short \(zip file version 9\.9\)"):
+        read_state_dict(tmp_path / "w")
 
 
 def test_a_web_page(tmp_path: Path) -> None:

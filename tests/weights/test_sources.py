@@ -3,12 +3,14 @@
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -24,6 +26,8 @@ from topwork.weights.lock import Known, read_lock, record, write_lock
 from topwork.weights.sources import fetch
 from topwork.weights.weights import Weights, demo_weights_path, read_weights, write_weights
 from weights.misbehaving import Misbehaving, Reply
+from weights.test_load_raw import Evil
+from weights.test_transport import proxy
 
 BUILDER = """
 from torch import nn
@@ -168,16 +172,42 @@ def test_own_weights_bring_everything() -> None:
         Path("w.safetensors"),
         Weights(tiny(), (BACKGROUND, "person", "dog"), "detector.py:build", provenance={"source": "elsewhere"}),
     )
-    weights = fetch(FetchParams(source="w.safetensors"), say=quiet)
+    weights = fetch(FetchParams(source="w.safetensors", builder="detector.py:build"), say=quiet)
     assert weights.columns == (BACKGROUND, "person", "dog")
     assert weights.builder == "detector.py:build"
     assert weights.provenance["origin"] == {"source": "elsewhere"}
     with pytest.raises(WeightsError, match=r"fetch\.classes: found 91 columns, the weights have 3"):
-        fetch(FetchParams(source="w.safetensors", classes="coco-91"), say=quiet)
+        fetch(FetchParams(source="w.safetensors", builder="detector.py:build", classes="coco-91"), say=quiet)
     with pytest.raises(
         WeightsError, match=r"w\.safetensors: .* column 1 is 'person', fetch\.classes says 'dog'; column 2 is 'dog', .*'person'"
     ):
-        fetch(FetchParams(source="w.safetensors", classes=["dog", "person"]), say=quiet)
+        fetch(FetchParams(source="w.safetensors", builder="detector.py:build", classes=["dog", "person"]), say=quiet)
+
+
+def test_a_file_doesnt_choose_which_code_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    """A builder is a function that is called with the file's arguments; `logging:basicConfig` would empty a file of its choice."""
+    Path("trap.py").write_text("def build(num_classes, name):\n    open(name, 'w').close()\n")
+    write_weights(Path("w.safetensors"), Weights(tiny(), (BACKGROUND, "person"), "trap.py:build", {"name": "made"}))
+    assert main(["fetch", "w.safetensors"]) == 1
+    assert "w.safetensors: its metadata asks for the builder 'trap.py:build' with {'name': 'made'}" in capsys.readouterr().err
+    assert not Path("made").exists()
+    assert not Path("weights.lock").exists()
+    assert main(["fetch", "w.safetensors", "--builder", "trap.py:build"]) == 1, "no detector, but called: the trap is real"
+    assert Path("made").exists()
+
+
+def test_torchvisions_builders_need_no_word() -> None:
+    write_weights(Path("w.safetensors"), Weights(tiny(), (BACKGROUND, "person", "dog"), "ssd300_vgg16"))
+    assert fetch(FetchParams(source="w.safetensors"), say=quiet).builder == "ssd300_vgg16"
+
+
+def test_the_command_that_accepts_names_the_file_as_given(tmp_path: Path) -> None:
+    """The lock holds the bare name of an absolute path; the command must find the file."""
+    path = tmp_path / "abs.pth"
+    path.write_bytes(saved(tiny()))
+    write_lock({"abs.pth": "0" * 64})
+    with pytest.raises(ChecksumError, match=rf"^abs\.pth: SHA-256 .*topwork fetch {path} --accept"):
+        fetch(local(source=str(path)), say=quiet)
 
 
 # lock
@@ -251,6 +281,44 @@ def test_accept_goes_to_the_source_not_to_the_cache(server: Misbehaving) -> None
     assert read_lock() == {url: second}
 
 
+def test_a_refused_answer_isnt_taken_from_the_cache_ever_after(server: Misbehaving) -> None:
+    """First a login page, then the file."""
+    url = f"{server.url}/w.pth"
+    server.plan["/w.pth"] = [Reply(b"<html>Sign in"), Reply(saved(tiny()))]
+    with pytest.raises(WeightsError, match=rf"{url}: begins with '<html>Si'.*looks like a web page"):
+        fetch(local(source=url), say=quiet)
+    assert not Path("weights.lock").exists()
+    assert fetch(local(source=url), say=quiet).provenance["sha256"] == sha256(saved(tiny()))
+
+
+def test_capitals_in_the_address(server: Misbehaving) -> None:
+    server.plan["/w.pth"] = Reply(saved(tiny()))
+    weights = fetch(local(source=f"{server.url.replace('http', 'HTTP')}/w.pth"), say=quiet)
+    assert weights.provenance["source"] == f"{server.url}/w.pth"
+
+
+def test_malicious_pickle_over_http(server: Misbehaving, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"{server.url}/w.pth"
+    server.plan["/w.pth"] = Reply(saved({"head": Evil(Path("made"))}))
+    line = ["fetch", url, "--builder", "detector.py:build", "--classes", "person,dog", "--out", "w.safetensors"]
+    assert main(line) == 1
+    err = capsys.readouterr().err
+    assert re.search(rf"error: {url}: refused: it asks for `(posix|os)\.system`, and loading it would run code", err)
+    assert not any(Path(name).exists() for name in ("made", "weights.lock", "w.safetensors"))
+
+
+@pytest.mark.parametrize(("value", "offline"), [("1", True), ("yes", True), ("0", False), ("", False), ("false", False), ("OFF", False)])
+def test_offline_switch_of_the_environment(server: Misbehaving, monkeypatch: pytest.MonkeyPatch, value: str, offline: bool) -> None:
+    server.plan["/w.pth"] = Reply(saved(tiny()))
+    monkeypatch.setenv("TOPWORK_OFFLINE", value)
+    if offline:
+        with pytest.raises(WeightsError, match=r"not in the cache .*fetch\.offline is on"):
+            fetch(local(source=f"{server.url}/w.pth"), say=quiet)
+    else:
+        fetch(local(source=f"{server.url}/w.pth"), say=quiet)
+    assert len(server.seen) == (not offline)
+
+
 def test_environment_switches(server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
     server.plan["/m/a/w.pth"] = Reply(saved(tiny()))
     params = local(source="https://weights.example/a/w.pth")
@@ -279,20 +347,27 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A DVC repository with two versions of best.pth, pushed to its remote, its own cache emptied."""
+@pytest.fixture(scope="module")
+def published_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DVC repository with two versions of best.pth, pushed to its remote beside it, its own cache emptied."""
     from dvc.repo import Repo
 
-    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
-    folder = tmp_path / "models"
+    above = tmp_path_factory.mktemp("published")
+    folder = above / "models"
     folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_NO_ANALYTICS", "1")
+        patch.setenv("DVC_SITE_CACHE_DIR", str(above / "site"))
+        publish(folder, Repo)
+    return above
+
+
+def publish(folder: Path, repository: Any) -> None:
     git(folder, "init")
-    repo = Repo.init(str(folder))
+    repo = repository.init(str(folder))
     with repo.config.edit() as config:
         config["core"]["remote"] = "store"
-        config["remote"]["store"] = {"url": str(tmp_path / "store")}
+        config["remote"]["store"] = {"url": str(folder.parent / "store")}
     for version, shift in (("v1", 0), ("v2", 1)):
         (folder / "best.pth").write_bytes(saved({name: tensor + shift for name, tensor in tiny().items()}))
         repo.add(str(folder / "best.pth"))
@@ -303,7 +378,14 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     repo.close()
     (folder / "best.pth").unlink()
     shutil.rmtree(folder / ".dvc" / "cache")
-    return folder
+
+
+@pytest.fixture
+def models(published_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own copy of the repository; the remote is shared."""
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    return Path(shutil.copytree(published_models / "models", tmp_path / "models"))
 
 
 def test_dvc(models: Path) -> None:
@@ -329,12 +411,18 @@ def test_dvc(models: Path) -> None:
         ),
         ("dvc:../nowhere#best.pth", r"dvc:\.\./nowhere#best\.pth: DVC can't get it"),
         ("dvc:best.pth", r"dvc:best\.pth: expected dvc:REPO#PATH@REV"),
+        (
+            "dvc:https://me:s3cret@example.org/models.git#best.pth",
+            r"https://example\.org/models\.git: the address holds a user or password",
+        ),
+        ("dvc:https://127.0.0.1:9/models.git#best.pth", r"dvc:https://127\.0\.0\.1:9/models\.git#best\.pth: DVC can't get it \(.*refused"),
     ],
-    ids=["path", "revision", "repository", "form"],
+    ids=["path", "revision", "repository", "form", "credentials", "nobody there"],
 )
 def test_dvc_errors(models: Path, source: str, message: str) -> None:
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(WeightsError, match=message) as caught:
         fetch(local(source=source), say=quiet)
+    assert "s3cret" not in str(caught.value)
     assert not list((models.parent / "cache").rglob("part"))
 
 
@@ -349,10 +437,10 @@ def test_dvc_offline_and_too_big(models: Path) -> None:
 
 
 @contextmanager
-def hub(server: Misbehaving, content: bytes, digest: str | None = None) -> Iterator[str]:
-    """A hub on loopback: its API's answer about one repository, and the file at one commit."""
+def hub(server: Misbehaving, content: bytes, digest: str | None = None, file: str = "sub/w.pth") -> Iterator[str]:
+    """A hub on loopback: its API's answer about one repository, and the file at one commit, which lies in a store on another host."""
     commit = "c" * 40
-    sibling: dict[str, Any] = {"rfilename": "sub/w.pth", "size": len(content), "blobId": "b"}
+    sibling: dict[str, Any] = {"rfilename": file, "size": len(content), "blobId": "b"}
     if digest is not None:
         sibling["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 1}
     info = {
@@ -366,9 +454,11 @@ def hub(server: Misbehaving, content: bytes, digest: str | None = None) -> Itera
         "siblings": [sibling],
     }
     answer = Reply(json.dumps(info).encode(), headers={"Content-Type": "application/json"})
+    store = server.url.replace("127.0.0.1", "localhost")
     server.plan |= {
         "/api/models/acme/tiny/revision/v1?blobs=true": answer,
-        f"/acme/tiny/resolve/{commit}/sub/w.pth": [Reply(content, cut=100), Reply(content)],
+        f"/acme/tiny/resolve/{commit}/{quote(file)}": Reply(status=302, headers={"Location": f"{store}/blob?Signature=abc"}),
+        "/blob?Signature=abc": [Reply(content, cut=100), Reply(content)],
     }
     yield server.url
 
@@ -383,10 +473,53 @@ def test_hub(server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
         weights = fetch(params, say=said.append)
     assert weights.provenance["source"] == "hf:acme/tiny/sub/w.pth@v1"
     assert weights.provenance["file"] == "w.pth"
-    assert {request.headers.get("authorization") for request in server.seen} == {"Bearer hf_s3cret"}
+    assert [(request.path[:5], request.headers.get("authorization")) for request in server.seen] == [
+        ("/api/", "Bearer hf_s3cret"),
+        *[("/acme", "Bearer hf_s3cret"), ("/blob", None)] * 2,
+    ], "the store has no business with the token"
     assert server.ranges()[-1] == "bytes=100-", "our own download, with all it can do"
     assert "hf_s3cret" not in "".join(said)
     assert fetch(params.model_copy(update={"offline": True}), say=quiet).provenance == weights.provenance
+
+
+def test_hub_file_with_an_odd_name(server: Misbehaving) -> None:
+    pytest.importorskip("huggingface_hub")
+    content = saved(tiny())
+    with hub(server, content, sha256(content), file="sub/w 1+ä.pth") as endpoint:
+        weights = fetch(local(source="hf:acme/tiny/sub/w 1+ä.pth@v1", mirror=f"{endpoint}/"), say=quiet)
+    assert weights.provenance["file"] == "w 1+ä.pth"
+
+
+def test_hub_that_isnt_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cret")
+    with pytest.raises(
+        WeightsError, match=r"hf:acme/tiny/w\.pth@v1: the hub at http://127\.0\.0\.1:9 doesn't give it \(.*refused.*fetch\.mirror"
+    ):
+        fetch(local(source="hf:acme/tiny/w.pth@v1", mirror="http://127.0.0.1:9"), say=quiet)
+
+
+def test_hub_token_that_cant_stand_in_a_header(server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cr\net")
+    with pytest.raises(WeightsError, match=r"the credentials for 127\.0\.0\.1 hold .*HF_TOKEN") as caught:
+        fetch(local(source="hf:acme/tiny/w.pth@v1", mirror=server.url), say=quiet)
+    assert "s3cr" not in str(caught.value)
+    assert server.seen == []
+
+
+def test_hub_token_is_not_sent_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror by plain http on another machine: a proxy on loopback sees what would go over the wire."""
+    hub_library = pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cret")
+    hub_library.close_session()  # it keeps connections, and with them the proxy of when it was first used
+    with proxy() as (address, asked):
+        monkeypatch.setenv("HTTP_PROXY", address)
+        with pytest.raises(WeightsError, match=r"the hub at http://hub\.example doesn't give it"):
+            fetch(local(source="hf:acme/tiny/w.pth@v1", mirror="http://hub.example"), say=quiet)
+    hub_library.close_session()
+    assert asked
+    assert not any("authorization" in headers for _, headers in asked)
 
 
 def test_hub_errors(server: Misbehaving) -> None:
@@ -397,7 +530,7 @@ def test_hub_errors(server: Misbehaving) -> None:
             fetch(local(source="hf:acme/tiny/sub/w.pth@v1", mirror=endpoint), say=quiet)
         with pytest.raises(WeightsError, match=r"hf:acme/tiny/other\.pth@v1: found sub/w\.pth there, expected other\.pth"):
             fetch(local(source="hf:acme/tiny/other.pth@v1", mirror=endpoint), say=quiet)
-        with pytest.raises(WeightsError, match=r"hf:acme/tiny/sub/w\.pth@v9: the hub doesn't give it .*HF_TOKEN"):
+        with pytest.raises(WeightsError, match=r"hf:acme/tiny/sub/w\.pth@v9: the hub at \S+ doesn't give it .*HF_TOKEN"):
             fetch(local(source="hf:acme/tiny/sub/w.pth@v9", mirror=endpoint), say=quiet)
     with pytest.raises(WeightsError, match="expected hf:OWNER/REPO/FILE@REVISION"):
         fetch(local(source="hf:acme/tiny"), say=quiet)
@@ -522,9 +655,29 @@ def test_command_without_a_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fetch", "w.pth"]) == 0, "params.yaml speaks of this source"
 
 
+def test_command_with_one_class() -> None:
+    Path("w.pth").write_bytes(saved(tiny(columns=2)))
+    assert main(["fetch", "w.pth", "--builder", "detector.py:build", "--classes", "helmet,", "--out", "w.safetensors"]) == 0
+    assert read_weights(Path("w.safetensors")).columns == (BACKGROUND, "helmet")
+
+
+def test_command_doesnt_write_over_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    content = saved(tiny())
+    Path("w.pth").write_bytes(content)
+    assert main(["fetch", "w.pth", "--builder", "detector.py:build", "--classes", "person,dog", "--out", "./w.pth"]) == 1
+    assert "--out w.pth: is the source itself" in capsys.readouterr().err
+    assert Path("w.pth").read_bytes() == content
+
+
 def test_command_bad_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fetch", "w.pth", "--sha256", "12"]) == 1
     assert "--sha256: found '12'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["max_gib", "timeout_s"])
+def test_limits_are_finite(option: str) -> None:
+    with pytest.raises(ValueError, match=rf"{option}\n +Input should be a finite number"):
+        local(**{option: float("inf")})
 
 
 def test_command_lists_and_cleans(server: Misbehaving, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,5 +118,5 @@ def test_from_a_mirror(published: Callable[[], FetchParams], server: Misbehaving
 def test_a_mirror_that_lies(published: Callable[[], FetchParams], server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
     params = published()
     monkeypatch.setattr(locate, "entry_of", entry_of)  # torchvision's own eight digits again
-    with pytest.raises(ChecksumError, match=r"expected it to begin with a79551df .*this isn't torchvision's file"):
+    with pytest.raises(ChecksumError, match=r"expected it to begin with a79551df .*this isn't the source's own file"):
         fetch(params)

@@ -94,6 +94,13 @@ def test_redirect_to_a_file_is_refused(get: Callable[..., Cached], server: Misbe
         get(f"{server.url}/w")
 
 
+@pytest.mark.parametrize("location", ["http://[", "https:///w", "http://127.0.0.1:x/w"], ids=["bracket", "no host", "port"])
+def test_redirect_to_nowhere(get: Callable[..., Cached], server: Misbehaving, location: str) -> None:
+    server.plan["/w"] = moved(location)
+    with pytest.raises(WeightsError, match=rf"{server.url}/w: redirected to .*, which is no address; expected one"):
+        get(f"{server.url}/w")
+
+
 def test_unknown_ca(get: Callable[..., Cached], secure_server: Misbehaving, content: bytes) -> None:
     secure_server.plan["/w"] = Reply(content)
     with pytest.raises(
@@ -167,6 +174,35 @@ def test_credentials_stay_with_their_host(
     assert ["authorization" in request.headers for request in server.seen] == [True, False]
 
 
+def test_a_token_stays_with_its_host(cache: Cache, server: Misbehaving, content: bytes) -> None:
+    """A hub sends its users on to the address of a store, whose keeper mustn't see the token."""
+    port = server.url.rpartition(":")[2]
+    server.plan |= {"/a": moved("/a2"), "/a2": moved(f"http://localhost:{port}/b"), "/b": Reply(content)}
+    url = f"{server.url}/a"
+    download(url, url, cache, Known(url).judge, token="hf_s3cret", policy=QUICK)
+    assert [request.headers.get("authorization") for request in server.seen] == ["Bearer hf_s3cret", "Bearer hf_s3cret", None]
+
+
+@pytest.mark.parametrize("secret", ["s3cr\net", "s3cr\x7fet", "s3crét"], ids=["two lines", "control sign", "accent"])
+def test_credentials_that_cant_stand_in_a_header(
+    get: Callable[..., Cached], server: Misbehaving, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv("TOPWORK_TOKEN_127_0_0_1", secret)
+    with pytest.raises(WeightsError, match=r"/w: the credentials for 127\.0\.0\.1 hold .*TOPWORK_TOKEN_127_0_0_1") as caught:
+        get(f"{server.url}/w")
+    assert "s3cr" not in str(caught.value)
+    assert server.seen == []
+
+
+def test_a_line_break_at_the_end_of_credentials_is_no_part_of_them(
+    get: Callable[..., Cached], server: Misbehaving, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.plan["/w"] = Reply(content)
+    monkeypatch.setenv("TOPWORK_TOKEN_127_0_0_1", "s3cret\n")
+    get(f"{server.url}/w")
+    assert server.seen[0].headers["authorization"] == "Bearer s3cret"
+
+
 def test_credentials_are_not_sent_in_the_clear(get: Callable[..., Cached], server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain http to another machine: a proxy on loopback sees what would go over the wire."""
     monkeypatch.setenv("TOPWORK_TOKEN_WEIGHTS_EXAMPLE", "s3cret")
@@ -221,6 +257,9 @@ def proxy() -> Iterator[tuple[str, list[tuple[str, dict[str, str]]]]]:
 
         def do_CONNECT(self) -> None:
             asked.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+            if self.path.startswith("locked."):
+                self.send_error(407)
+                return
             host, _, port = self.path.rpartition(":")
             with create_connection((host, int(port))) as upstream:
                 self.send_response(200)
@@ -255,10 +294,10 @@ def pump(source: socket, target: socket) -> None:
 def test_http_proxy(get: Callable[..., Cached], server: Misbehaving, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     server.plan |= {"/a": Reply(content), "/b": Reply(content)}
     with proxy() as (address, asked):
-        monkeypatch.setenv("HTTP_PROXY", address.replace("http://", "http://me:pw@"))
+        monkeypatch.setenv("HTTP_PROXY", address.replace("http://", "http://me:p%40w@"))
         assert get(f"{server.url}/a").path.read_bytes() == content
         assert asked[0][0] == f"{server.url}/a"
-        assert base64.b64decode(asked[0][1]["proxy-authorization"].removeprefix("Basic ")) == b"me:pw"
+        assert base64.b64decode(asked[0][1]["proxy-authorization"].removeprefix("Basic ")) == b"me:p@w"
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         get(f"{server.url}/b")
     assert len(asked) == 1
@@ -279,6 +318,36 @@ def test_https_through_a_proxy(
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert get(f"{secure_server.url}/w").path.read_bytes() == content
     assert asked[-1][0] == secure_server.url.removeprefix("https://")
+
+
+def test_proxy_that_wants_credentials(get: Callable[..., Cached], monkeypatch: pytest.MonkeyPatch) -> None:
+    with proxy() as (address, asked):
+        monkeypatch.setenv("HTTPS_PROXY", address)
+        with pytest.raises(
+            WeightsError, match=r"https://locked\.example/w: the proxy answers 407.*HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"
+        ):
+            get("https://locked.example/w")
+    assert len(asked) == 1, "no use in trying again"
+
+
+def test_cut_in_the_handshake(get: Callable[..., Cached]) -> None:
+    """A server that hangs up before TLS begins may be there a moment later."""
+    with socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def hang_up() -> None:
+            for _ in range(QUICK.tries):
+                connection, _ = listening.accept()
+                connection.recv(1 << 16)
+                connection.close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        url = f"https://127.0.0.1:{listening.getsockname()[1]}/w"
+        with pytest.raises(WeightsError, match=rf"{url}: .*(cut|reset|EOF).*, after {QUICK.tries} tries without progress"):
+            get(url)
+        thread.join()
 
 
 def test_proxy_that_isnt_there(get: Callable[..., Cached], monkeypatch: pytest.MonkeyPatch) -> None:

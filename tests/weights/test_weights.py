@@ -147,8 +147,9 @@ def test_writing_over_the_file_it_was_read_from(tmp_path: Path, weights: Weights
             {"topwork": "1", "columns": "[", "builder": "", "builder_args": "{}", "absorbed": "[]", "provenance": "{}"},
             r"the metadata is damaged \(JSONDecodeError",
         ),
+        ({"topwork": "1", "columns": "[1, null]", "builder": ""}, r"the metadata is damaged \(TypeError: expected a list of names"),
     ],
-    ids=["foreign", "newer", "incomplete", "broken"],
+    ids=["foreign", "newer", "incomplete", "broken", "names that are none"],
 )
 def test_metadata_that_doesnt_do(tmp_path: Path, metadata: dict[str, str] | None, message: str) -> None:
     save_file({"w": torch.ones(1)}, tmp_path / "w.safetensors", metadata=metadata)

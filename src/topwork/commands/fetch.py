@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the weights there, as safetensors that topwork.load() takes")
     parser.add_argument("--builder", help="torchvision builder, module:function or path/to/file.py:function")
     parser.add_argument(
-        "--classes", help="category set (coco-91, coco-80, voc-21, open-images-601), text file, or names with commas between"
+        "--classes",
+        help="category set (coco-91, coco-80, voc-21, open-images-601), text file, or names with commas between (one alone: `helmet,`)",
     )
     parser.add_argument(
         "--prefix",
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     from topwork.weights.weights import write_weights
 
     params = _params(args)
+    if args.out is not None and args.out.resolve() == Path(params.source).resolve():
+        raise WeightsError(f"--out {args.out}: is the source itself, which is never changed. Give another name.")
     weights = fetch(params, accept=args.accept)
     check_fit(weights, shapes_of(weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed)))
     if args.out is not None:
@@ -86,7 +89,7 @@ def _params(args: argparse.Namespace) -> "FetchParams":
         basis = section if args.source in (None, section.source) else basis
     given: dict[str, Any] = {name: getattr(args, name) for name in ("source", "builder", "prefix", "sha256", "mirror")}
     if args.classes is not None:
-        given["classes"] = args.classes.split(",") if "," in args.classes else args.classes
+        given["classes"] = args.classes.removesuffix(",").split(",") if "," in args.classes else args.classes
     if args.offline:
         given["offline"] = True
     try:

@@ -19,8 +19,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from topwork.errors import WeightsError
+from topwork.errors import TopworkError, WeightsError
 from topwork.files import read_json, sha256_file, write_json
+
+_HASH = re.compile("[0-9a-f]{64}")
+_KEY = re.compile("[0-9a-f]{32}")
 
 
 def cache_root() -> Path:
@@ -55,12 +58,9 @@ class Cache:
 
     def find(self, source: str, expected: str | None, say: Callable[[str], None]) -> Cached | None:
         """The cached file with hash `expected` or, without one, the file that `source` had last; its bytes are hashed again."""
-        digest = expected
+        digest = expected or self._last(source)
         if digest is None:
-            record = self.root / "sources" / f"{key_of(source)}.json"
-            if not record.is_file():
-                return None
-            digest = str(read_json(record)["sha256"])
+            return None
         folder = self.root / "files" / digest
         path = next((file for file in sorted(folder.glob("*")) if file.is_file() and not file.name.startswith(".")), None)
         if path is None:
@@ -71,6 +71,21 @@ class Cache:
             path.unlink(missing_ok=True)
             return None
         return Cached(path, digest)
+
+    def _last(self, source: str) -> str | None:
+        """The hash that a source had last; a damaged record is as good as none."""
+        try:
+            digest = read_json(self._record(source))["sha256"]
+        except (TopworkError, KeyError, TypeError):
+            return None
+        return digest if isinstance(digest, str) and _HASH.fullmatch(digest) else None
+
+    def _record(self, source: str) -> Path:
+        return self.root / "sources" / f"{key_of(source)}.json"
+
+    def forget(self, source: str) -> None:
+        """The next fetch of a source without a known hash asks the source again."""
+        self._record(source).unlink(missing_ok=True)
 
     def keep(self, source: str, part: Path, digest: str, name: str) -> Cached:
         """Move a whole, checked file into its place and remember it for `source`."""
@@ -86,7 +101,7 @@ class Cache:
             raise WeightsError(
                 f"{self.root}: the download cache can't be written ({error.strerror or error}). Run again, or name another folder: TOPWORK_CACHE=FOLDER."
             ) from error
-        write_json(self.root / "sources" / f"{key_of(source)}.json", {"source": source, "sha256": digest, "bytes": size})
+        write_json(self._record(source), {"source": source, "sha256": digest, "bytes": size})
         return Cached(path, digest)
 
     @contextmanager
@@ -114,14 +129,16 @@ class Cache:
             lock.release()
 
     def clean(self) -> tuple[int, list[str]]:
-        """Remove everything but downloads that another process is busy with.
+        """Remove every file of the cache's own making, but downloads that another process is busy with.
 
         Returns:
             Bytes freed, and the keys left alone because they are busy.
         """
-        freed, busy = _remove(self.root / "files") + _remove(self.root / "sources"), []
-        partial = self.root / "partial"
-        for folder in sorted(partial.iterdir()) if partial.is_dir() else []:
+        # By its own names: were TOPWORK_CACHE a folder that holds other things as well, these would stay.
+        own = [path for path in self.root.glob("files/*") if _HASH.fullmatch(path.name)]
+        own += [path for path in self.root.glob("sources/*.json") if _KEY.fullmatch(path.stem)]
+        freed, busy = sum(_remove(path) for path in own), []
+        for folder in sorted(path for path in self.root.glob("partial/*") if _KEY.fullmatch(path.name)):
             try:
                 with FileLock(self.root / "locks" / f"{folder.name}.lock").acquire(timeout=0):
                     freed += _remove(folder)
@@ -131,11 +148,14 @@ class Cache:
         return freed, busy
 
 
-def _remove(folder: Path) -> int:
-    """Remove a folder; the bytes of its files."""
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    shutil.rmtree(folder, ignore_errors=True)
-    return size
+def _remove(path: Path) -> int:
+    """Remove a file or a folder; the bytes of its files that are gone."""
+    sizes = {file: file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file()}
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    return sum(size for file, size in sizes.items() if not file.exists())
 
 
 def key_of(source: str) -> str:

@@ -25,7 +25,7 @@ def category_set(name: str) -> tuple[str, ...]:
         near = difflib.get_close_matches(name, SETS, n=1)
         hint = f" (nearest: {near[0]})" if near else ""
         raise WeightsError(
-            f"fetch.classes: {name!r} is no category set{hint}; topwork ships {', '.join(SETS)}. Or give a list of names, or a text file."
+            f"fetch.classes: {name!r} is no category set{hint}; topwork ships {', '.join(SETS)}. Or give a list of names (--classes helmet,forklift), or a text file."
         )
     text = files("topwork.weights").joinpath("category_sets", f"{name}.txt").read_text(encoding="utf-8")
     return tuple(line for line in text.splitlines() if line and not line.startswith("#"))

@@ -54,7 +54,7 @@ DEFAULT_POLICY = Policy()
 
 
 def download(
-    source: str, url: str, cache: Cache, judge: Judge, *, expected: str | None = None, headers: dict[str, str] | None = None,
+    source: str, url: str, cache: Cache, judge: Judge, *, expected: str | None = None, token: str | None = None,
     refresh: bool = False, offline: bool = False, policy: Policy = DEFAULT_POLICY, say: Say = print,
 ) -> Cached:  # fmt: skip
     """Get a file from the cache or, failing that, over HTTP; one process at a time a source.
@@ -65,7 +65,7 @@ def download(
         cache: where it ends up.
         judge: raises ChecksumError for a SHA-256 that isn't the known one.
         expected: the known SHA-256: any cached file that has it will do.
-        headers: further request headers.
+        token: a bearer token for the host of `url` alone.
         refresh: pass the cache over.
         offline: use the cache alone.
         policy: patience and limits.
@@ -88,8 +88,8 @@ def download(
         if not refresh and (cached := cache.find(source, expected, say)):
             judge(cached.sha256)
             return cached
-        with Transport(policy.timeout_s) as transport, Partial(cache.partial(source), url) as partial:
-            job = _Job(url, headers or {}, transport, partial, policy, judge, known=expected is not None, say=say)
+        with Transport(policy.timeout_s) as transport, Partial(cache.partial(source), shown(url)) as partial:
+            job = _Job(url, token, transport, partial, policy, judge, known=expected is not None, say=say)
             digest = job.run()
             partial.close()
             return cache.keep(source, partial.path, digest, Path(unquote(urlsplit(url).path)).name)
@@ -100,7 +100,7 @@ class _Job:
     """One download: try, go on or begin again, until it is whole or hopeless."""
 
     url: str
-    headers: dict[str, str]
+    token: str | None
     transport: Transport
     partial: Partial
     policy: Policy
@@ -165,10 +165,12 @@ class _Job:
 
     def _try(self) -> None:
         """Ask once, for the rest or for all, and stream what comes."""
-        headers = {**self.headers, **self._range()}
-        _, response = self.transport.get(self.url, headers)
+        headers = self._range()
+        _, response = self.transport.get(self.url, headers, self.token)
         try:
-            self._agree(response, asked="Range" in headers)
+            if headers and self._nothing_missing(response):
+                return
+            self._agree(response, asked=bool(headers))
             self._stream(response)
         finally:
             response.close()
@@ -180,6 +182,12 @@ class _Job:
         if not self.partial.size or not self.ranges or not (vouched or self.known):
             return {}
         return {"Range": f"bytes={self.partial.size}-", **({"If-Range": vouched} if vouched else {})}
+
+    def _nothing_missing(self, response: urllib3.BaseHTTPResponse) -> bool:
+        """Asked for the rest, the server says that there is none: an earlier process died between the last byte and the move."""
+        size = self.partial.size
+        right = response.status == 416 and response.headers.get("Content-Range", "").strip() == f"bytes */{size}"
+        return right and size == self.partial.validators.total and self._same(response)
 
     def _agree(self, response: urllib3.BaseHTTPResponse, *, asked: bool) -> None:
         """Make the partial file ready for the answer: go on, begin again, or refuse it."""
@@ -221,13 +229,13 @@ class _Job:
         if total is not None and total > self.policy.max_bytes:
             raise WeightsError(self._too_big(f"{total:,} bytes are announced"))
         if encoding not in ("identity", ""):
-            return Validators(self.url)
+            return Validators(shown(self.url))
         if total is None and not self.known and response.headers.get("Transfer-Encoding", "").lower() != "chunked":
             raise WeightsError(
                 f"{shown(self.url)}: the server announces no length and no hash is known, so that half a file would pass for a whole one. "
                 "Put the file's SHA-256 under fetch.sha256 in params.yaml."
             )
-        return Validators(self.url, _etag(response), response.headers.get("Last-Modified"), total)
+        return Validators(shown(self.url), _etag(response), response.headers.get("Last-Modified"), total)
 
     def _too_big(self, found: str) -> str:
         return f"{shown(self.url)}: {found}, the limit is {self.policy.max_bytes:,}. Nothing was kept; raise fetch.max_gib in params.yaml if that is right."

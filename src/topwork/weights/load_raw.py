@@ -6,6 +6,7 @@ the error says what `fetch.prefix` to write.
 
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from topwork.errors import WeightsError
+from topwork.errors import NotWeightsError, WeightsError
 
 MAX_BYTES = 16 << 30
 KNOWN_PREFIXES = ("module.", "_orig_mod.", "model.", "ema.", "ema_model.", "net.", "detector.", "student.")
@@ -68,7 +69,7 @@ def _load(file: _File, max_bytes: int) -> Any:
         return _load_safetensors(file)
     shown = start[:8].decode("ascii", "replace")
     hint = " It looks like a web page: the address may lead to a login or an error page." if start.lstrip()[:1] == b"<" else ""
-    raise WeightsError(f"{file}: begins with {shown!r}; expected safetensors or a file of torch.save.{hint}")
+    raise NotWeightsError(f"{file}: begins with {shown!r}; expected safetensors or a file of torch.save.{hint}")
 
 
 def _load_safetensors(file: _File) -> dict[str, Tensor]:
@@ -76,7 +77,7 @@ def _load_safetensors(file: _File) -> dict[str, Tensor]:
         with safe_open(file.path, framework="pt") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (safe_open isn't a mapping)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file}: damaged safetensors ({error}). Fetch it again.") from error
+        raise NotWeightsError(f"{file}: damaged safetensors ({error}). Fetch it again.") from error
 
 
 def _check_archive(file: _File, max_bytes: int) -> None:
@@ -84,10 +85,10 @@ def _check_archive(file: _File, max_bytes: int) -> None:
     try:
         with zipfile.ZipFile(file.path) as archive:
             records = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise WeightsError(f"{file}: damaged or cut short ({error}). Fetch it again.") from error
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, struct.error) as error:
+        raise NotWeightsError(f"{file}: damaged or cut short ({error}). Fetch it again.") from error
     if any("/code/" in record.filename for record in records):
-        raise WeightsError(
+        raise NotWeightsError(
             f"{file}: is a TorchScript archive, which holds code; topwork reads plain tensors. Save its state_dict() instead."
         )
     unpacked = sum(record.file_size for record in records)
@@ -106,7 +107,7 @@ def _load_pickle(file: _File, *, mmap: bool) -> Any:
             warnings.simplefilter("ignore")  # torch's remarks on odd tensors; _check_tensors refuses them
             return torch.load(file.path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        raise WeightsError(_refusal(file, str(error))) from error
+        raise NotWeightsError(_refusal(file, str(error))) from error
     except (
         RuntimeError,
         EOFError,
@@ -121,7 +122,7 @@ def _load_pickle(file: _File, *, mmap: bool) -> Any:
     ) as error:
         lines = str(error).strip().splitlines()
         reason = lines[0][:200] if lines else type(error).__name__
-        raise WeightsError(f"{file}: damaged, cut short or not a weights file ({reason}). Fetch it again.") from error
+        raise NotWeightsError(f"{file}: damaged, cut short or not a weights file ({reason}). Fetch it again.") from error
 
 
 def _refusal(file: _File, reason: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from topwork.errors import WeightsError
 from topwork.files import sha256_file
@@ -16,7 +16,7 @@ from topwork.weights.cache import Cache, Cached
 from topwork.weights.download import GIB, Policy, download
 from topwork.weights.lock import LOCK_FILE, Known, read_lock
 from topwork.weights.torchvision_enums import entry_of
-from topwork.weights.transport import shown
+from topwork.weights.transport import authorization, check_url, private, shown
 
 Say = Callable[[str], None]
 
@@ -57,7 +57,7 @@ class Desk:
     @property
     def offline(self) -> bool:
         """The cache alone: fetch.offline, or TOPWORK_OFFLINE=1."""
-        return self.params.offline or os.environ.get("TOPWORK_OFFLINE", "0") not in ("", "0")
+        return self.params.offline or os.environ.get("TOPWORK_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
 
     @property
     def mirror(self) -> str | None:
@@ -70,10 +70,10 @@ class Desk:
         params = self.params
         return Policy(tries=params.tries, timeout_s=params.timeout_s, max_bytes=int(params.max_gib * GIB))
 
-    def known(self, source: str, digits: str = "") -> Known:
+    def known(self, source: str, digits: str = "", given: str = "") -> Known:
         """What params.yaml and the lock know of a source."""
         pinned = self.params.sha256.lower() if self.params.sha256 else None
-        return Known(source, pinned, read_lock(self.lock).get(source), digits, self.accept)
+        return Known(source, pinned, read_lock(self.lock).get(source), digits, accept=self.accept, given=given)
 
     def mirrored(self, url: str) -> str:
         """An address with the mirror's prefix in place of scheme and host."""
@@ -82,7 +82,7 @@ class Desk:
         parts = urlsplit(url)
         return self.mirror.rstrip("/") + urlunsplit(("", "", parts.path, parts.query, ""))
 
-    def download(self, known: Known, url: str, headers: dict[str, str] | None = None) -> Cached:
+    def download(self, known: Known, url: str, token: str | None = None) -> Cached:
         """The file at an address, by way of the cache."""
         return download(
             known.source,
@@ -90,7 +90,7 @@ class Desk:
             self.cache,
             known.judge,
             expected=known.expected,
-            headers=headers,
+            token=token,
             refresh=self.accept,
             offline=self.offline,
             policy=self.policy,
@@ -122,8 +122,8 @@ def locate(desk: Desk) -> Located:
         WeightsError: it can't be had.
     """
     kind, colon, rest = desk.params.source.partition(":")
-    if colon and kind in _KINDS:
-        return _KINDS[kind](desk, rest)
+    if colon and kind.lower() in _KINDS:
+        return _KINDS[kind.lower()](desk, rest)
     return _local(desk)
 
 
@@ -132,13 +132,13 @@ def _local(desk: Desk) -> Located:
     path = Path(source)
     if not path.is_file():
         raise WeightsError(
-            f"fetch.source: {source}: {'a folder' if path.is_dir() else 'no such file'}, expected a file, or a source of another kind "
+            f"fetch.source: {source or 'empty'}: {'a folder' if path.is_dir() else 'no such file'}, expected a file, or a source of another kind "
             "(demo, torchvision:BUILDER/ENTRY, https://..., dvc:REPO#PATH@REV, hf:REPO/FILE@REVISION). Mend it in params.yaml."
         )
     # An absolute path says nothing on another machine, and doesn't belong into what is committed.
     name = path.name if path.is_absolute() else source
     digest = sha256_file(path)
-    desk.known(name).judge(digest)
+    desk.known(name, given=source).judge(digest)
     return Located(path, name, digest, path.name)
 
 
@@ -164,6 +164,8 @@ def _dvc(desk: Desk, rest: str) -> Located:
         raise WeightsError(
             f"fetch.source: dvc:{rest}: expected dvc:REPO#PATH@REV, such as dvc:https://example.org/models.git#best.pth@v1.2. Mend it in params.yaml."
         )
+    if repo.startswith(("http://", "https://")):
+        check_url(repo)
     name = f"dvc:{shown(repo) if '://' in repo else repo}#{path}" + (f"@{revision}" if revision else "")
     known = desk.known(name)
     with desk.cached_or(known) as cached:
@@ -209,9 +211,20 @@ def _get_from_dvc(desk: Desk, name: str, repo: str, path: str, revision: str | N
         ) from error
     except (DvcException, SCMError, OSError, ValueError) as error:
         raise WeightsError(
-            f"{name}: DVC can't get it ({' '.join(str(error).split())[:300]}). Try by hand: dvc get {repo} {path}"
-            + (f" --rev {revision}" if revision else "")
+            f"{name}: DVC can't get it ({_reason(error)}). Try by hand: dvc get {repo} {path}" + (f" --rev {revision}" if revision else "")
         ) from error
+
+
+def _reason(error: BaseException | None) -> str:
+    """An error of another library and what caused it, on one line."""
+    texts: list[str] = []
+    while error is not None:
+        text = " ".join(str(error).split())
+        if text and not any(text in other for other in texts):
+            texts.append(text)
+        error = error.__cause__
+    reason = ": ".join(texts)
+    return reason if len(reason) <= 400 else f"{reason[:200]} ... {reason[-200:]}"
 
 
 def _hub(desk: Desk, rest: str) -> Located:
@@ -233,8 +246,8 @@ def _hub(desk: Desk, rest: str) -> Located:
     url, token, digest = _ask_hub(desk, name, repo, file, revision or "main")
     if digest is not None:
         known.judge(digest)  # before any byte: the hub itself says which content it has
-        known = replace(known, pinned=known.pinned or digest)
-    cached = desk.download(known, url, {"Authorization": f"Bearer {token}"} if token else None)
+        known = replace(known, digits=digest, promise="what the hub says of it")
+    cached = desk.download(known, url, token)
     return Located(cached.path, name, cached.sha256, parts[-1])
 
 
@@ -242,24 +255,27 @@ def _ask_hub(desk: Desk, name: str, repo: str, file: str, revision: str) -> tupl
     """Address at the commit that the revision means, token from the environment, SHA-256 where the hub knows it."""
     try:
         from huggingface_hub import HfApi, hf_hub_url
-        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise WeightsError(f"{name}: needs the hub's library, which isn't installed. Run: pip install 'topwork[hub]'") from error
-    endpoint, token = desk.mirror or os.environ.get("HF_ENDPOINT"), os.environ.get("HF_TOKEN") or None
+    endpoint = (desk.mirror or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    check_url(endpoint)
+    token = os.environ.get("HF_TOKEN", "").strip() if private(endpoint) else ""
+    authorization(endpoint, token)  # raises for a token that can't stand in a header, which the library would print
     try:
         info = HfApi(endpoint=endpoint, token=token or False).model_info(
             repo, revision=revision, files_metadata=True, timeout=desk.policy.timeout_s
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the library's own errors, and those of whichever HTTP library it uses
         raise WeightsError(
-            f"{name}: the hub doesn't give it ({' '.join(str(error).split())[:200]}). Check repository and revision; a private one needs HF_TOKEN in the environment."
+            f"{name}: the hub at {shown(endpoint)} doesn't give it ({_reason(error)}). Check repository, revision and network; "
+            "a private repository needs HF_TOKEN in the environment, a hub of your own fetch.mirror in params.yaml."
         ) from error
     entry = next((sibling for sibling in info.siblings or [] if sibling.rfilename == file), None)
     if entry is None:
         found = ", ".join(sibling.rfilename for sibling in (info.siblings or [])[:20])
         raise WeightsError(f"{name}: found {found or 'no file'} there, expected {file}. Mend fetch.source in params.yaml.")
-    url = hf_hub_url(repo, quote(file), revision=info.sha, endpoint=endpoint)
-    return url, token, entry.lfs.sha256 if entry.lfs else None
+    url = hf_hub_url(repo, file, revision=info.sha, endpoint=endpoint)
+    return url, token or None, entry.lfs.sha256 if entry.lfs else None
 
 
 _KINDS: dict[str, Callable[[Desk, str], Located]] = {

@@ -58,20 +58,25 @@ class Known:
         source: as the lock writes it.
         pinned: SHA-256 of fetch.sha256, None without one.
         locked: SHA-256 of weights.lock, None at first use.
-        digits: leading hex digits that the source's own file name promises (torchvision), else empty.
+        digits: hex digits that the source itself promises: the first eight (torchvision) or all (the hub), else empty.
+        promise: where it promises them.
         accept: a change of the locked hash is welcome.
+        given: as the user wrote the source, where the lock doesn't write it so.
     """
 
     source: str
     pinned: str | None = None
     locked: str | None = None
     digits: str = ""
+    promise: str = "the digits in torchvision's file name"
     accept: bool = False
+    given: str = ""
 
     @property
     def expected(self) -> str | None:
         """The full hash that the content must have, None where any will do."""
-        return self.pinned or (None if self.accept else self.locked)
+        whole = self.digits if len(self.digits) == 64 else None
+        return self.pinned or (None if self.accept else self.locked) or whole
 
     def judge(self, found: str) -> None:
         """Hold a SHA-256 against what is known.
@@ -85,14 +90,15 @@ class Known:
                 "Nothing was kept. If the new content is right, put its hash into fetch.sha256."
             )
         if not found.startswith(self.digits):
+            begin = "" if len(self.digits) == len(found) else "it to begin with "
             raise ChecksumError(
-                f"{self.source}: SHA-256 found {found}, expected it to begin with {self.digits} (the digits in torchvision's file name). "
-                "Nothing was kept: this isn't torchvision's file. Fetch again, or mend fetch.mirror."
+                f"{self.source}: SHA-256 found {found}, expected {begin}{self.digits} ({self.promise}). "
+                "Nothing was kept: this isn't the source's own file. Fetch again, or mend fetch.mirror."
             )
-        if self.expected is not None and found != self.expected:
+        if self.pinned is None and self.locked is not None and not self.accept and found != self.locked:
             raise ChecksumError(
                 f"{self.source}: SHA-256 found {found}, expected {self.locked} (weights.lock): the source has changed. "
-                f"Nothing was kept. If you trust the new content: topwork fetch {shlex.quote(self.source)} --accept"
+                f"Nothing was kept. If you trust the new content: topwork fetch {shlex.quote(self.given or self.source)} --accept"
             )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ _DISK = {
     errno.EFBIG: "the file is larger than this disk or user may hold",
 }
 _SPARE_BYTES = 16 << 20
+SYNC_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Validators:
     """What tells whether the server still holds the same content.
 
     Attributes:
-        url: where the bytes come from.
+        url: where the bytes come from, as `shown`: the record lies on disk.
         etag: a strong ETag; weak ones don't vouch for bytes.
         modified: Last-Modified.
         total: announced length in bytes.
@@ -54,8 +56,10 @@ class Partial:
         self.joined = False
         self._record = folder / "part.json"
         self._stream: BinaryIO | None = None
-        self._hasher = ThreadPoolExecutor(1)
+        self._helpers = ThreadPoolExecutor(2)
         self._hashing: Future[None] | None = None
+        self._syncing: Future[None] | None = None
+        self._synced = 0
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> "Partial":
@@ -66,7 +70,7 @@ class Partial:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-        self._hasher.shutdown()
+        self._helpers.shutdown()
         if kind is None or self.size == 0:
             shutil.rmtree(self.path.parent, ignore_errors=True)
 
@@ -113,12 +117,14 @@ class Partial:
         """Append a chunk; it is hashed in another thread while the next one is on its way."""
         assert self._stream is not None
         self._settle()
-        self._hashing = self._hasher.submit(self._digest.update, chunk)
+        self._hashing = self._helpers.submit(self._digest.update, chunk)
         with self._disk_errors():
             view = memoryview(chunk)
             while view:
                 view = view[self._stream.write(view) :]
-        self.size += len(chunk)
+            self.size += len(chunk)
+            if self.size - self._synced >= SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+                self._sync_behind()
 
     def hexdigest(self) -> str:
         """SHA-256 of all bytes so far."""
@@ -128,9 +134,10 @@ class Partial:
     def close(self) -> None:
         """Let go of the file; its bytes stay."""
         self._settle()
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with stream, self._disk_errors():
+                self._synced_behind()
 
     def drop(self) -> None:
         """Forget all bytes."""
@@ -139,12 +146,24 @@ class Partial:
         self._record.unlink(missing_ok=True)
         self._digest = hashlib.sha256()
         self.validators = Validators(self.validators.url)
-        self.size, self.joined = 0, False
+        self.size, self._synced, self.joined = 0, 0, False
 
     def _settle(self) -> None:
         if self._hashing is not None:
             self._hashing.result()
             self._hashing = None
+
+    def _sync_behind(self) -> None:
+        """Send what has come to the disk while more comes, so that little is left for the sync at the end."""
+        assert self._stream is not None
+        self._synced_behind()
+        self._synced = self.size
+        self._syncing = self._helpers.submit(os.fsync, self._stream.fileno())
+
+    def _synced_behind(self) -> None:
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.result()
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:

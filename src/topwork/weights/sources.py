@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from topwork.errors import ChecksumError, WeightsError
+from topwork.errors import ChecksumError, NotWeightsError, WeightsError
 from topwork.files import sha256_file
 from topwork.params import FetchParams
 from topwork.weights.cache import Cache
@@ -53,8 +53,13 @@ def fetch(
                 "Take fetch.sha256 out of params.yaml, or install the version of topwork that it was written for."
             )
         return _overridden(demo, params, params.source)
-    located = locate(Desk(params, lock, cache or Cache.default(), accept, say))
-    weights = _read(located, params)
+    desk = Desk(params, lock, cache or Cache.default(), accept, say)
+    located = locate(desk)
+    try:
+        weights = _read(located, params)
+    except NotWeightsError:
+        desk.cache.forget(located.source)  # a login page, say: what the source has next time may be better
+        raise
     _remember(located, lock, say)
     return weights
 
@@ -94,6 +99,7 @@ def _read(located: Located, params: FetchParams) -> Weights:
     }
     own = _own_weights(located.path) if params.prefix is None else None
     if own is not None:
+        _check_builder_is_trusted(own, located, params)
         return _overridden(replace(own, provenance={**provenance, "origin": own.provenance}), params, located.source)
     builder = params.builder or located.builder
     columns = columns_of(params.classes) if params.classes is not None else located.columns
@@ -101,12 +107,12 @@ def _read(located: Located, params: FetchParams) -> Weights:
         check_same_names(columns, located.columns, located.source)
     if builder is None:
         raise WeightsError(
-            f"{located.source}: says nothing about its detector. Name it under fetch.builder in params.yaml: a torchvision builder such as "
+            f"{located.source}: says nothing about its detector. Name it under fetch.builder in params.yaml (or --builder): a torchvision builder such as "
             "`ssdlite320_mobilenet_v3_large`, `module:function` or `path/to/file.py:function`."
         )
     if columns is None:
         raise WeightsError(
-            f"{located.source}: comes without class names. Name its columns under fetch.classes in params.yaml: "
+            f"{located.source}: comes without class names. Name its columns under fetch.classes in params.yaml (or --classes): "
             "a category set such as `coco-91`, a list, or a text file with one name a line."
         )
     state_dict = read_state_dict(located.path, params.prefix, max_bytes=int(params.max_gib * (1 << 30)), label=located.source)
@@ -114,6 +120,20 @@ def _read(located: Located, params: FetchParams) -> Weights:
     zero_eps = located.facts.get("frozen_batch_norm_eps") if params.builder is None else None
     own_args = {} if zero_eps is None else {"frozen_batch_norm": zero_eps}  # as torchvision builds it when it downloads them itself
     return Weights(state_dict, columns, builder, {**own_args, **params.builder_args}, provenance=provenance)
+
+
+def _check_builder_is_trusted(own: Weights, located: Located, params: FetchParams) -> None:
+    """A builder that isn't torchvision's is a function of this machine, called with the file's arguments: a file mustn't choose it.
+
+    Raises:
+        WeightsError: the file names one, and params.yaml doesn't.
+    """
+    if ":" in own.builder and params.builder is None:
+        raise WeightsError(
+            f"{located.source}: its metadata asks for the builder {own.builder!r} with {own.builder_args}, which would run code of this machine "
+            "that the file chose; expected one of torchvision's. If you know the builder and trust it, "
+            f"write `fetch.builder: {own.builder}` in params.yaml (or --builder)."
+        )
 
 
 def _builder_hash(builder: str) -> str | None:

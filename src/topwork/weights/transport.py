@@ -9,7 +9,7 @@ import ssl
 import time
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 import urllib3
@@ -41,7 +41,10 @@ class TransientError(Exception):
 
 def shown(url: str) -> str:
     """An address fit for logs, lock and provenance: no user, no password, query values that look secret masked."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address at all, so nothing of it is shown but its beginning
+        return url.partition("?")[0].rpartition("@")[2]
     host = parts.netloc.rpartition("@")[2]
     query = urlencode(
         [(name, "***" if _SECRET.search(name) else value) for name, value in parse_qsl(parts.query, keep_blank_values=True)],
@@ -52,16 +55,26 @@ def shown(url: str) -> str:
 
 def check_url(url: str) -> None:
     """Raise WeightsError for an address that isn't http or https, lacks a host, or carries credentials."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _leads_somewhere(url) or urlsplit(url).scheme not in ("http", "https"):
         raise WeightsError(
-            f"{shown(url)}: expected an address that begins with https:// or http:// and a host. Mend fetch.source in params.yaml."
+            f"{shown(url)}: expected an address that begins with https:// or http:// and a host (and a port, where one is named, up to 65535). "
+            "Mend fetch.source, or fetch.mirror, in params.yaml."
         )
+    parts = urlsplit(url)
     if "@" in parts.netloc:
         raise WeightsError(
             f"{shown(url)}: the address holds a user or password, which would end up in params.yaml and its history. "
-            f"Take it out and set the environment variable {token_variable(parts.hostname)}=USER:PASSWORD (or a bearer token)."
+            f"Take it out and set the environment variable {token_variable(parts.hostname or '')}=USER:PASSWORD (or a bearer token)."
         )
+
+
+def _leads_somewhere(url: str) -> bool:
+    """It has a host, and a port that can be one."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half a pair of brackets, a port that is no number or above 65535
+        return False
 
 
 def token_variable(host: str) -> str:
@@ -78,11 +91,11 @@ def ca_bundle() -> str | None:
 
 
 class Transport:
-    """GET requests with redirects; one pool of connections a proxy."""
+    """GET requests with redirects; one pool of connections a scheme and proxy."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout = urllib3.Timeout(connect=min(timeout_s, CONNECT_TIMEOUT_S), read=timeout_s)
-        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str, str | None], urllib3.PoolManager] = {}
         self._context: ssl.SSLContext | None = None
 
     def __enter__(self) -> "Transport":
@@ -92,8 +105,13 @@ class Transport:
         for pool in self._pools.values():
             pool.clear()
 
-    def get(self, url: str, headers: dict[str, str]) -> tuple[str, urllib3.BaseHTTPResponse]:
+    def get(self, url: str, headers: dict[str, str], token: str | None = None) -> tuple[str, urllib3.BaseHTTPResponse]:
         """The response at the end of the redirects (200, 206 or 416), its body not read yet, and the address it came from.
+
+        Args:
+            url: where to begin.
+            headers: go to every address on the way.
+            token: a bearer token for the first address's host alone; a redirect elsewhere doesn't take it along.
 
         Raises:
             TransientError: may pass by itself.
@@ -102,7 +120,8 @@ class Transport:
         check_url(url)
         seen = [url]
         while True:
-            response = self._request(seen[-1], headers)
+            at_home = urlsplit(seen[-1]).netloc == urlsplit(url).netloc
+            response = self._request(seen[-1], {**headers, **authorization(seen[-1], token if at_home else None)})
             if response.status in (200, 206, 416):
                 return seen[-1], response
             try:
@@ -114,13 +133,20 @@ class Transport:
         """The address a redirect leads to; any other status is an error."""
         status, url = response.status, seen[-1]
         if status in _BUSY:
-            raise TransientError(f"the server answers {status} {response.reason or ''}".rstrip(), _retry_after(response))
+            raise TransientError(f"the server answers {status} {response.reason or ''}".rstrip() + ", expected 200", _retry_after(response))
         location = response.headers.get("Location")
         if status not in (301, 302, 303, 307, 308) or not location:
             raise WeightsError(f"{shown(url)}: the server answers {status} {response.reason or ''}, expected 200.{_advice(status, url)}")
-        target = urljoin(url, location)
+        try:
+            target = urljoin(url, location)
+            scheme = urlsplit(target).scheme
+        except ValueError:
+            target, scheme = location, "https"
+        if scheme in ("http", "https") and not _leads_somewhere(target):
+            raise WeightsError(
+                f"{shown(seen[0])}: redirected to {shown(location)!r}, which is no address; expected one. Use another address."
+            )
         chain = " -> ".join(shown(step) for step in [*seen, target])
-        scheme = urlsplit(target).scheme
         if urlsplit(url).scheme == "https" and scheme == "http":
             raise WeightsError(
                 f"{shown(seen[0])}: redirected from https to http, which anyone on the way could change: {chain}. Refused; use another address."
@@ -129,7 +155,7 @@ class Transport:
             raise WeightsError(f"{shown(seen[0])}: redirected to {scheme}://, expected https: {chain}. Refused; use another address.")
         if target in seen:
             raise WeightsError(
-                f"{shown(seen[0])}: the redirects run in a circle: {chain}. Tell the server's keeper, or use another address."
+                f"{shown(seen[0])}: the redirects run in a circle: {chain}; expected a file at their end. Tell the server's keeper, or use another address."
             )
         if len(seen) > MAX_REDIRECTS:
             raise WeightsError(f"{shown(seen[0])}: more than {MAX_REDIRECTS} redirects: {chain}. Use the last address, or another one.")
@@ -140,7 +166,6 @@ class Transport:
             "Accept-Encoding": "identity",
             "User-Agent": f"topwork/{__version__}",
             **headers,
-            **_authorization(url),
         }
         try:
             return self._pool(url).request(
@@ -154,14 +179,18 @@ class Transport:
                 timeout=self.timeout,
             )
         except SSLError as error:
+            if "EOF" in str(error):  # cut in the middle of the handshake
+                raise TransientError("the connection was cut") from error
             raise WeightsError(_tls_message(url, error)) from error
         except ProxyError as error:
             if isinstance(error.original_error, SSLError | ssl.SSLError):
                 raise WeightsError(_tls_message(url, error.original_error)) from error
+            if "407" in str(error.original_error):
+                raise WeightsError(f"{shown(url)}: the proxy answers 407, expected a tunnel.{_advice(407, url)}") from error
             raise TransientError(f"the proxy doesn't answer: {_brief(error.original_error)}") from error
-        except (LocationValueError, ProxySchemeUnknown) as error:
+        except (LocationValueError, ProxySchemeUnknown, UnicodeError) as error:
             raise WeightsError(
-                f"{shown(url)}: not usable ({_brief(error)}). Mend the address, or the proxy variables (HTTPS_PROXY, HTTP_PROXY)."
+                f"{shown(url)}: not usable ({_brief(error).replace(url, shown(url))}). Mend the address, or the proxy variables (HTTPS_PROXY, HTTP_PROXY)."
             ) from error
         except ConnectTimeoutError as error:
             raise TransientError(f"no connection within {self.timeout.connect_timeout:g} s") from error
@@ -172,21 +201,23 @@ class Transport:
         parts = urlsplit(url)
         proxies = getproxies_environment()
         proxy = None if proxy_bypass_environment(parts.hostname or "", proxies) else proxies.get(parts.scheme) or proxies.get("all")
-        if proxy not in self._pools:
-            self._pools[proxy] = self._new_pool(proxy)
-        return self._pools[proxy]
+        key = (parts.scheme, proxy)
+        if key not in self._pools:
+            self._pools[key] = self._new_pool(*key)
+        return self._pools[key]
 
-    def _new_pool(self, proxy: str | None) -> urllib3.PoolManager:
+    def _new_pool(self, scheme: str, proxy: str | None) -> urllib3.PoolManager:
         if proxy is None:
-            return urllib3.PoolManager(ssl_context=self._tls())
+            return urllib3.PoolManager(ssl_context=self._tls() if scheme == "https" else None)
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         headers = None
         if parts.username:
-            headers = urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")
+            headers = urllib3.make_headers(proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}")
         bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
-        return urllib3.ProxyManager(bare, proxy_headers=headers, ssl_context=self._tls())
+        return urllib3.ProxyManager(bare, proxy_headers=headers, ssl_context=self._tls() if "https" in (scheme, parts.scheme) else None)
 
     def _tls(self) -> ssl.SSLContext:
+        """Made when it is first needed: reading the system's CAs takes a tenth of a second."""
         if self._context is None:
             bundle = ca_bundle()
             if bundle is not None and not Path(bundle).exists():
@@ -203,16 +234,34 @@ class Transport:
         return self._context
 
 
-def _authorization(url: str) -> dict[str, str]:
-    """The Authorization header for a host whose credentials the environment holds; none over plain http but to this machine."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    secret = os.environ.get(token_variable(host))
-    if not secret or (parts.scheme != "https" and host not in ("localhost", "127.0.0.1", "::1")):
+def authorization(url: str, token: str | None = None) -> dict[str, str]:
+    """The Authorization header for a host whose credentials the environment holds; none over plain http but to this machine.
+
+    Args:
+        url: where the request goes.
+        token: a bearer token, where the environment holds none for the host (TOPWORK_TOKEN_<HOST>).
+
+    Raises:
+        WeightsError: the credentials can't stand in a header; they aren't shown.
+    """
+    host = urlsplit(url).hostname or ""
+    secret = (os.environ.get(token_variable(host)) or token or "").strip()
+    if not secret or not private(url):
         return {}
+    if not (secret.isascii() and secret.isprintable()):
+        raise WeightsError(
+            f"{shown(url)}: the credentials for {host} hold line breaks or signs beyond ASCII, expected one line of plain text. "
+            f"Mend the environment variable {token_variable(host)} (for the hub: HF_TOKEN)."
+        )
     if ":" in secret:
         return {"Authorization": "Basic " + base64.b64encode(secret.encode()).decode()}
     return {"Authorization": f"Bearer {secret}"}
+
+
+def private(url: str) -> bool:
+    """Nobody on the way can read what is sent there: https, or this machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _advice(status: int, url: str) -> str:

@@ -95,16 +95,23 @@ def _weights_of(state_dict: dict[str, Tensor], metadata: Mapping[str, str], path
     try:
         return Weights(
             state_dict=state_dict,
-            columns=tuple(json.loads(metadata["columns"])),
+            columns=_names(metadata["columns"]),
             builder=metadata["builder"],
             builder_args=dict(json.loads(metadata.get("builder_args", "{}"))),
-            absorbed=tuple(json.loads(metadata.get("absorbed", "[]"))),
+            absorbed=_names(metadata.get("absorbed", "[]")),
             provenance=dict(json.loads(metadata.get("provenance", "{}"))),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise WeightsError(
             f"{path}: the metadata is damaged ({type(error).__name__}: {error}). Write the file again with `topwork fetch`."
         ) from error
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"expected a list of names, found {text[:80]}")
+    return tuple(names)
 
 
 def write_weights(path: Path, weights: Weights) -> None:
