@@ -1,13 +1,14 @@
 """Random detectors whose scores differ: freshly built heads give every box the same score, and equal scores have no order."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def spread_scores(model: nn.Module, deviation: float = 1.5, seed: int = 0) -> None:
-    """Scale the score layers so that their outputs have this standard deviation on noise (in place)."""
+def spread_scores(model: nn.Module, pictures: Sequence[Tensor], deviation: float = 1.5, seed: int = 0) -> None:
+    """Scale the score layers so that their outputs have this standard deviation on the pictures, two at least (in place)."""
     _settle_norms(model, seed)
     layers = [layer for name, layer in model.named_modules() if _gives_scores(name, layer)]
     generator = torch.Generator().manual_seed(seed)
@@ -23,7 +24,7 @@ def spread_scores(model: nn.Module, deviation: float = 1.5, seed: int = 0) -> No
             seen.setdefault(layer, (float(output.std(dim=across).mean()), output.mean(dim=across)))  # over places: what tells boxes apart
 
         handles = [layer.register_forward_hook(look) for layer in layers]
-        model([torch.rand(3, 240, 300, generator=generator)])
+        model(list(pictures))
         for handle in handles:
             handle.remove()
         for layer in layers:

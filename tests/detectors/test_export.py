@@ -35,7 +35,7 @@ def detector(builder: str, absorbed: int = 0) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build(builder, len(COLUMNS), absorbed=absorbed).eval()
-    spread_scores(model)
+    spread_scores(model, images())
     model.columns = COLUMNS  # type: ignore[assignment]
     return model
 
@@ -105,13 +105,57 @@ def test_disagreement_is_an_error_with_figures(theirs: dict[str, np.ndarray]) ->
 
 def test_a_detection_at_the_cut_may_be_in_one_alone() -> None:
     cases = [
-        (found([0.9, 0.05001]), found([0.9]), Limits(0.05, 100)),  # just over the threshold
-        (found([0.9, 0.6]), found([0.9, 0.6], labels=[1, 2]), Limits(0.05, 2)),  # the last of as many as may be given
+        (found([0.9, 0.05001]), found([0.9]), Limits(0.05, 100, 0.5)),  # just over the threshold
+        (found([0.9, 0.6]), found([0.9, 0.6], labels=[1, 2]), Limits(0.05, 2, 0.5)),  # the last of as many as may be given
+        (found([0.9, 0.6, 0.2]), found([0.9, 0.6, 0.2], labels=[1, 1, 2]), Limits(0.05, 3, 0.5)),  # room for one, and two that are as good
     ]
-    assert [parity_of(ours, theirs, 100, limits=limits).at_the_edge for ours, theirs, limits in cases] == [1, 2]
+    assert [parity_of(ours, theirs, 100, limits=limits).at_the_edge for ours, theirs, limits in cases] == [1, 2, 2]
     for ours, theirs, _ in cases:
         with pytest.raises(ExportError, match="disagree"):
             parity_of(ours, theirs, 100)
+
+
+def one_of(*boxes: tuple[float, float, float], label: int = 1) -> dict[str, np.ndarray]:
+    """Boxes 20 high that lie on one line: (score, left, right)."""
+    places = np.array([[left, 0, right, 20] for _, left, right in boxes], dtype=np.float32).reshape(-1, 4)
+    return {"boxes": places, "scores": np.array([s for s, *_ in boxes], dtype=np.float32), "labels": np.full(len(boxes), label)}
+
+
+ROUNDING = {
+    # two boxes that overlap by 0.6 with one score: either may suppress the other
+    "order of equals": (one_of((0.9, 100, 108), (0.3, 0, 8)), one_of((0.9, 100, 108), (0.3, 2, 10))),
+    # the same, and what the one that is gone had suppressed comes to light
+    "in consequence": (
+        one_of((0.9, 100, 108), (0.3, 0, 8), (0.1, 4, 12), (0.05, 50, 58)),
+        one_of((0.9, 100, 108), (0.3, 2, 10), (0.05, 50, 58)),
+    ),
+    # an overlap of exactly 0.5 with a better one, which is there on both sides
+    "overlap at the limit": (one_of((0.9, 0, 9), (0.3, 3, 12), (0.05, 50, 58)), one_of((0.9, 0, 9), (0.05, 50, 58))),
+    # the last candidates of a class have one score: either may go on
+    "lowest of its class": (one_of((0.9, 100, 108), (0.3, 0, 8)), one_of((0.9, 100, 108), (0.3, 50, 58))),
+}
+REAL = {
+    "a better one is gone": (one_of((0.9, 100, 108), (0.31, 0, 8), (0.05, 50, 58)), one_of((0.9, 100, 108), (0.05, 50, 58))),
+    "scores differ": (one_of((0.9, 100, 108), (0.31, 0, 8), (0.05, 50, 58)), one_of((0.9, 100, 108), (0.3, 2, 10), (0.05, 50, 58))),
+    "they hardly overlap": (one_of((0.9, 100, 108), (0.3, 0, 8), (0.05, 50, 58)), one_of((0.9, 100, 108), (0.3, 5, 13), (0.05, 50, 58))),
+    "all are gone": (one_of((0.9, 100, 108), (0.3, 0, 8)), one_of()),
+    "the lowest is gone": (one_of((0.9, 100, 108), (0.3, 0, 8)), one_of((0.9, 100, 108))),
+}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), ROUNDING.values(), ids=ROUNDING.keys())
+def test_what_rounding_decides_is_counted(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+    limits = Limits(0.01, 100, 0.5)
+    assert parity_of(ours, theirs, 100, limits=limits).at_the_edge == parity_of(theirs, ours, 100, limits=limits).at_the_edge > 0
+    with pytest.raises(ExportError, match="disagree"):  # of a detector whose limits aren't known
+        parity_of(ours, theirs, 100)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), REAL.values(), ids=REAL.keys())
+def test_what_rounding_cannot_decide_is_an_error(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+    for one, other in ((ours, theirs), (theirs, ours)):
+        with pytest.raises(ExportError, match="disagree"):
+            parity_of(one, other, 100, limits=Limits(0.01, 100, 0.5))
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def build_project(root: Path, test: int = 16, source: int = 12, train: int = 10,
     with torch.random.fork_rng():
         model = build(builder, len(columns))
     write_weights(root / "out/fetch/pretrained.safetensors", Weights(model.state_dict(), columns, builder, {}))
-    write_json(root / "out/fetch/provenance.json", {"source": "demo", "builder": builder, "license": "Apache-2.0", "sha256": "ab" * 32})
+    write_json(root / "out/fetch/provenance.json", {"source": "demo", "builder": builder, "licence": "Apache-2.0", "sha256": "ab" * 32})
     surgery.run(params, root)
     (root / "out/finetune").mkdir()
     (root / "out/finetune/weights.safetensors").write_bytes((root / "out/surgery/grafted.safetensors").read_bytes())

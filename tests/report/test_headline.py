@@ -42,6 +42,32 @@ def test_contract_breached_names_class_and_figures() -> None:
     assert top.sentence.startswith("Person kept 81% of its pretrained AP where at least 95% was asked;")
 
 
+@pytest.mark.parametrize(
+    ("clause", "said"),
+    [
+        (
+            Clause("person", "source", 0.95, Estimate(0.9496), False),
+            "Person kept 94.96% of its pretrained AP where at least 95% was asked;",
+        ),
+        (
+            Clause("person", "source", 0.975, Estimate(0.972), False),
+            "Person kept 97% of its pretrained AP where at least 97.5% was asked;",
+        ),
+        (
+            Clause("person", "source", 0.95, Estimate(0.967, 0.936, 0.994), False, by="interval"),
+            "Person kept 97% of its pretrained AP, but that may be as low as 94% where at least 95% was asked;",
+        ),
+        (
+            Clause("person", "source", 0.95, Estimate(0.967), False, by="interval"),
+            "Person kept 97% of its pretrained AP, but that has no interval where at least 95% was asked;",
+        ),
+    ],
+    ids=["by a hair", "tenths asked", "by the interval", "no interval"],
+)
+def test_a_breach_never_sounds_like_success(clause: Clause, said: str) -> None:
+    assert headline(YARD, [clause]).sentence.startswith(said)
+
+
 def test_undefined_retention_is_said() -> None:
     top = headline(YARD[1:3], [Clause("person", "source", 0.95, None, False)])
     assert "person's retention is undefined" in top.sentence.lower()

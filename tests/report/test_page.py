@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -76,6 +75,22 @@ def test_every_section_has_its_content(finished: Path) -> None:
         assert words in page, words
 
 
+def test_every_command_is_one_that_topwork_knows(finished: Path) -> None:
+    """Reproduce says exact commands: each parses, and the files it names are there."""
+    import argparse
+    from importlib import import_module
+
+    from topwork.report.lineage import commands
+
+    mine = [command.split() for _, command in commands(Run(WorkingFiles(finished))) if command.startswith("topwork ")]
+    assert [words[1] for words in mine] == ["verify-graft", "audit"]
+    for _, name, *arguments in mine:
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        import_module(f"topwork.commands.{name.replace('-', '_')}").add_arguments(parser)
+        parser.parse_args(arguments)
+        assert all((finished / word).is_file() for word in arguments if "/" in word)
+
+
 def test_breach_is_on_top(project: Path) -> None:
     verdict = json.loads((project / "out/evaluate/verdict.json").read_text())
     verdict["holds"] = False
@@ -101,7 +116,7 @@ def test_titles_and_names_are_escaped(project: Path) -> None:
         ("out/evaluate/plots", "evaluate left no confusion matrix"),
         ("out/evaluate/predictions", "evaluate left no predictions on the test set."),
         ("out/surgery", "The run has no surgery receipt."),
-        ("out/validate/findings.parquet", "validate found nothing at fault."),
+        ("out/validate/findings.parquet", "The data gate found nothing at fault."),
         ("out/evaluate/verdict.json", "No contract set"),
     ],
     ids=lambda value: value.split("/")[-1] if "/" in value else "",
@@ -161,9 +176,8 @@ def test_unknown_report_key_is_refused() -> None:
 
 
 @pytest.mark.long
-def test_a_thousand_test_images_in_under_20_seconds(tmp_path: Path) -> None:
+def test_a_thousand_test_images(tmp_path: Path) -> None:
+    """How long it takes is measured by benchmarks/evaluation.py."""
     build_project(tmp_path, test=1000, source=12, train=10, report={"pictures": 12})
-    begin = time.perf_counter()
     report.run(load_params(tmp_path / "params.yaml"), tmp_path)
-    assert time.perf_counter() - begin < 20
     assert (tmp_path / "out/report/report.html").stat().st_size < 5_000_000

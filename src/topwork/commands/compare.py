@@ -122,6 +122,8 @@ def _open(rev: str) -> "tuple[Run, dict[str, Any]]":
 
 def tell(comparison: "Comparison", console: "Console") -> None:
     """Print the comparison."""
+    from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     from topwork.report.compare_page import class_table, data_table, metric_table, param_table, sentence, weight_table
@@ -130,11 +132,11 @@ def tell(comparison: "Comparison", console: "Console") -> None:
     def show(item: Plain | None) -> None:
         if item is None:
             return
-        table = Table(title=item.caption, title_justify="left")
+        table = Table(title=escape(item.caption), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for place, head in enumerate(item.heads):
-            table.add_column(head, justify="right" if place in item.numeric else "left")
+            table.add_column(escape(head), justify="right" if place in item.numeric else "left", overflow="fold")
         for row in item.rows:
-            table.add_row(*(_plain(cell) for cell in row))
+            table.add_row(*(escape(_plain(cell)) for cell in row))
         console.print(table)
 
     console.print(sentence(comparison), markup=False, highlight=False)

@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     write_text(args.out / "README.md", model_card(name, content, weights.columns, weights.builder, project, parity.__dict__).lstrip())
     print(
         f"{args.out / 'model.onnx'}: agrees with PyTorch on {parity.images} images ({where}), {parity.detections} detections: boxes within "
-        f"{parity.boxes_px:.2g} pixels ({parity.boxes:.2g} of the longer side), scores within {parity.scores:.2g}; allowed {TOLERANCE:g}. "
+        f"{parity.boxes_px:.2g} pixels ({parity.boxes:.2g} of the longer side), scores within {parity.scores:.2g}; allowed {TOLERANCE:g}"
+        f"{f', and {parity.at_the_edge} that one of the two has alone where rounding decides' if parity.at_the_edge else ''}. "
         f"Card: {args.out / 'README.md'}"
     )
     return 0

@@ -41,8 +41,8 @@ class Parity:
         boxes_px: the same in pixels.
         scores: largest difference of a score.
         masks: largest difference of a mask's probability, or None without masks.
-        at_the_edge: detections that one of the two has and the other just hasn't: their score is within the tolerance of the lowest
-            score kept, so that rounding decides.
+        at_the_edge: detections that one of the two has and the other just hasn't, since rounding decided a cut or a suppression
+            (`_decided_by_rounding`).
     """
 
     images: int
@@ -183,17 +183,19 @@ def compare(path: Path, model: nn.Module, images: Sequence[Tensor], outputs: Seq
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a detector cuts its detections off: below this score, and beyond this many an image."""
+    """Where a detector cuts its detections off: below this score, beyond this many an image, and above this overlap with a better one."""
 
     score: float
     count: int
+    overlap: float
 
 
 def limits_of(model: nn.Module) -> Limits | None:
     """The limits of torchvision's detectors; None for others, which then get no allowance at the edge."""
     part: Any = getattr(model, "roi_heads", model)
-    score, count = getattr(part, "score_thresh", None), getattr(part, "detections_per_img", None)
-    return Limits(float(score), int(count)) if score is not None and count is not None else None
+    if not all(hasattr(part, name) for name in ("score_thresh", "detections_per_img", "nms_thresh")):
+        return None
+    return Limits(float(part.score_thresh), int(part.detections_per_img), float(part.nms_thresh))
 
 
 def parity_of(ours: Found, theirs: Found, side: int, what: str = "image", limits: Limits | None = None) -> Parity:
@@ -210,34 +212,77 @@ def parity_of(ours: Found, theirs: Found, side: int, what: str = "image", limits
         ExportError: a detection has no counterpart within the tolerance.
     """
     pairs, alone = _pairs(ours, theirs, side)
-    both = {"ours": ours, "theirs": theirs}
-    edges = _edges(ours, theirs, limits)
-    lost = [(which, index) for which, index in alone if all(abs(float(both[which]["scores"][index]) - edge) > TOLERANCE for edge in edges)]
+    first, second = np.array([pair[0] for pair in pairs], dtype=int), np.array([pair[1] for pair in pairs], dtype=int)
+    boxes = float(np.abs(ours["boxes"][first].astype(np.float64) - theirs["boxes"][second]).max(initial=0.0))
+    scores = float(np.abs(ours["scores"][first].astype(np.float64) - theirs["scores"][second]).max(initial=0.0))
+    decided = _decided_by_rounding({"ours": ours, "theirs": theirs}, alone, limits, scores) if limits else set()
+    lost = [one for one in alone if one not in decided]
     if lost:
         which, index = lost[0]
-        mine = both[which]
+        mine = ours if which == "ours" else theirs
         box = [round(float(value), 3) for value in mine["boxes"][index]]
         raise ExportError(
             f"export: {what}: ONNX and PyTorch disagree: {len(lost)} of {len(ours['scores'])} detections have no counterpart within {TOLERANCE:g}; "
             f"the first is {'PyTorch' if which == 'ours' else 'ONNX'}'s label {int(mine['labels'][index])}, score {float(mine['scores'][index]):.6f}, "
             f"box {box}. Nothing was written; docs/export.md lists what is known of each builder."
         )
-    first, second = np.array([pair[0] for pair in pairs], dtype=int), np.array([pair[1] for pair in pairs], dtype=int)
-    boxes = float(np.abs(ours["boxes"][first].astype(np.float64) - theirs["boxes"][second]).max(initial=0.0))
-    scores = float(np.abs(ours["scores"][first].astype(np.float64) - theirs["scores"][second]).max(initial=0.0))
     masks = float(np.abs(ours["masks"][first] - theirs["masks"][second]).max(initial=0.0)) if "masks" in ours else None
     return Parity(1, len(ours["scores"]), boxes / side, boxes, scores, masks, len(alone))
 
 
-def _edges(ours: Found, theirs: Found, limits: Limits | None) -> list[float]:
-    """Scores at which the detector cut: its threshold and, where it had more detections than it may give, the lowest that it gave."""
-    if limits is None:
-        return []
-    full = [float(found["scores"].min()) for found in (ours, theirs) if len(found["scores"]) >= limits.count > 0]
-    return [limits.score, *full]
+Lone = tuple[str, int]
+"""A detection that one of the two has alone: `ours` or `theirs`, and its index there."""
 
 
-def _pairs(ours: Found, theirs: Found, side: int) -> tuple[list[tuple[int, int]], list[tuple[str, int]]]:
+def _decided_by_rounding(both: Mapping[str, Found], alone: Sequence[Lone], limits: Limits, apart: float) -> set[Lone]:
+    """Those of the lone detections that the other side lost by a decision which rounding can turn.
+
+    - cut: its score is within the tolerance of the score threshold; or the other side was full, with better ones; or it is the lowest of its
+      class, but for rounding, where only so many candidates a class go on to suppression;
+    - suppressed: the other side has a detection of its class that overlaps it just as far as the detector allows, or that is there
+      alone, too, and has the same score, but for rounding: of the two, either may suppress the other;
+    - in consequence: what suppressed it is there alone for one of these reasons.
+
+    Scores are equal but for rounding within twice what they are `apart` in matched detections.
+    """
+    noise = 2 * apart + float(np.finfo(np.float32).eps)
+    decided: set[Lone] = set()
+    rivals: dict[Lone, list[Lone]] = {}
+    for lone in alone:
+        which, index = lone
+        other = "theirs" if which == "ours" else "ours"
+        mine, others = both[which], both[other]
+        score = float(mine["scores"][index])
+        same = np.flatnonzero(others["labels"] == mine["labels"][index])
+        lowest = float(others["scores"][same].min(initial=np.inf))
+        full = len(others["scores"]) >= limits.count and score <= float(others["scores"].min(initial=np.inf)) + TOLERANCE
+        overlap = _overlaps(mine["boxes"][index], others["boxes"][same])
+        near = np.flatnonzero((overlap > limits.overlap - TOLERANCE) & (others["scores"][same] >= score - noise))
+        at_the_limit = bool((np.abs(overlap[near] - limits.overlap) <= TOLERANCE).any())
+        rivals[lone] = [(other, int(same[place])) for place in near]
+        if abs(score - limits.score) <= TOLERANCE or full or abs(score - lowest) <= noise or at_the_limit:
+            decided.add(lone)
+    undecided = [lone for lone in alone if lone not in decided]
+    for lone in undecided:
+        score = float(both[lone[0]]["scores"][lone[1]])
+        if any(rival in rivals and abs(float(both[rival[0]]["scores"][rival[1]]) - score) <= noise for rival in rivals[lone]):
+            decided.add(lone)
+    while more := {lone for lone in undecided if lone not in decided and any(rival in decided for rival in rivals[lone])}:
+        decided |= more
+    return decided
+
+
+def _overlaps(box: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
+    """IoU of one box with others, (x1, y1, x2, y2)."""
+    one, many = box.astype(np.float64), others.astype(np.float64).reshape(-1, 4)
+    size = np.clip(np.minimum(one[2:], many[:, 2:]) - np.maximum(one[:2], many[:, :2]), 0, None)
+    shared = size.prod(axis=1)
+    union = (one[2:] - one[:2]).prod() + (many[:, 2:] - many[:, :2]).prod(axis=1) - shared
+    shares: NDArray[np.float64] = np.divide(shared, union, out=np.zeros(len(many)), where=union > 0)
+    return shares
+
+
+def _pairs(ours: Found, theirs: Found, side: int) -> tuple[list[tuple[int, int]], list[Lone]]:
     """Pairs of indices within the tolerance, nearest first, and what is left alone on either side."""
     far = np.abs(ours["boxes"][:, None].astype(np.float64) - theirs["boxes"][None]).max(axis=2, initial=0.0) / side
     far = np.maximum(far, np.abs(ours["scores"][:, None].astype(np.float64) - theirs["scores"][None]))

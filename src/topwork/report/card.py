@@ -5,6 +5,7 @@ Figures stand in it only where the run evaluated these very weights; otherwise t
 
 import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,28 +66,28 @@ def front_matter(name: str, names: Sequence[tuple[int, str]], figures: Sequence[
         "pipeline_tag": "object-detection",
         "tags": ["object-detection", "head-surgery", "torchvision", *(str(label_name) for _, label_name in names)],
     }
-    if provenance.get("license"):
-        head = {"license": str(provenance["license"]).lower(), **head}
-    metrics = [
-        {"type": "mean_average_precision", "name": f"{title} mAP, IoU 0.50 to 0.95", "value": round(value, 4)}
-        for on, title in (("test", "test set"), ("source", "source set"))
-        if (value := mean_ap([figure for figure in figures if figure.on == on], "finetuned")) is not None
-    ]
-    metrics += [
-        {"type": "average_precision", "name": f"AP of {figure.name}, {figure.on} set", "value": round(found.value, 4)}
-        for figure in figures
-        if (found := figure.ap["finetuned"]) is not None
-    ]
-    if metrics:
-        task = {"type": "object-detection"}
-        head["model-index"] = [
-            {"name": name, "results": [{"task": task, "dataset": {"name": "custom", "type": "custom"}, "metrics": metrics}]}
-        ]
+    if licence := provenance.get("licence"):
+        known = re.fullmatch(r"[A-Za-z0-9.+-]+", str(licence))  # an identifier, such as Apache-2.0; a sentence stands in the text
+        head = {"license": str(licence).lower() if known else "other", **head}
+    results = [found for on in dict.fromkeys(figure.on for figure in figures) if (found := _result(figures, on))]
+    if results:
+        head["model-index"] = [{"name": name, "results": results}]
     stream = io.StringIO()
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     writer.dump(head, stream)
     return stream.getvalue().strip()
+
+
+def _result(figures: Sequence[ClassFigures], on: str) -> dict[str, Any] | None:
+    """One set's figures; None where no class has an AP there."""
+    here = [(figure.name, found) for figure in figures if figure.on == on and (found := figure.ap["finetuned"]) is not None]
+    mean = mean_ap([figure for figure in figures if figure.on == on], "finetuned")
+    if mean is None:
+        return None
+    metrics = [{"type": "mean_average_precision", "name": "mAP, IoU 0.50 to 0.95", "value": round(mean, 4)}]
+    metrics += [{"type": "average_precision", "name": f"AP of {name}", "value": round(found.value, 4)} for name, found in here]
+    return {"task": {"type": "object-detection"}, "dataset": {"name": f"{on} set", "type": "custom", "split": on}, "metrics": metrics}
 
 
 def _splits(run: Run) -> list[tuple[str, int, int]]:

@@ -56,7 +56,7 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Clause:
-    """One line of the retention contract, whether it holds, and evaluate's own sentence on it."""
+    """One line of the retention contract, whether it holds, and evaluate's own sentence on it; `by` says what has to reach `least`."""
 
     name: str
     on: str
@@ -64,6 +64,14 @@ class Clause:
     found: Estimate | None
     holds: bool
     sentence: str = ""
+    by: str = "estimate"
+
+    @property
+    def judged(self) -> float | None:
+        """What is held against `least`: the retention, or its interval's lower end; None where it is undefined."""
+        if self.found is None:
+            return None
+        return self.found.low if self.by == "interval" else self.found.value
 
 
 def class_figures(run: Run) -> list[ClassFigures]:
@@ -94,6 +102,7 @@ def clauses(run: Run) -> list[Clause]:
             estimate(row, "found", "interval"),
             bool(row["holds"]),
             str(row.get("sentence", "")),
+            str(row.get("by", "estimate")),
         )
         for row in (run.verdict or {}).get("contracts", [])
     ]
@@ -130,11 +139,30 @@ def words(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
 
 
-def percent(value: float) -> str:
+def percent(value: float, least: float | None = None) -> str:
     """A share in whole percent, in tenths between 99 and 100 so that no loss is rounded away.
+
+    With `least`, what was asked, in as many digits as it takes to see on which side of it the value lies.
 
     Example:
         >>> percent(0.9713), percent(0.9962), percent(1.0)
         ('97%', '99.6%', '100%')
+        >>> percent(0.9496, least=0.95), percent(0.95, least=0.95)
+        ('94.96%', '95%')
     """
-    return f"{value * 100:.1f}%" if 0.99 <= value < 0.9995 else f"{value * 100:.0f}%"
+    digits = 1 if 0.99 <= value < 0.9995 else 0
+    text = f"{value * 100:.{digits}f}"
+    while least is not None and digits < 6 and (float(text) < least * 100) != (value < least):
+        digits += 1
+        text = f"{value * 100:.{digits}f}"
+    return f"{text}%"
+
+
+def exact_percent(value: float) -> str:
+    """A share as someone wrote it, in percent.
+
+    Example:
+        >>> exact_percent(0.95), exact_percent(0.975), exact_percent(0.07)
+        ('95%', '97.5%', '7%')
+    """
+    return f"{value * 100:.8g}%"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from topwork.report.figures import ClassFigures, Clause, Estimate, mean_ap, percent, words
+from topwork.report.figures import ClassFigures, Clause, Estimate, exact_percent, mean_ap, percent, words
 
 State = Literal["holds", "breached", "open"]
 
@@ -44,10 +44,11 @@ def _state(contract: Sequence[Clause]) -> State:
 
 def _worst(figures: Sequence[ClassFigures], contract: Sequence[Clause]) -> tuple[str, str, Estimate, float | None] | None:
     """The kept class that stands worst: (name, set, retention, least asked)."""
-    asked = [(clause.name, clause.on, clause.found, clause.least) for clause in contract if clause.found is not None]
+    judged = [(clause, clause.found, clause.judged) for clause in contract]
+    asked = [(clause, found, -1.0 if value is None else value / clause.least) for clause, found, value in judged if found is not None]
     if asked:
-        name, on, found, least = min(asked, key=lambda item: item[2].value / item[3])
-        return name, on, found, least
+        clause, found, _ = min(asked, key=lambda item: item[2])
+        return clause.name, clause.on, found, clause.least
     kept = [figure for figure in figures if figure.kept and figure.retention is not None]
     preferred = [figure for figure in kept if figure.on == "source"] or kept
     if not preferred:
@@ -60,22 +61,27 @@ def _worst(figures: Sequence[ClassFigures], contract: Sequence[Clause]) -> tuple
 def _kept_sentence(figures: Sequence[ClassFigures], contract: Sequence[Clause]) -> str:
     breached = [clause for clause in contract if clause.holds is False]
     if breached:
-        parts = [
-            f"{clause.name} kept {percent(clause.found.value)} of its pretrained AP where at least {percent(clause.least)} was asked"
-            if clause.found
-            else f"{clause.name}'s retention is undefined where at least {percent(clause.least)} was asked"
-            for clause in breached
-        ]
-        return words(parts)
+        return words([_breach(clause) for clause in breached])
     held = [clause for clause in contract if clause.found is not None]
     if held:
-        parts = [f"{clause.name} kept {percent(clause.found.value)} of its pretrained AP" for clause in held if clause.found]
-        asked = sorted({percent(clause.least) for clause in held})
+        parts = [f"{clause.name} kept {percent(clause.found.value, clause.least)} of its pretrained AP" for clause in held if clause.found]
+        asked = [exact_percent(least) for least in sorted({clause.least for clause in held})]
         return f"{words(parts)} (at least {' or '.join(asked)} was asked)"
     worst = _worst(figures, contract)
     if worst is None:
         return "nothing can be said of kept classes: none was kept, or their AP is undefined"
     return f"{worst[0]} kept {percent(worst[2].value)} of its pretrained AP on the {_set_name(worst[1])}"
+
+
+def _breach(clause: Clause) -> str:
+    asked = f"where at least {exact_percent(clause.least)} was asked"
+    if clause.found is None:
+        return f"{clause.name}'s retention is undefined {asked}"
+    kept = f"{clause.name} kept {percent(clause.found.value, clause.least)} of its pretrained AP"
+    if clause.by == "estimate":
+        return f"{kept} {asked}"
+    end = "has no interval" if clause.found.low is None else f"may be as low as {percent(clause.found.low, clause.least)}"
+    return f"{kept}, but that {end} {asked}"
 
 
 def _learned_sentence(figures: Sequence[ClassFigures]) -> str:
@@ -100,8 +106,8 @@ def _kept(figures: Sequence[ClassFigures], contract: Sequence[Clause]) -> Number
     if found.low is not None and found.high is not None:
         context += f"; interval {percent(found.low)} to {percent(found.high)}"
     if least is not None:
-        context += f"; asked ≥ {percent(least)}"
-    return Number("Kept: retention", percent(found.value), context)
+        context += f"; asked ≥ {exact_percent(least)}"
+    return Number("Kept: retention", percent(found.value, least), context)
 
 
 def _learned(figures: Sequence[ClassFigures]) -> Number:

@@ -66,7 +66,11 @@ def _said(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return ", ".join(map(_said, value))
+        return "; ".join(map(_said, value)) if any(isinstance(item, Mapping) for item in value) else ", ".join(map(_said, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_said(item)}" for key, item in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, str) and Path(value).is_absolute():
         return Path(value).name
     return str(value)
@@ -133,8 +137,8 @@ def commands(run: Run) -> list[tuple[str, str]]:
         ("Install what it ran with", "pip install --require-hashes -r requirements.lock"),
         ("Run what isn't fresh; from nothing, everything with --force", "dvc repro"),
         (
-            "Recompute the surgery from the two files alone",
-            "topwork verify-graft out/fetch/pretrained.safetensors out/surgery/grafted.safetensors",
+            "Recompute the surgery's receipt from the two files",
+            "topwork verify-graft out/fetch/pretrained.safetensors out/surgery/grafted.safetensors out/surgery/receipt.json",
         ),
         ("Check every recorded hash", "topwork audit verify COMMIT"),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from topwork.report.figures import ClassFigures, Clause, Estimate, percent
+from topwork.report.figures import ClassFigures, Clause, Estimate, exact_percent, percent
 from topwork.report.run import MODELS, Run
 from topwork.report.svg import Line, Mark, Row, bar_chart, interval_chart, line_chart
 
@@ -67,7 +67,7 @@ def contract_cell(clause: Clause | None) -> Any:
     if clause is None:
         return "–"
     css, word = ("good", "holds") if clause.holds else ("bad", "breached")
-    return Markup('<span class="pill {}">{}: ≥ {}</span>').format(css, word, percent(clause.least))
+    return Markup('<span class="pill {}">{}: ≥ {}</span>').format(css, word, exact_percent(clause.least))
 
 
 def _cell(value: Estimate | None, objects: int) -> Any:
@@ -104,7 +104,8 @@ def training_charts(run: Run) -> list[Markup]:
     """One small chart a DVCLive curve: losses first, then validation metrics, then the rest."""
 
     def rank(name: str) -> tuple[int, str]:
-        return (0 if "loss" in name and "/" not in name.split("loss")[-1] else 1 if name.startswith(("val", "eval")) else 2, name)
+        first = 0 if "loss" in name.rsplit("/", 1)[-1] else 1 if name.startswith("val") else 2 if name.startswith("train") else 3
+        return first, "" if name == "val/map" else name
 
     charts = []
     for index, curve in enumerate(sorted(run.curves, key=lambda curve: rank(curve.name))[:MOST_PANELS]):
@@ -113,7 +114,8 @@ def training_charts(run: Run) -> list[Markup]:
             continue
         said = f"From {finite[0]:.4g} at the start to {finite[-1]:.4g} at the end; lowest {min(finite):.4g}, highest {max(finite):.4g}."
         title = curve.name.replace("_", " ").replace("/", " / ")
-        charts.append(line_chart(f"curve-{index}", title, said, [Line(title, curve.points, "tuned")], "step", ""))
+        few = len(finite) <= 12
+        charts.append(line_chart(f"curve-{index}", title, said, [Line(title, curve.points, "tuned", dots=few)], "epoch", ""))
     return charts
 
 
@@ -150,7 +152,7 @@ class Confusion:
     left_out: int
 
 
-def confusion(run: Run) -> Confusion | None:
+def confusion(run: Run, figures: Sequence[ClassFigures]) -> Confusion | None:
     """The fine-tuned detector's confusion on the test set; a large one is cut to the classes with most counts, background stays."""
     frame = run.frame("out/evaluate/plots/confusion.csv")
     if frame is None:
@@ -162,11 +164,14 @@ def confusion(run: Run) -> Confusion | None:
     total = matrix.sum(axis=1).add(matrix.sum(axis=0), fill_value=0)
     names = sorted(total.index, key=lambda name: (name == "background", -total[name], name))
     shown = names if len(names) <= MOST_CLASSES else [*names[: MOST_CLASSES - 1], names[-1]]
+    place = {figure.name: index for index, figure in enumerate(figures)}
+    shown = sorted(shown, key=lambda name: (name == "background", place.get(name, len(place)), name))
     matrix = matrix.reindex(index=shown, columns=shown, fill_value=0)
     rows = []
     for name in shown:
         whole = float(matrix.loc[name].sum()) or 1.0
-        rows.append((str(name), [(f"{int(value):,}", f"{value / whole:.3f}", other == name) for other, value in matrix.loc[name].items()]))
+        cells = [(f"{int(value):,}", f"{value / whole:.3f}", other == name) for other, value in matrix.loc[name].items()]
+        rows.append((str(name), [*cells[:-1], ("–", "0", False)] if name == "background" else cells))  # nothing found where nothing is
     return Confusion([str(name) for name in shown], rows, len(names) - len(shown))
 
 
@@ -197,6 +202,7 @@ def calibration_chart(run: Run) -> Markup | None:
         x_range=(0, 1),
         y_range=(0, 1),
         size=(480, 270),
+        heading=False,
     )
 
 
@@ -233,7 +239,7 @@ def errors(run: Run) -> Errors | None:
         "What each kind of error takes from AP",
         "; ".join(f"{kind} {text}" for kind, _, text in bars),
         bars,
-        "share of AP lost",
+        "AP at IoU 0.5 that is lost",
     )
     rows = [
         [
@@ -248,9 +254,11 @@ def errors(run: Run) -> Errors | None:
     ]
     table = Table(
         "Error kinds",
-        "Error kinds. Sure: those from their class's best score. Gain: how much AP rises when this kind alone is mended. Share: the kind's part of "
-        "what is missing from 1; shares add up to it.",
-        ("Kind", "What it is", "Count", "Sure", "Gain", "Share"), rows, (2, 3, 4, 5),
+        "Error kinds, counted at any score (all detections, however unsure) and at the score where the class's F1 is highest. Gain: how much "
+        "AP at IoU 0.5 rises when this kind alone is mended. Share: the kind's part of what is missing from 1; shares add up to it.",
+        ("Kind", "What it is", "At any score", "At the best score", "Gain", "Share"), rows, (2, 3, 4, 5),
     )  # fmt: skip
-    said = f"AP at IoU 0.5 is {found['ap_50']:.3f}; the kinds of error below share the {1 - found['ap_50']:.3f} that is missing from 1."
+    said = (
+        f"AP at IoU 0.5 is {found['ap_50']:.3f}. The kinds of error share among them the {1 - found['ap_50']:.3f} that is missing from 1."
+    )
     return Errors(chart, table, said, [kind for kind, row in kinds if row["confident"]])

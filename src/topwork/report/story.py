@@ -90,7 +90,7 @@ def mistake_pictures(run: Run, kinds: Sequence[str], count: int) -> list[Picture
                 f"mistake-{len(shown)}",
                 f"{kind}: {images.loc[image_id]['file_name']}",
                 images.loc[image_id],
-                (("Annotated in grey", (*known, *wrong)),),
+                (("Annotated dashed, mistakes amber", (*known, *wrong)),),
             )
         )
     return draw(run, shown)
@@ -122,16 +122,16 @@ def data_story(run: Run, pictures: int) -> DataStory:
     kinds = kinds_of(run)
     targets = [name for name in used if name in kinds]
     others = [name for name in used if name not in kinds]
-    rows: list[list[Any]] = [["images", *(f"{len(tables.split(split).images):,}" for split in splits)]]
+    rows: list[list[Any]] = [["Images", *(f"{len(tables.split(split).images):,}" for split in splits)]]
     rows += [[name, *(f"{counted[split][name]:,}" for split in splits)] for name in targets]
     if others:
         label = others[0] if len(others) == 1 else f"{len(others)} other classes"
         rows.append([label, *(f"{sum(counted[split][name] for name in others):,}" for split in splits)])
-    heads = ("", *(SPLIT_NAMES.get(split, split) for split in splits))
+    heads = ("", *(SPLIT_NAMES.get(split, split).capitalize() for split in splits))
     sizes = Table("Data set", "Images, and boxes by class, in each split.", heads, rows, tuple(range(1, len(heads))))
     found = run.finding_rows
     if found.empty:
-        return DataStory(sizes, None, "validate found nothing at fault.", [], len(run.findings.get("dropped", [])))
+        return DataStory(sizes, None, "The data gate found nothing at fault.", [], len(run.findings.get("dropped", [])))
     order = {"error": 0, "warning": 1, "note": 2}
     counts = Counter(zip(found["severity"].astype(str), found["rule"].astype(str), strict=True))
     findings_rows: list[list[Any]] = []
@@ -191,7 +191,7 @@ def unlabelled_pictures(run: Run, count: int) -> list[Picture]:
                 f"unlabelled-{len(shown)}",
                 str(image["file_name"]),
                 image,
-                (("Labelled (grey), perhaps missing (amber)", (*known, *found)),),
+                (("Labelled: dashed; perhaps missing: amber", (*known, *found)),),
             )
         )
     return draw(run, shown)
@@ -236,8 +236,9 @@ def _row_table(receipt: Mapping[str, Any], changed: Sequence[Mapping[str, Any]])
         mine = [row for tensor in changed for row in tensor.get("rows", []) if row.get("class") == name]
         count = sum(len(row.get("rows", [])) for row in mine)
         same = sum(bool(row.get("from")) and row["from"][0].get("sha256") == row.get("sha256") and len(row["from"]) == 1 for row in mine)
-        rows.append([name, _origin_words(planned), f"{count:,}", f"{same} of {len(mine)}"])
-    caption = "Where each target class's head rows come from; bit-identical counts the tensors whose rows have the source's hash."
+        copied = planned.get("origin") == "keep" or len(planned.get("sources") or {}) == 1
+        rows.append([name, _origin_words(planned), f"{count:,}", f"{same} of {len(mine)} tensors" if copied else "–"])
+    caption = "Where each target class's head rows come from; bit-identical: tensors in which the copied rows have the source's very hash."
     return Table("Head rows by class", caption, ("Class", "Rows start as", "Rows", "Bit-identical"), rows, (2, 3))
 
 

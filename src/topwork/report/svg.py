@@ -59,7 +59,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         >>> ticks(0, 1)
         [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
         >>> ticks(3, 3)
-        [3.0, 4.0]
+        [3.0, 3.2, 3.4, 3.6, 3.8, 4.0]
     """
     if not high > low:
         high = low + 1
@@ -72,7 +72,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def tick_label(value: float) -> str:
     """A tick in as few digits as say it."""
-    if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-3):
+    if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-4):
         mantissa, exponent = f"{value:.0e}".split("e")
         return f"{mantissa}e{int(exponent)}"
     return f"{value:.6f}".rstrip("0").rstrip(".")
