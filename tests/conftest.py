@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
+# a shell starts background jobs with Ctrl-C ignored, and children inherit that; tests that send it need it to be heard
+signal.signal(signal.SIGINT, signal.default_int_handler)
 SMALL = {
     "demo": {"yard_train": 16, "yard_val": 6, "yard_test": 8, "street_test": 10, "street_replay": 4},
     "finetune": {"epochs": 1, "head_epochs": 0},
