@@ -1,8 +1,9 @@
-"""How fast is the evaluation: ours against pycocotools on a set of COCO val2017's size, and prediction against the bare model.
+"""How fast is the evaluation: ours against pycocotools on a set of COCO val2017's size, prediction against the bare model, the report.
 
-    python benchmarks/evaluation.py              # both
+    python benchmarks/evaluation.py              # all three
     python benchmarks/evaluation.py metrics --no-pycocotools
     python benchmarks/evaluation.py predict --images 64
+    python benchmarks/evaluation.py report       # of 1,000 test images
 
 The set is generated: 5,000 images, 36,000 boxes of 80 classes (1% crowds), 500,000 detections. Both sides start from arrays in memory, and
 their precision arrays are compared. Everything runs in one process, one after the other; times are wall-clock.
@@ -11,8 +12,11 @@ their precision arrays are compared. Everything runs in one process, one after t
 import argparse
 import contextlib
 import io
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,20 +167,36 @@ def overhead(count: int, batch_size: int, repeats: int) -> None:
     print(f"predict over bare forward: median {np.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f} over {repeats} turns")
 
 
+def report(count: int) -> None:
+    """Time the report stage on a made-up project with so many test images (drawing and evaluating them isn't timed)."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from report.project import build_project
+    from topwork.stages import report as stage
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        params = build_project(root, test=count, report={"pictures": 12})
+        timed(f"report of {count:,} test images, 12 pictures", lambda: stage.run(params, root))
+        print(f"page: {(root / stage.OUT).stat().st_size:,} bytes")
+
+
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("all", "metrics", "predict"), default="all")
+    parser.add_argument("what", nargs="?", choices=("all", "metrics", "predict", "report"), default="all")
     parser.add_argument("--no-pycocotools", action="store_true", help="leave out the slow side")
     parser.add_argument("--resamples", type=int, default=200)
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--test-images", type=int, default=1000)
     args = parser.parse_args()
     if args.what in ("all", "metrics"):
         metrics(not args.no_pycocotools, args.resamples)
     if args.what in ("all", "predict"):
         overhead(args.images, args.batch_size, args.repeats)
+    if args.what in ("all", "report"):
+        report(args.test_images)
 
 
 if __name__ == "__main__":

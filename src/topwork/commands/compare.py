@@ -29,10 +29,13 @@ def run(args: argparse.Namespace) -> int:
     """Print the comparison, and write the page."""
     from rich.console import Console
 
+    from topwork.errors import TopworkError
     from topwork.files import write_text
     from topwork.report.compare_page import render_comparison
     from topwork.report.comparison import compare_runs
 
+    if args.pictures < 0:
+        raise TopworkError(f"compare: --pictures {args.pictures}, expected 0 or more.")
     opened = [_open(rev) for rev in args.revisions]
     comparison = compare_runs([run for run, _ in opened], [document for _, document in opened])
     tell(comparison, Console())

@@ -63,6 +63,8 @@ def _images(given: list[Path], project: "Run | None") -> "tuple[list[Tensor], st
     if given:
         files = [path for entry in given for path in (sorted(entry.iterdir()) if entry.is_dir() else [entry])]
         files = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+        if gone := [str(path) for path in given if not path.exists()]:
+            raise ExportError(f"export: {', '.join(gone)}: no such file or folder. Give images after --images.")
         if not files:
             raise ExportError(f"export: no image in {', '.join(map(str, given))}; images end with {', '.join(sorted(IMAGE_SUFFIXES))}.")
         return [_tensor(path.read_bytes(), str(path)) for path in files], "as given"

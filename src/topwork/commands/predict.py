@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from topwork.evaluation.predict import predict
     from topwork.files import write_json
 
+    if not 0 <= args.score <= 1:
+        raise EvaluationError(f"predict: --score {args.score:g}, expected 0 to 1.")
     files = _files(args.images, IMAGE_SUFFIXES)
     if not files:
         raise EvaluationError(
@@ -64,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
     write_json(args.out / "predictions.json", {"least_score": args.score, "images": entries})
     found = table["name"].value_counts().sort_index()
     told = ", ".join(f"{count} {name}" for name, count in found.items()) or "nothing"
-    print(f"{len(files)} images: {told} (score {args.score:g} or more). Pictures and predictions.json are in {args.out}.")
+    print(
+        f"{len(files)} image{'s' if len(files) != 1 else ''}: {told} (score {args.score:g} or more). Pictures and predictions.json are in {args.out}."
+    )
     if args.benchmark:
         from topwork.evaluation.latency import measure, print_latency
 

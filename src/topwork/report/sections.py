@@ -164,7 +164,7 @@ def confusion(run: Run, figures: Sequence[ClassFigures]) -> Confusion | None:
     total = matrix.sum(axis=1).add(matrix.sum(axis=0), fill_value=0)
     names = sorted(total.index, key=lambda name: (name == "background", -total[name], name))
     shown = names if len(names) <= MOST_CLASSES else [*names[: MOST_CLASSES - 1], names[-1]]
-    place = {figure.name: index for index, figure in enumerate(figures)}
+    place = {figure.name: index for index, figure in enumerate(figures) if figure.on == "test"}
     shown = sorted(shown, key=lambda name: (name == "background", place.get(name, len(place)), name))
     matrix = matrix.reindex(index=shown, columns=shown, fill_value=0)
     rows = []

@@ -55,15 +55,15 @@ def before_after(run: Run, count: int, thresholds: Thresholds) -> tuple[list[Pic
     before = run.predictions("pretrained", "test")
     models = [] if before is None else [("Pretrained", thresholds.strong(before, "pretrained"))]
     models.append(("Fine-tuned", thresholds.strong(tuned, "finetuned")))
-    ids = choose(image_scores(truth, models[-1][1], [int(key) for key in test.images["image_id"]]), count)
+    scores = image_scores(truth, models[-1][1], [int(key) for key in test.images["image_id"]])
     images = test.images.set_index("image_id")
     shown: list[Shown] = []
-    for index, image_id in enumerate(ids):
+    for index, image_id in enumerate(choose(scores, count)):
         image = images.loc[image_id]
         panels = [("Ground truth", boxes_of(truth[truth["image_id"] == image_id], lambda name: kinds.get(name, "other")))]
         for title, frame in models:
             panels.append((title, boxes_of(frame[frame["image_id"] == image_id], lambda name: kinds.get(name, "other"))))
-        shown.append(_shown(f"test-{index}", str(image["file_name"]), image, tuple(panels)))
+        shown.append(_shown(f"test-{index}", f"{image['file_name']}: F1 {scores[image_id]:.2f}", image, tuple(panels)))
     return draw(run, shown), ""
 
 
