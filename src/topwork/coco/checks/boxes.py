@@ -14,6 +14,7 @@ AREA_SLACK = 1.02
 MAX_LAG = 40
 
 
+@np.errstate(invalid="ignore", over="ignore", divide="ignore")  # coordinates may be anything; what overflows compares as false
 def check_boxes(part: Part) -> None:
     """All rules on boxes, areas and crowds of one split."""
     if not len(part.annotation_id):
@@ -24,9 +25,8 @@ def check_boxes(part: Part) -> None:
         if int(part.annotation_id[row]) not in told:
             part.find_annotation("box-nan", int(row), f"bbox {_say(part.box[row])} has a coordinate that isn't a finite number")
     width, height = part.box[:, 2], part.box[:, 3]
-    with np.errstate(invalid="ignore", over="ignore"):
-        negative = sound & ((width < 0) | (height < 0))
-        zero = sound & ~negative & ((width == 0) | (height == 0))
+    negative = sound & ((width < 0) | (height < 0))
+    zero = sound & ~negative & ((width == 0) | (height == 0))
     for row in np.flatnonzero(negative):
         part.find_annotation("box-negative", int(row), f"bbox width {width[row]:g}, height {height[row]:g}, must be > 0")
     for row in np.flatnonzero(zero):
@@ -47,12 +47,11 @@ def _check_places(part: Part, usable: Bools, rows: Ints) -> None:
     x, y, width, height = part.box.T
     if _check_normalised(part, usable, image_width, image_height):
         return
-    with np.errstate(invalid="ignore", over="ignore"):
-        beyond = np.max([-x, -y, x + width - image_width, y + height - image_height], axis=0)
-        gone = usable & ((x >= image_width) | (y >= image_height) | (x + width <= 0) | (y + height <= 0))
-        far = usable & ~gone & (beyond > ROUNDING_PX)
-        near = usable & ~gone & (beyond > 1e-6) & ~far
-        corner = far & (width > x) & (height > y) & (width <= image_width + ROUNDING_PX) & (height <= image_height + ROUNDING_PX)
+    beyond = np.max([-x, -y, x + width - image_width, y + height - image_height], axis=0)
+    gone = usable & ((x >= image_width) | (y >= image_height) | (x + width <= 0) | (y + height <= 0))
+    far = usable & ~gone & (beyond > ROUNDING_PX)
+    near = usable & ~gone & (beyond > 1e-6) & ~far
+    corner = far & (width > x) & (height > y) & (width <= image_width + ROUNDING_PX) & (height <= image_height + ROUNDING_PX)
     if corner.sum() > max(3, 0.5 * (far.sum() + 1), 0.05 * usable.sum()):
         part.find(
             "box-xyxy",
@@ -82,12 +81,11 @@ def _check_normalised(part: Part, usable: Bools, image_width: Floats, image_heig
 
 def _check_shapes(part: Part, usable: Bools, rows: Ints) -> None:
     width, height = part.box[:, 2], part.box[:, 3]
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        tiny = usable & (np.minimum(width, height) < TINY_PX)
-        slim = usable & ~tiny & (np.maximum(width, height) > SLIM * np.minimum(width, height))
-        image_width, image_height = sizes_of(part, rows)
-        share = width * height / np.maximum(image_width * image_height, 1)
-        whole = usable & (image_width > 0) & (share >= WHOLE)
+    tiny = usable & (np.minimum(width, height) < TINY_PX)
+    slim = usable & ~tiny & (np.maximum(width, height) > SLIM * np.minimum(width, height))
+    image_width, image_height = sizes_of(part, rows)
+    share = width * height / np.maximum(image_width * image_height, 1)
+    whole = usable & (image_width > 0) & (share >= WHOLE)
     for row in np.flatnonzero(tiny):
         part.find_annotation("box-tiny", int(row), f"bbox is {width[row]:.4g} x {height[row]:.4g} px")
     for row in np.flatnonzero(slim):
@@ -132,10 +130,9 @@ def _check_areas(part: Part, usable: Bools) -> None:
     missing = np.isnan(part.area)
     if missing.any():
         part.find("area-missing", f"{int(missing.sum())} of {len(missing)} annotations have no area")
-    with np.errstate(invalid="ignore", over="ignore"):
-        bad = ~missing & (~np.isfinite(part.area) | (part.area <= 0))
-        box_area = part.box[:, 2] * part.box[:, 3]
-        larger = usable & ~bad & (part.area > box_area * AREA_SLACK + 1)
+    bad = ~missing & (~np.isfinite(part.area) | (part.area <= 0))
+    box_area = part.box[:, 2] * part.box[:, 3]
+    larger = usable & ~bad & (part.area > box_area * AREA_SLACK + 1)
     for row in np.flatnonzero(bad):
         part.find_annotation("area-bad", int(row), f"area is {part.area[row]:g}, must be > 0")
     for row in np.flatnonzero(larger):

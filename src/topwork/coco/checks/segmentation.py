@@ -33,6 +33,7 @@ _DECODER = msgspec.json.Decoder(list[Polygons | Rle | None])
 _SINGLE = msgspec.json.Decoder(Polygons | Rle | None)
 
 
+@np.errstate(invalid="ignore", over="ignore", divide="ignore")  # coordinates may be anything; what overflows compares as false
 def check_segmentations(part: Part) -> None:
     """All rules on segmentations of one split."""
     if part.segmentation is None or not len(part.annotation_id):
@@ -96,8 +97,7 @@ def _check_polygons(part: Part, rows: Ints, shapes: list[Polygons], image_width:
     starts = np.concatenate(([0], np.cumsum(points)[:-1]))
     following = np.arange(1, len(x) + 1)
     following[starts + points - 1] = starts
-    with np.errstate(invalid="ignore", over="ignore"):
-        twice = np.add.reduceat(x * y[following] - x[following] * y, starts)
+    twice = np.add.reduceat(x * y[following] - x[following] * y, starts)
     new_owner = np.concatenate(([True], owner[1:] != owner[:-1]))
     first = np.flatnonzero(new_owner)  # first ring of each shape that has one
     index = owner[first]
@@ -133,17 +133,16 @@ def _hold(
     left, top, right, bottom = extent
     box, declared = part.box[rows], part.area[rows]
     crowd = part.crowd[rows]
-    with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.max(
-            np.abs([left - box[:, 0], top - box[:, 1], right - box[:, 0] - box[:, 2], bottom - box[:, 1] - box[:, 3]]),
-            axis=0,
-        )
-        limit = np.maximum(BOX_TOLERANCE_PX, BOX_TOLERANCE_SHARE * np.maximum(box[:, 2], box[:, 3]))
-        differs = apart > limit
-        beyond = np.max([-left, -top, right - image_width[rows], bottom - image_height[rows]], axis=0)
-        outside = (image_width[rows] > 0) & (beyond > EDGE_PX)
-        thin = area <= 0
-        unequal = ~thin & (declared > 0) & (rings == 1) & (np.abs(area - declared) > AREA_TOLERANCE * np.maximum(area, declared) + 2)
+    apart = np.max(
+        np.abs([left - box[:, 0], top - box[:, 1], right - box[:, 0] - box[:, 2], bottom - box[:, 1] - box[:, 3]]),
+        axis=0,
+    )
+    limit = np.maximum(BOX_TOLERANCE_PX, BOX_TOLERANCE_SHARE * np.maximum(box[:, 2], box[:, 3]))
+    differs = apart > limit
+    beyond = np.max([-left, -top, right - image_width[rows], bottom - image_height[rows]], axis=0)
+    outside = (image_width[rows] > 0) & (beyond > EDGE_PX)
+    thin = area <= 0
+    unequal = ~thin & (declared > 0) & (rings == 1) & (np.abs(area - declared) > AREA_TOLERANCE * np.maximum(area, declared) + 2)
     for at in np.flatnonzero(crowd):
         part.find_annotation("crowd-polygon", int(rows[at]), "iscrowd is 1 and the segmentation is polygons, expected run lengths")
     for at in np.flatnonzero(differs):
