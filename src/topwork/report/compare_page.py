@@ -71,6 +71,19 @@ def metric_table(comparison: Comparison, on: str) -> Table:
     return Table(f"Metrics: {on} set", caption, tuple(heads), rows, tuple(range(1, 2 * len(names) + 1)))
 
 
+def metric_lines(comparison: Comparison, on: str) -> Table:
+    """The same for a narrow terminal: a line a class and run."""
+    names = comparison.names
+    rows = [
+        [row.name if not index else "", name, _ap(row.ap[index]), _share(row.retention[index]), _delta(row, index) if index else ""]
+        for row in comparison.metrics
+        if row.on == on
+        for index, name in enumerate(names)
+    ]
+    caption = f"{SET_TITLES.get(on, on)}: AP of the fine-tuned detectors; differences with paired intervals over the same images."
+    return Table(f"Metrics: {on} set", caption, ("Class", "Run", "AP", "Retention", f"Against {names[0]}"), rows)
+
+
 def _ap(found: Estimate | None) -> Any:
     return "undefined" if found is None else _ranged(f"{found.value:.3f}", found.interval)
 
