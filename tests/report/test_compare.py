@@ -51,7 +51,7 @@ def test_equal_runs_are_equal(finished: Path, project: Path) -> None:
     assert found.data == [[]]
     assert found.weights == ["The two files are equal, byte for byte."]
     assert {row.told(1) for row in found.metrics} == {"equal"}
-    assert sentence(found) == "b can't be told from a beyond chance."
+    assert sentence(found) == "b equals a in every figure."
 
 
 def test_changes_are_counted(finished: Path, other: Path) -> None:
@@ -83,6 +83,41 @@ def test_better_and_worse_by_the_paired_interval(finished: Path, other: Path) ->
         assert difference.low is not None
         assert difference.high is not None
         assert difference.low <= difference.value <= difference.high
+
+
+def test_other_resamples_are_no_other_set(finished: Path, project: Path) -> None:
+    """A run that drew fewer resamples, and is far worse: its drop is told, by resamples drawn alike for both."""
+    from report import project as made
+
+    (project / "params.yaml").write_text(json.dumps(document(evaluate={"bootstrap": 20, "seed": 9})))
+    good = dict(made.QUALITY)
+    made.QUALITY["finetuned"] = {"person": (0.2, 0.2, 1.0)}
+    try:
+        evaluate(project, load_params(project / "params.yaml"))
+    finally:
+        made.QUALITY.update(good)
+    for order in ((finished, project), (project, finished)):
+        found = {(row.on, row.name): row.told(1) for row in compared(*order).metrics}
+        assert found[("test", "person")] == ("worse" if order[0] == finished else "better")
+
+
+def test_another_set_and_no_interval_are_told_apart(finished: Path, project: Path) -> None:
+    tables = Tables.read(project / "out/validate")
+    annotations = tables.annotations
+    first = annotations.index[annotations["split"] == "test"][0]
+    annotations.loc[first, "x"] += 1  # one person of the test set lies elsewhere
+    Tables(tables.images, annotations, tables.categories).write(project / "out/validate")
+    changed = compared(finished, project)
+    name = tables.names("test")[annotations.loc[first, "category_id"]]
+    found = {(row.on, row.name): row.told(1) for row in changed.metrics}
+    assert found.pop(("test", name)) == "other set"
+    assert set(found.values()) == {"equal"}
+    (project / "out/evaluate/predictions/finetuned.test.parquet").unlink()
+    evaluated = json.loads((project / "out/evaluate/classes.json").read_text())
+    for row in evaluated:
+        row["ap_finetuned"] = 0.0
+    (project / "out/evaluate/classes.json").write_text(json.dumps(evaluated))
+    assert {row.told(1) for row in compared(finished, project).metrics if row.on == "test"} == {"no interval"}
 
 
 def test_rows_that_moved_bear_their_class(finished: Path, project: Path) -> None:
@@ -140,7 +175,7 @@ def test_told_by_hand() -> None:
         return MetricRow("a", "test", [], [], {1: Estimate(*estimate)}).told(1)
 
     assert [told(0.1, 0.02, 0.2), told(-0.1, -0.2, -0.02), told(0.1, -0.01, 0.2), told(0.1), told(0.0, 0.0, 0.0)] == [
-        "better", "worse", "within chance", "other test set", "equal",
+        "better", "worse", "within chance", "no interval", "equal",
     ]  # fmt: skip
 
 
@@ -167,7 +202,7 @@ def test_git_and_dvc_revisions(project: Path, monkeypatch: pytest.MonkeyPatch, c
     printed = capsys.readouterr().out
     assert "finetune.lr" in printed
     assert "data the same" in printed
-    assert "HEAD can't be told from HEAD~1 beyond chance; workspace can't be told" in " ".join(printed.split())
+    assert "HEAD equals HEAD~1 in every figure; workspace equals HEAD~1" in " ".join(printed.split())
     assert (project / "page.html").read_text().count('class="shot"') == 1
 
 

@@ -129,7 +129,7 @@ def tell(comparison: "Comparison", console: "Console") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from topwork.report.compare_page import class_table, data_table, metric_lines, param_table, sentence, weight_table
+    from topwork.report.compare_page import class_table, data_table, metric_table, param_table, sentence, weight_table
     from topwork.report.sections import Table as Plain
 
     def show(item: Plain | None) -> None:
@@ -144,7 +144,7 @@ def tell(comparison: "Comparison", console: "Console") -> None:
 
     console.print(sentence(comparison), markup=False, highlight=False)
     for on in dict.fromkeys(row.on for row in comparison.metrics):
-        show(metric_lines(comparison, on))
+        show(metric_table(comparison, on))
     show(param_table(comparison))
     for name, changes, moved in zip(comparison.names[1:], comparison.data, comparison.weights, strict=True):
         console.print(f"{name} against {comparison.names[0]}: data {'changed' if changes else 'the same'}", markup=False, highlight=False)

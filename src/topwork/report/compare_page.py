@@ -14,7 +14,7 @@ from topwork.report.run import Run
 from topwork.report.sections import SET_TITLES, Table
 from topwork.report.story import SPLIT_NAMES, kinds_of
 
-PILLS = {"better": "good", "worse": "bad", "within chance": "mild", "other test set": "mild", "equal": ""}
+PILLS = {"better": "good", "worse": "bad", "within chance": "mild", "other set": "mild", "no interval": "mild", "equal": ""}
 
 
 def render_comparison(comparison: Comparison, pictures: int = 4) -> str:
@@ -41,6 +41,13 @@ def sentence(comparison: Comparison) -> str:
     """What changed for the better and the worse against the first run, as far as chance lets it be told."""
     parts = []
     for index, name in enumerate(comparison.names[1:], start=1):
+        verdicts = {row.told(index) for row in comparison.metrics} - {""}
+        if verdicts == {"equal"}:
+            parts.append(f"{name} equals {comparison.names[0]} in every figure")
+            continue
+        if not verdicts & {"better", "worse", "within chance", "equal"}:
+            parts.append(f"{name} can't be held against {comparison.names[0]}: {' and '.join(sorted(verdicts)) or 'no class in common'}")
+            continue
         told: dict[str, list[str]] = {"better": [], "worse": []}
         for row in comparison.metrics:
             if (verdict := row.told(index)) in told:
@@ -55,27 +62,10 @@ def sentence(comparison: Comparison) -> str:
 
 
 def metric_table(comparison: Comparison, on: str) -> Table:
-    """AP of each run, and the differences with their paired intervals."""
-    names = comparison.names
-    heads = [
-        "Class",
-        *(f"{name}: AP" for name in names),
-        *(f"{name}: retention" for name in names),
-        *(f"{name} against {names[0]}" for name in names[1:]),
-    ]
-    rows = [[row.name, *(_ap(found) for found in row.ap), *(_share(found) for found in row.retention), *(_delta(row, i) for i in range(1, len(names)))]
-            for row in comparison.metrics if row.on == on]  # fmt: skip
-    caption = (
-        f"{SET_TITLES.get(on, on)}: AP of the fine-tuned detectors, with intervals; differences with paired intervals over the same images."
-    )
-    return Table(f"Metrics: {on} set", caption, tuple(heads), rows, tuple(range(1, 2 * len(names) + 1)))
-
-
-def metric_lines(comparison: Comparison, on: str) -> Table:
-    """The same for a narrow terminal: a line a class and run."""
+    """A line a class and run: AP, retention, and the difference to the first run with its paired interval."""
     names = comparison.names
     rows = [
-        [row.name if not index else "", name, _ap(row.ap[index]), _share(row.retention[index]), _delta(row, index) if index else ""]
+        [row.name, name, _ap(row.ap[index]), _share(row.retention[index]), _delta(row, index) if index else ""]
         for row in comparison.metrics
         if row.on == on
         for index, name in enumerate(names)
@@ -104,10 +94,10 @@ def _delta(row: MetricRow, index: int) -> Any:
     found = row.differences.get(index)
     if found is None:
         return "–"
-    between = "" if found.low is None or found.high is None else f"{found.low:+.3f} to {found.high:+.3f}"
     told = row.told(index)
+    between = "" if found.low is None or found.high is None or told == "equal" else f"{found.low:+.3f} to {found.high:+.3f}"
     return Markup('{} <span class="pill {}">{}</span><span class="range">{}</span>').format(
-        f"{found.value:+.3f}", PILLS[told], told, between
+        f"{found.value:+.3f}" if abs(found.value) >= 5e-4 else "0.000", PILLS[told], told, between
     )
 
 

@@ -17,6 +17,7 @@ from topwork.evaluation.assess import Assessment, assess
 from topwork.evaluation.bootstrap import interval
 from topwork.evaluation.sets import truths_of
 from topwork.evaluation.truth import Truth
+from topwork.params import EvaluateParams
 from topwork.report.figures import ClassFigures, Estimate, class_figures
 from topwork.report.lineage import flatten
 from topwork.report.run import Run
@@ -53,7 +54,8 @@ class MetricRow:
     """A class on a set: the fine-tuned AP and the retention of each run, and each later run's difference to the first.
 
     Attributes:
-        differences: run's place -> AP minus the first run's; its interval is the paired one, None where the sets aren't the same.
+        differences: run's place -> AP minus the first run's, with the paired interval; None where there's none.
+        elsewhere: places of runs whose images, or objects of the class, aren't the first run's: no interval could pair them.
     """
 
     name: str
@@ -61,16 +63,19 @@ class MetricRow:
     ap: Sequence[Estimate | None]
     retention: Sequence[Estimate | None]
     differences: Mapping[int, Estimate] = field(default_factory=dict)
+    elsewhere: frozenset[int] = frozenset()
 
     def told(self, index: int) -> str:
         """What the difference of a run says: better, worse, or not to be told from chance."""
         found = self.differences.get(index)
         if found is None:
             return ""
-        if found.value == 0 and found.low in (None, 0.0) and found.high in (None, 0.0):
+        if index in self.elsewhere:
+            return "other set"
+        if abs(found.value) < 1e-12 and found.low in (None, 0.0) and found.high in (None, 0.0):
             return "equal"
         if found.low is None or found.high is None:
-            return "other test set"
+            return "no interval"
         return "better" if found.low > 0 else "worse" if found.high < 0 else "within chance"
 
 
@@ -224,7 +229,8 @@ def metric_rows(runs: Sequence[Run]) -> list[MetricRow]:
     """Each class on each set that any run evaluated, in the order of the first that has it."""
     tables = [{(figure.on, figure.name): figure for figure in class_figures(run)} for run in runs]
     keys = list(dict.fromkeys(key for table in tables for key in table))
-    assessed = [_assessed(run) for run in runs]
+    resampling = next((run.params.evaluate for run in runs if run.params is not None and run.params.evaluate.bootstrap), EvaluateParams())
+    assessed = [_assessed(run, resampling) for run in runs]
     rows = []
     for on, name in keys:
         figures: list[ClassFigures | None] = [table.get((on, name)) for table in tables]
@@ -234,12 +240,14 @@ def metric_rows(runs: Sequence[Run]) -> list[MetricRow]:
             for index in range(1, len(runs))
             if (found := _difference(aps[0], aps[index], assessed[0].get(on), assessed[index].get(on), name)) is not None
         }
-        rows.append(MetricRow(name, on, aps, [figure.retention if figure else None for figure in figures], differences))
+        truths = [models[on].truth if on in models else None for models in assessed]
+        elsewhere = frozenset(index for index in differences if not _same_set(truths[0], truths[index], name))
+        rows.append(MetricRow(name, on, aps, [figure.retention if figure else None for figure in figures], differences, elsewhere))
     return rows
 
 
-def _assessed(run: Run) -> dict[str, Assessment]:
-    """Set -> the fine-tuned detector's assessment, made again from the run's predictions."""
+def _assessed(run: Run, resampling: EvaluateParams) -> dict[str, Assessment]:
+    """Set -> the fine-tuned detector's assessment, made again from the run's predictions, with the same resamples for every run."""
     if run.params is None:
         return {}
     plan = ClassPlan.parse(run.params.surgery.classes)
@@ -247,7 +255,7 @@ def _assessed(run: Run) -> dict[str, Assessment]:
     for on, truth in truths_of(plan, run.tables).items():
         predictions = run.predictions(MODEL, on)
         if predictions is not None:
-            found[on] = assess(truth, predictions, run.params.evaluate, classes=plan.names, what=f"predictions of {run.name} on {on}")
+            found[on] = assess(truth, predictions, resampling, classes=plan.names, what=f"predictions of {run.name} on {on}")
     return found
 
 
@@ -260,15 +268,17 @@ def _difference(
     if first is None or other is None or not _same_set(first.truth, other.truth, name):
         return Estimate(value)
     one, two = first.resampled.get(name), other.resampled.get(name)
-    if one is None or two is None or len(one) != len(two):
+    if one is None or two is None:
         return Estimate(value)
     defined = np.isfinite(one) & np.isfinite(two)
     between = interval((two - one)[defined], first.confidence)
     return Estimate(value, *between) if between else Estimate(value)
 
 
-def _same_set(first: Truth, other: Truth, name: str) -> bool:
-    """Whether two truths have the same images, and the same objects of a class."""
+def _same_set(first: Truth | None, other: Truth | None, name: str) -> bool:
+    """Whether two truths have the same images, and the same objects of a class; one that isn't known isn't another."""
+    if first is None or other is None:
+        return True
     if name not in first.classes or name not in other.classes or not np.array_equal(first.image_ids, other.image_ids):
         return False
     pairs = []
