@@ -60,18 +60,8 @@ def test_the_demo_absorbed_agrees_and_names_its_classes(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [path]
 
 
-ALIKE = pytest.mark.xfail(raises=ExportError, reason="random proposals' scores lie closer than rounding: see docs/export.md")
-
-
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "builder",
-    [
-        pytest.param(name, marks=ALIKE if name.startswith("maskrcnn") else ())
-        for name in torchvision_builders()
-        if name != "ssdlite320_mobilenet_v3_large"
-    ],
-)
+@pytest.mark.parametrize("builder", [name for name in torchvision_builders() if name != "ssdlite320_mobilenet_v3_large"])
 def test_every_torchvision_builder_agrees(tmp_path: Path, builder: str) -> None:
     parity = export_onnx(detector(builder), tmp_path / "model.onnx", images())
     assert parity.detections > 0
