@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from coco.cases_formats import DATA_YAML, voc, yolo
 from coco.scene import Scene, encoded, first, picture, rules, small_set
 from topwork.coco.decode import duplicate_keys
 from topwork.coco.images import ImageStore
@@ -188,3 +189,23 @@ def test_a_huge_file_of_brackets_needs_no_memory(head: bytes, mebibytes: int, wo
         (tmp_path / "train.json").unlink()
     assert done.returncode == 0, done.stderr[-2000:]
     assert any(word in done.stdout for word in words.split("|")), done.stdout
+
+
+@pytest.mark.parametrize("name", ["set.json", "data.yaml", "voc/Annotations/a.xml", "yolo/labels/train/a.txt", "yolo/images/train/c.jpg"])
+def test_a_pipe_is_never_waited_for(name: str, tmp_path: Path) -> None:
+    scene = yolo(voc(Scene(tmp_path))).file("yolo/list.txt", b"images/train/a.jpg\nimages/train/c.jpg\n").write()
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    if name.startswith("yolo/images"):
+        (tmp_path / "yolo/data.yaml").write_text(DATA_YAML.replace("images/train", "list.txt"))
+    used = {"voc": "voc", "yolo": "yolo/data.yaml"}.get(name.split("/")[0], name)
+    code = (
+        "import sys; from pathlib import Path; from topwork.coco.validation import validate; from topwork.params import DatasetParams, SetParams\n"
+        "found = validate(DatasetParams(root=Path('.'), train=SetParams(annotations=Path(sys.argv[2]))), Path(sys.argv[1]), workers=1)\n"
+        "print([row.rule for row in found.findings])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(scene.folder), used], capture_output=True, text=True, timeout=50, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+    )  # fmt: skip
+    assert any(rule in done.stdout for rule in ("file-unreadable", "file-not-yolo", "file-not-voc", "record-malformed", "image-missing"))

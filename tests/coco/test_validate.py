@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from coco.cases_boxes import BOX_CASES
+from coco.cases_images import IMAGE_CASES
 from coco.scene import Scene, encoded, picture
 from topwork.cli import main
 from topwork.coco.tables import Tables
@@ -156,6 +158,31 @@ def test_the_command_writes_json_a_fix_list_and_a_page(tmp_path: Path, capsys: p
     assert 'src="pictures/box-zero-0.jpg"' in page
     assert (tmp_path / "page/pictures/box-zero-0.jpg").stat().st_size > 500
     assert "http" not in page
+
+
+def test_the_summary_fits_a_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 lines of 80 characters, the next prompt among them, whatever is wrong."""
+    monkeypatch.setenv("COLUMNS", "80")
+    scene = Scene(tmp_path).other()
+    for cases in (BOX_CASES, IMAGE_CASES):
+        for name in ("box-nan", "area-bad", "crowd-flag", "polygon-odd", "rle-counts", "path-backslash", "path-case-twins"):
+            scene = cases[name][0](scene) if name in cases else scene
+    scene.box(2, 3, 5, 12, 0).box(3, 3, 5, -12, 1).box(4, 500, 5, 9, 9).box(5, 90, 5, 30, 9).box(6, 3, 3, 1, 1).box(7, 0, 0, 100, 80)
+    scene.box(8, 3, 5, 12, 14, area=900).annotation(9, image_id=99).annotation(10, category_id=99).annotation(11, id=-1)
+    scene.image(3, width=7).category(0, name="Fork-lift").add("categories", {"id": 0, "name": "N/A"})
+    scene.add("images", {"id": 5, "file_name": "../x.jpg", "width": 9, "height": 9}).write()
+    sets = [str(tmp_path / name) for name in ("train.json", "val.json")]
+    assert main(["validate", sets[0], "--against", sets[1], "--no-cache", "--report", str(tmp_path / "page")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any("more rules; --format json has all" in line for line in lines)
+    assert len(lines) <= 23
+    assert all(len(line) <= 80 for line in lines[:-1])  # the last is the page's path
+
+
+def test_workers_are_a_number_from_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["validate", "train.json", "--workers", "-3"])
+    assert "found '-3', expected a whole number from 1" in capsys.readouterr().err
 
 
 def test_the_command_finds_a_missing_path(capsys: pytest.CaptureFixture[str]) -> None:

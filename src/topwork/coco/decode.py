@@ -103,11 +103,16 @@ def load_bytes(path: Path) -> Buffer:
     """All bytes of a file; a large one is mapped into memory and not read until it's looked at.
 
     Raises:
-        Unreadable: missing, a folder, not permitted, empty, or larger than the memory that's free.
+        Unreadable: missing, a folder, a pipe, not permitted, empty, or larger than the memory that's free.
     """
     try:
         if path.is_dir():
-            raise Unreadable("file-unreadable", "is a folder, expected a COCO instances JSON file")
+            raise Unreadable(
+                "file-unreadable",
+                "is a folder without Annotations/ or XML files (Pascal VOC) or data.yaml (YOLO); for COCO, name its JSON file",
+            )
+        if path.exists() and not path.is_file():
+            raise Unreadable("file-unreadable", "is a pipe or a device, which may have no end; expected a file")
         size = path.stat().st_size
         free = _free_memory()
         if size > 2 * free:

@@ -105,6 +105,8 @@ def _subset(path: Path, split: str, subset: str | None, part: Part) -> set[str] 
 
 def _tree(file: Path) -> ElementTree.Element:
     try:
+        if not file.is_file():
+            raise _NotVoc("is a folder, a pipe, a device or a link to nowhere")
         size = file.stat().st_size
         if not size:
             raise _NotVoc("has 0 bytes")

@@ -69,6 +69,8 @@ def _yaml(path: Path) -> dict[str, Any]:
     from ruamel.yaml.error import YAMLError
 
     try:
+        if path.exists() and not path.is_file():
+            raise _NotYolo("is a folder, a pipe or a device, expected a short data.yaml")
         if path.stat().st_size > MAX_YAML_BYTES:
             raise _NotYolo(f"has {path.stat().st_size} bytes, expected a short data.yaml")
         raw = YAML(typ="safe", pure=True).load(path.read_bytes().decode("utf-8-sig"))
@@ -154,6 +156,8 @@ def _label_of(image: Path) -> Path:
 def _size(image: Path) -> tuple[int, int]:
     """Width and height from the header; 0 where it can't be read, which the image checks will tell."""
     try:
+        if not image.is_file():
+            return 0, 0  # opening a pipe would wait for ever
         with Image.open(image) as opened:
             return opened.size
     except Exception:  # noqa: BLE001 - Pillow's plugins raise almost anything on broken data
@@ -162,6 +166,8 @@ def _size(image: Path) -> tuple[int, int]:
 
 def _lines(part: Part, label: Path, number: int, name: str) -> list[tuple[int, str]]:
     try:
+        if label.exists() and not label.is_file():
+            raise ValueError("a folder, a pipe or a device")
         if label.stat().st_size > MAX_LABEL_BYTES:
             raise ValueError(f"{label.stat().st_size} bytes, at most {MAX_LABEL_BYTES} are read")
         text = label.read_bytes().decode("utf-8-sig")

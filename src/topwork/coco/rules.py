@@ -48,7 +48,7 @@ _file = partial(declare, "File")
 _file(
     "file-unreadable",
     "error",
-    "The annotation file is missing, a folder, not permitted, or larger than memory.",
+    "The annotation file is missing, a folder, a pipe, not permitted, or larger than memory.",
     fatal=True,
 )
 _file("file-empty", "error", "The annotation file has no bytes in it.", fatal=True)
@@ -108,7 +108,7 @@ _box("box-outside", "error", "A box lies wholly outside its image.")
 _box("box-beyond", "warning", "A box reaches beyond its image by more than a pixel.")
 _box("box-rounding", "note", "A box reaches beyond its image by a pixel or less: rounding.")
 _box("box-tiny", "warning", "A side of a box is under two pixels: a slip of the mouse, or lost after resizing.")
-_box("box-whole-image", "warning", "A box covers its whole image: often a class label written as a box.")
+_box("box-whole-image", "note", "A box covers its whole image: a close-up, or a class label written as a box.")
 _box("box-slim", "note", "A box is over 50 times as long as it's wide.")
 _box(
     "box-xyxy",

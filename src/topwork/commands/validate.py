@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from topwork.coco.validation import Validation
     from topwork.params import DatasetParams
 
-ROWS = 18  # of the table, so that the summary fits a screen
+LINES = 23  # of a screen, less one for the next prompt
 CACHE = Path(".topwork/scratch/images")
 
 
@@ -42,8 +42,15 @@ Nothing is ever changed. Exit code: 0 fine, 1 findings of the severity --fail-on
     )
     parser.add_argument("--fix-list", type=Path, metavar="FILE", help="write the ids of what fails, for dataset.drop; `-` prints them")
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="write a page with pictures of findings and histograms there")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes for image checks (default: all cores)")
+    parser.add_argument("--workers", type=_positive, metavar="N", help="processes for image checks (default: all cores)")
     parser.add_argument("--no-cache", action="store_true", help="read every image, whatever is known of it from earlier runs")
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -152,6 +159,7 @@ def _print_text(found: "Validation", with_images: bool) -> None:
         )
     counts = found.findings.by_rule()
     order = list(dict.fromkeys(row.rule for row in found.findings))
+    rows = LINES - len(tables.splits) - 4  # the table's head, "more rules", the counts, where the page is
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
     if order:
         table = Table(box=None, pad_edge=False, expand=True)
@@ -159,7 +167,7 @@ def _print_text(found: "Validation", with_images: bool) -> None:
         table.add_column("rule", no_wrap=True)
         table.add_column("found", justify="right", no_wrap=True)
         table.add_column("first", no_wrap=True, overflow="ellipsis", ratio=1)
-        for rule in order[:ROWS]:
+        for rule in order[:rows]:
             severity = RULES[rule].severity
             first = next(row for row in found.findings if row.rule == rule)
             table.add_row(
@@ -169,8 +177,8 @@ def _print_text(found: "Validation", with_images: bool) -> None:
                 Text(f"{first.split} {first.text().removeprefix(f'{first.file}: ')}"),
             )
         console.print(table)
-        if len(order) > ROWS:
-            console.print(f"... and {len(order) - ROWS} more rules; --format json has all.")
+        if len(order) > rows:
+            console.print(f"... and {len(order) - rows} more rules; --format json has all.")
     numbers = found.findings.by_severity()
     known, read = found.probed
     looked = f"; {known} images looked at, {read} read in this run" if with_images else ""
