@@ -33,7 +33,7 @@ class DemoParams(Section):
     """Test images of the custom set."""
     street_test: int = Field(default=150, ge=1)
     """Held-out images of the source world, for retention."""
-    street_replay: int = Field(default=400, ge=1)
+    street_replay: int = Field(default=240, ge=1)
     """Other images of the source world, to be mixed into fine-tuning."""
 
 

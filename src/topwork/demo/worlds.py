@@ -88,7 +88,7 @@ def write_demo(
     yard_train: int = 120,
     yard_val: int = 60,
     yard_test: int = 60,
-    street_replay: int = 400,
+    street_replay: int = 240,
     processes: int = PROCESSES,
 ) -> None:
     """Write the whole demo: the yard's three splits, a held-out street test set and a street replay set.
