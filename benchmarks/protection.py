@@ -1,12 +1,14 @@
 """What protects a kept class: the same fine-tuning with and without each option, over seeds.
 
-    python benchmarks/protection.py PROJECT [--variants NAME...] [--seeds 0 1 2] [--set KEY=VALUE...] [--out FILE.json]
+    python benchmarks/protection.py PROJECT [--variants NAME...] [--seeds 0 1 2] [--set KEY=VALUE...] [--train N --val M] [--out FILE.json]
 
-PROJECT is a folder with params.yaml in which `dvc repro unlabelled` has run (the demo, or an own set). Each variant is trained with the
+PROJECT is a folder with params.yaml in which `dvc repro surgery unlabelled` has run (the demo, or an own set). `--train 40 --val 56` makes a small
+set of it: the first 40 training images by SHA-256 of their names, and the next 56 to choose the interpolation by. Each variant is trained with the
 project's params and its own changes, then measured on the project's test and source sets. Rows already in --out are not run again.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -74,6 +76,8 @@ def main() -> int:
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS)[:9])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="finetune params for all variants")
+    parser.add_argument("--train", type=int, help="train on so many of the training images")
+    parser.add_argument("--val", type=int, default=0, help="and validate on so many others of them")
     parser.add_argument("--out", type=Path, help="JSON lines; rows that are there aren't run again")
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -93,13 +97,14 @@ def main() -> int:
             out,
         )
         keep(rows, {"variant": "grafted", "seed": 0, **measured(read_weights(Path("out/surgery/grafted.safetensors")), params)}, out)
+    cut = (arguments.train, arguments.val) if arguments.train else None
     for seed in arguments.seeds:
         for variant in arguments.variants:
             name, _, extra = variant.partition("@")  # "defaults@distill=2.0,lr=0.02"
             changes = {**common, **VARIANTS[name], "seed": seed}
             changes |= {key: json.loads(value) for key, value in (item.split("=", 1) for item in extra.split(",") if item)}
             if not any(row["variant"] == variant and row["seed"] == seed for row in rows):
-                keep(rows, {"variant": variant, "seed": seed, **run(params, changes)}, out)
+                keep(rows, {"variant": variant, "seed": seed, **run(params, changes, cut)}, out)
     print_table(rows)
     return 0
 
@@ -112,7 +117,7 @@ def keep(rows: list[dict[str, Any]], row: dict[str, Any], out: Path | None) -> N
             stream.write(json.dumps(row) + "\n")
 
 
-def run(params: Params, changes: dict[str, Any]) -> dict[str, float]:
+def run(params: Params, changes: dict[str, Any], cut: tuple[int, int] | None = None) -> dict[str, float]:
     """Train one variant with one seed, and measure it."""
     changes = dict(changes)
     fresh, unlabelled = changes.pop("fresh", None), changes.pop("unlabelled", False)
@@ -120,6 +125,7 @@ def run(params: Params, changes: dict[str, Any]) -> dict[str, float]:
     params = params.model_copy(update={"finetune": finetune})
     plan = ClassPlan.parse(params.surgery.classes)
     tables = Tables.read(Path("out/validate"), segmentation=False)
+    tables = cut_down(tables, *cut) if cut else tables
     weights = read_weights(Path("out/surgery/grafted.safetensors"))
     if fresh:
         source = read_weights(Path("out/fetch/pretrained.safetensors"))
@@ -154,6 +160,20 @@ def fresh_head(weights: Weights, seed: int) -> Weights:
         start = build(weights.builder, len(weights.columns), weights.builder_args).state_dict()
     mixed = {name: start[name] if name.startswith(place) else tensor for name, tensor in weights.state_dict.items()}
     return replace(weights, state_dict=mixed)
+
+
+def cut_down(tables: Tables, train: int, val: int) -> Tables:
+    """Few of the training images, by the SHA-256 of their names, and a validation set out of the next ones."""
+    whole = tables.split("train")
+    order = sorted(whole.images["file_name"], key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    parts = [tables.split(name) for name in tables.splits if name not in ("train", "val")]
+    for name, chosen in (("train", order[:train]), ("val", order[train : train + val])):
+        images = whole.images[whole.images["file_name"].isin(chosen)]
+        annotations = whole.annotations[whole.annotations["image_id"].isin(images["image_id"])]
+        if chosen:
+            parts.append(Tables(*(frame.assign(split=name) for frame in (images, annotations, whole.categories))))
+    frames = ("images", "annotations", "categories")
+    return Tables(*(pd.concat([getattr(part, frame) for part in parts], ignore_index=True) for frame in frames))
 
 
 def without(tables: Tables, names: set[str]) -> Tables:

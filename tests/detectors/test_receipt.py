@@ -30,7 +30,7 @@ def _files(folder, dropped="absorb", builder=BUILDER):
     model = build(builder, len(COLUMNS))
     randomize(model)
     write_weights(folder / "source.safetensors", Weights(model.state_dict(), COLUMNS, builder))
-    done = graft(read_weights(folder / "source.safetensors"), PLAN, dropped=dropped)
+    done = graft(read_weights(folder / "source.safetensors", trust=True), PLAN, dropped=dropped)
     write_weights(folder / "result.safetensors", done.weights)
     receipt = sealed(done.receipt, *(sha256_file(folder / f"{side}.safetensors") for side in ("source", "result")))
     write_json(folder / "receipt.json", receipt)
@@ -40,8 +40,9 @@ def _files(folder, dropped="absorb", builder=BUILDER):
 @pytest.mark.parametrize("builder", ["ssd", "faster_rcnn", "mask_rcnn", "retinanet", "fcos", "unusual", "points"])
 @pytest.mark.parametrize("dropped", ["remove", "absorb"])
 def test_holds_on_an_honest_graft(tmp_path, builder, dropped):
-    files = _files(tmp_path, dropped, f"{Path(tiny.__file__)}:{builder}")
-    holds = verify_graft(*files)
+    builder = f"{Path(tiny.__file__)}:{builder}"
+    files = _files(tmp_path, dropped, builder)
+    holds = verify_graft(*files, builder=builder)
     assert len(holds) == 7
     assert any("untouched tensors are bit-identical" in sentence for sentence in holds)
     schema = read_json(Path(record.__file__).with_name("receipt.schema.json"))
@@ -146,22 +147,22 @@ FAULTS = {
 @pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__.strip("_"))
 def test_planted_faults_are_named(tmp_path, plant):
     source, result, receipt = _files(tmp_path)
-    weights = read_weights(result)
+    weights = read_weights(result, trust=True)
     state = {name: tensor.clone() for name, tensor in weights.state_dict.items()}
     if plant is _flipped_sign_of_zero_outside:
-        before = read_weights(source)
+        before = read_weights(source, trust=True)
         zeroed = {
             **{name: tensor.clone() for name, tensor in before.state_dict.items()},
             "backbone.convs.0.bias": torch.zeros(8),
         }
         write_weights(source, Weights(zeroed, COLUMNS, BUILDER))
         state["backbone.convs.0.bias"] = torch.zeros(8)
-        done = graft(read_weights(source), PLAN, dropped="absorb")
+        done = graft(read_weights(source, trust=True), PLAN, dropped="absorb")
         write_json(receipt, sealed(done.receipt, sha256_file(source)))
     plant(state)
     write_weights(result, Weights(state, weights.columns, weights.builder, {}, weights.absorbed, weights.provenance))
     with pytest.raises(ReceiptError, match=FAULTS[plant]) as caught:
-        verify_graft(source, result, receipt)
+        verify_graft(source, result, receipt, builder=BUILDER)
     assert str(result) in str(caught.value)
 
 
@@ -176,19 +177,19 @@ def test_every_bit_of_the_three_files_counts(tmp_path, which):
         flipped[place // 8] ^= 1 << place % 8
         path.write_bytes(flipped)
         with pytest.raises(TopworkError, match=rf"{which}\.|builder|layout"):
-            verify_graft(*files)
+            verify_graft(*files, builder=BUILDER)
     path.write_bytes(whole)
-    assert verify_graft(*files)
+    assert verify_graft(*files, builder=BUILDER)
 
 
 def test_a_changed_source_is_named_by_row(tmp_path):
     source, result, receipt = _files(tmp_path)
-    weights = read_weights(source)
+    weights = read_weights(source, trust=True)
     state = {name: tensor.clone() for name, tensor in weights.state_dict.items()}
     state[f"{LEVEL0}.bias"][8] += 1  # anchor 1 of 7 columns: person
     write_weights(source, Weights(state, COLUMNS, BUILDER))
     with pytest.raises(ReceiptError, match=rf"source.safetensors: {LEVEL0}.bias, rows \[1, 8, 15, 22\] \(person\): SHA-256 is"):
-        verify_graft(source, result, receipt)
+        verify_graft(source, result, receipt, builder=BUILDER)
 
 
 def test_a_changed_receipt_is_found(tmp_path):
@@ -196,19 +197,19 @@ def test_a_changed_receipt_is_found(tmp_path):
     text = receipt.read_text()
     receipt.write_text(text.replace('"prior": 0.01', '"prior": 0.02'))
     with pytest.raises(ReceiptError, match=r"receipt.json: its SHA-256 is .* the receipt itself was changed"):
-        verify_graft(source, result, receipt)
+        verify_graft(source, result, receipt, builder=BUILDER)
     forged = sealed({**json.loads(text), "activation": "sigmoid"})
     write_json(receipt, forged)
     with pytest.raises(ReceiptError, match=r"activation is 'sigmoid', computed again it is 'softmax'"):
-        verify_graft(source, result, receipt)
+        verify_graft(source, result, receipt, builder=BUILDER)
     forged = json.loads(text)
     next(item for item in forged["tensors"] if item["status"] == "changed")["rows"][0]["origin"] = "new"
     write_json(receipt, sealed(forged))
     with pytest.raises(ReceiptError, match=r"tensors\[.*\].rows\[0\].origin is 'new', computed again it is 'background'"):
-        verify_graft(source, result, receipt)
+        verify_graft(source, result, receipt, builder=BUILDER)
     write_json(receipt, {"topwork_receipt": 99})
     with pytest.raises(ReceiptError, match="found receipt version 99, expected 1"):
-        verify_graft(source, result, receipt)
+        verify_graft(source, result, receipt, builder=BUILDER)
 
 
 DAMAGE = {
@@ -239,24 +240,24 @@ def test_a_receipt_of_another_shape_is_refused_with_the_place(tmp_path, place):
     part[last] = DAMAGE[place]
     write_json(receipt, sealed(record))
     with pytest.raises(ReceiptError, match=rf"receipt.json: damaged, ({place}|dog is 'keep' from 0 classes)"):
-        verify_graft(source, result, receipt)
+        verify_graft(source, result, receipt, builder=BUILDER)
 
 
 def test_forged_origins_are_found_even_with_a_forged_receipt(tmp_path):
     """Training reads from the result's provenance whom to protect."""
     source, result, receipt = _files(tmp_path)
-    weights = read_weights(result)
+    weights = read_weights(result, trust=True)
     forged = {"graft": {"rows": {**weights.provenance["graft"]["rows"], "dog": "new"}, "dropped": "absorb"}}
     write_weights(result, Weights(weights.state_dict, weights.columns, weights.builder, {}, weights.absorbed, forged))
     write_json(receipt, sealed(read_json(receipt), result_file=sha256_file(result)))
     with pytest.raises(ReceiptError, match=r"result.safetensors: provenance is .*'dog': 'new'.*expected .*'dog': 'keep'"):
-        verify_graft(source, result, receipt)
+        verify_graft(source, result, receipt, builder=BUILDER)
 
 
 def test_command(tmp_path, capsys):
     files = [str(path) for path in _files(tmp_path)]
-    assert main(["verify-graft", *files]) == 0
+    assert main(["verify-graft", *files, "--builder", BUILDER]) == 0
     assert capsys.readouterr().out.count("holds  ") == 7
     Path(files[1]).write_bytes(Path(files[0]).read_bytes())
-    assert main(["verify-graft", *files]) == 1
+    assert main(["verify-graft", *files, "--builder", BUILDER]) == 1
     assert re.search(r"error: .*result.safetensors: columns is", capsys.readouterr().err)

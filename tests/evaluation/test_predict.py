@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from evaluation.colours import COLOURS, ColourDetector, colour_set, colour_weights
+from evaluation.colours import BUILDER, COLOURS, ColourDetector, colour_set, colour_weights
 from topwork.coco.images import ImageStore
 from topwork.detectors.builders import load
 from topwork.errors import DataError, EvaluationError
@@ -194,7 +194,23 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     colour_set(tmp_path, "test", {1: "person"}, [["person", "truck"], ["truck"], []])
     write_weights(tmp_path / "w.safetensors", colour_weights(("person", "truck")))
     images = [str(tmp_path / "data/test"), str(tmp_path / "data/test/0.png")]
-    assert main(["predict", *images, "--weights", str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                *images,
+                "--weights",
+                str(tmp_path / "w.safetensors"),
+                "--builder",
+                BUILDER,
+                "--out",
+                str(tmp_path / "out"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "4 images: 2 person, 3 truck (score 0.5 or more)" in said
     written = json.loads((tmp_path / "out/predictions.json").read_text())
@@ -204,7 +220,21 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert np.unique(np.asarray(untouched)).tolist() == [128]
         assert drawn.size == (64, 64)
         assert len(np.unique(np.asarray(drawn).reshape(-1, 3), axis=0)) > 2
-    assert main(["predict", str(tmp_path / "none"), "--weights", str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "out2")]) == 1
+    assert (
+        main(
+            [
+                "predict",
+                str(tmp_path / "none"),
+                "--weights",
+                str(tmp_path / "w.safetensors"),
+                "--builder",
+                BUILDER,
+                "--out",
+                str(tmp_path / "out2"),
+            ]
+        )
+        == 1
+    )
     assert "none" in capsys.readouterr().err
     assert not (tmp_path / "out2").exists()
 

@@ -32,7 +32,7 @@ def make_job(tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
         params = base.model_copy(update={"finetune": finetune})
         plan = ClassPlan.parse(params.surgery.classes)
         tables = Tables.read(folder / "out/validate")
-        weights = read_weights(folder / "out/surgery/grafted.safetensors")
+        weights = read_weights(folder / "out/surgery/grafted.safetensors", trust=True)
         dataset, train = training_set(params, plan, tables, weights, folder)
         device = choose_device(finetune)
         return Job(

@@ -554,7 +554,7 @@ def params_of(params: FetchParams) -> Any:
 def test_stage() -> None:
     Path("w.pth").write_bytes(saved(tiny()))
     stage.run(params_of(local()))
-    weights = read_weights(Path("out/fetch/pretrained.safetensors"))
+    weights = read_weights(Path("out/fetch/pretrained.safetensors"), trust=True)
     provenance = json.loads(Path("out/fetch/provenance.json").read_text())
     assert provenance["columns"] == [BACKGROUND, "person", "dog"]
     assert provenance["tensors"] == 4
@@ -620,7 +620,7 @@ def test_real_weights(real: Path) -> None:
             )
         )
     )
-    weights = read_weights(Path("out/fetch/pretrained.safetensors"))
+    weights = read_weights(Path("out/fetch/pretrained.safetensors"), trust=True)
     assert weights.columns == category_set("coco-91")
     raw = torch.load(folder / "ssdlite_mobilenet_v2_coco.pth", weights_only=True)
     assert weights.state_dict.keys() == raw.keys()
@@ -635,7 +635,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "columns  3 (2 classes: person, dog)" in out
     assert "written  w.safetensors" in out
     assert "seen for the first time" in err
-    assert read_weights(Path("w.safetensors")).columns == (BACKGROUND, "person", "dog")
+    assert read_weights(Path("w.safetensors"), trust=True).columns == (BACKGROUND, "person", "dog")
     Path("w.pth").write_bytes(saved(tiny(columns=4)))
     assert main(line) == 1
     assert "topwork fetch w.pth --accept" in capsys.readouterr().err
@@ -658,7 +658,7 @@ def test_command_without_a_source(capsys: pytest.CaptureFixture[str]) -> None:
 def test_command_with_one_class() -> None:
     Path("w.pth").write_bytes(saved(tiny(columns=2)))
     assert main(["fetch", "w.pth", "--builder", "detector.py:build", "--classes", "helmet,", "--out", "w.safetensors"]) == 0
-    assert read_weights(Path("w.safetensors")).columns == (BACKGROUND, "helmet")
+    assert read_weights(Path("w.safetensors"), trust=True).columns == (BACKGROUND, "helmet")
 
 
 def test_command_doesnt_write_over_its_source(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from topwork.classes import BACKGROUND
+from topwork.cli import main
 from topwork.errors import ChecksumError, TopworkError, WeightsError
 from topwork.weights import weights as module
 from topwork.weights.weights import Weights, demo_weights, demo_weights_path, read_weights, write_weights
@@ -165,6 +166,43 @@ def test_missing_and_damaged(tmp_path: Path, weights: Weights) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(WeightsError, match=r"w\.safetensors: not readable as safetensors"):
         read_weights(path)
+
+
+@pytest.mark.parametrize(
+    "params", [None, "fetch: {builder: 'other:build'}", "fetch: [1"], ids=["no project", "another builder", "broken params"]
+)
+def test_a_file_doesnt_choose_the_code_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Weights, params: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("trap.py").write_text("from pathlib import Path\nPath('sprung').touch()\ndef build(num_classes): ...\n")
+    write_weights(Path("w.safetensors"), replace(weights, builder="trap.py:build"))
+    if params:
+        Path("params.yaml").write_text(params)
+    with pytest.raises(WeightsError, match=r"w\.safetensors: .* builder 'trap\.py:build' .*--builder trap\.py:build"):
+        read_weights(Path("w.safetensors"))
+    Path("image.png").touch()
+    for command in (
+        ["predict", "image.png", "--weights", "w.safetensors", "--out", "out"],
+        ["export", "w.safetensors", "--out", "out", "--images", "image.png"],
+        ["inspect", "w.safetensors"],
+        ["diff", "w.safetensors", "w.safetensors"],
+    ):
+        assert main(command) == 1
+        assert "trap.py:build" in capsys.readouterr().err or params
+    assert not Path("sprung").exists()
+
+
+def test_the_projects_builder_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Weights) -> None:
+    monkeypatch.chdir(tmp_path)
+    foreign = replace(weights, builder="mine.py:build")
+    write_weights(Path("w.safetensors"), foreign)
+    Path("params.yaml").write_text(
+        "dataset: {root: d, train: {annotations: a.json, images: i}}\nsurgery: {classes: {a: keep}}\nfetch: {source: w.pth, builder: 'mine.py:build'}\n"
+    )
+    assert same(read_weights(Path("w.safetensors")), foreign)
+    Path("params.yaml").unlink()
+    assert same(read_weights(Path("w.safetensors"), trust=True), foreign)
 
 
 def test_what_cant_be_written_leaves_the_old_file(tmp_path: Path, weights: Weights) -> None:

@@ -9,6 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Example: topwork diff out/surgery/grafted.safetensors out/finetune/weights.safetensors --heads"
     parser.add_argument("before", type=Path, help="weights before")
     parser.add_argument("after", type=Path, help="weights after")
+    parser.add_argument("--builder", help="in place of the builder that the weights name, and to say that you trust it")
     parser.add_argument("--heads", action="store_true", help="only rows of classes")
     parser.add_argument("--moved", action="store_true", help="only what isn't the same")
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
@@ -19,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     from topwork.commands.inspect import show
     from topwork.detectors.inspection import diff
 
-    table = diff(arguments.before, arguments.after)
+    table = diff(arguments.before, arguments.after, builder=arguments.builder)
     if arguments.format == "table":
         counts = table["status"].str.replace(r"^reshaped.*", "reshaped", regex=True).value_counts()
         print(", ".join(f"{count} {status}" for status, count in counts.items()))

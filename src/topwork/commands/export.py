@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"images to check on, or folders of them; left out: the first {MOST_IMAGES} of the project's test set",
     )  # fmt: skip
     parser.add_argument("--name", help="the model's name on its card (default: the out folder's)")
+    parser.add_argument("--builder", help="in place of the builder that the weights name, and to say that you trust it")
     parser.epilog = "Example: topwork export out/finetune/weights.safetensors --out export"
 
 
@@ -36,16 +37,19 @@ def run(args: argparse.Namespace) -> int:
     from topwork.report.run import Run, WorkingFiles
     from topwork.weights.weights import read_weights
 
-    weights = read_weights(args.weights)
+    weights = read_weights(args.weights, trust=args.builder is not None)
     project = Run(WorkingFiles(Path()), load_params()) if PARAMS_FILE.is_file() else None
     images, where = _images(args.images, project)
-    model = load(weights)
-    parity = export_onnx(model, args.out / "model.onnx", images, details={"builder": weights.builder})
+    model = load(weights, builder=args.builder)
+    parity = export_onnx(model, args.out / "model.onnx", images, details={"builder": args.builder or weights.builder})
     content = args.weights.read_bytes()
     with atomic_path(args.out / "model.safetensors") as temporary:
         temporary.write_bytes(content)
     name = args.name or args.out.resolve().name
-    write_text(args.out / "README.md", model_card(name, content, weights.columns, weights.builder, project, parity.__dict__).lstrip())
+    write_text(
+        args.out / "README.md",
+        model_card(name, content, weights.columns, args.builder or weights.builder, project, parity.__dict__).lstrip(),
+    )
     print(
         f"{args.out / 'model.onnx'}: agrees with PyTorch on {parity.images} images ({where}), {parity.detections} detections: boxes within "
         f"{parity.boxes_px:.2g} pixels ({parity.boxes:.2g} of the longer side), scores within {parity.scores:.2g}; allowed {TOLERANCE:g}"

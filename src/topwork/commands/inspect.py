@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="rows by class: norms and nearest classes (all classes, or these)",
     )
+    parser.add_argument("--builder", help="in place of the builder that the weights name, and to say that you trust it")
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
 
 
@@ -30,15 +31,15 @@ def run(arguments: argparse.Namespace) -> int:
     from topwork.detectors.inspection import inspect, inspect_classes
     from topwork.weights.weights import read_weights
 
-    weights = read_weights(arguments.weights)
+    weights = read_weights(arguments.weights, trust=arguments.builder is not None)
     if arguments.classes is not None:
-        classes = inspect_classes(weights)
+        classes = inspect_classes(weights, builder=arguments.builder)
         if arguments.classes:
             classes = classes[classes["class"].isin(_known(arguments.classes, list(classes["class"])))]
         classes["nearest"] = [", ".join(f"{name} {cosine:.2f}" for name, cosine in near) for near in classes["nearest"]]
         show(classes, arguments.format)
         return 0
-    table = inspect(weights)
+    table = inspect(weights, builder=arguments.builder)
     summary = table.attrs
     table["shape"] = ["x".join(map(str, shape)) for shape in table["shape"]]
     if arguments.format == "table":

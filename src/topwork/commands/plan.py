@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("out/fetch/pretrained.safetensors"),
         help="pretrained weights (default: out/fetch/pretrained.safetensors)",
     )
+    parser.add_argument("--builder", help="in place of the builder that the weights name, and to say that you trust it")
     parser.add_argument("--rows", action="store_true", help="every row of every tensor, not just the classes")
     parser.add_argument("--format", choices=["table", "json"], default="table")
 
@@ -39,12 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     section = load_params(arguments.params).surgery
     plan = ClassPlan.parse(section.classes, dropped=section.dropped, prior=section.prior, seed=section.seed)
-    weights = read_weights(arguments.weights)
-    shown = preview(weights, plan)
+    weights = read_weights(arguments.weights, trust=arguments.builder is not None)
+    shown = preview(weights, plan, builder=arguments.builder)
     if arguments.format == "json":
         print(canonical_json(asdict(shown)), end="")
     else:
-        print("\n".join(_lines(shown, weights.builder, len(weights.columns), plan.prior, arguments.rows)))
+        print("\n".join(_lines(shown, arguments.builder or weights.builder, len(weights.columns), plan.prior, arguments.rows)))
     return 0
 
 

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="images a forward pass (default: 8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument("--benchmark", action="store_true", help="also time forward passes at several batch sizes")
+    parser.add_argument("--builder", help="in place of the builder that the weights name, and to say that you trust it")
     parser.epilog = "Example: topwork predict yard.jpg --weights out/finetune/weights.safetensors --out predictions"
 
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         )
     stores = {folder: ImageStore(folder) for folder in {file.parent for file in files}}
     pictures = [(index, _opener(stores[file.parent], file.name)) for index, file in enumerate(files)]
-    model = load(args.weights)
+    model = load(args.weights, builder=args.builder)
     table = predict(model, pictures, batch_size=args.batch_size, device=args.device)
     table = table[table["score"] >= args.score]
     entries = []

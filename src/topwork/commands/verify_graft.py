@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="weights before the graft")
     parser.add_argument("result", type=Path, help="weights after the graft")
     parser.add_argument("receipt", type=Path, help="the receipt.json that the surgery wrote")
-    parser.add_argument("--builder", help="in place of the builder that the source names, if its file moved")
+    parser.add_argument("--builder", help="in place of the builder that the weights name (its file moved), and to say that you trust it")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -219,10 +219,11 @@ def load(
         weights: a file that topwork wrote, or weights already read.
         device: where the detector goes.
         dtype: of all its floating-point tensors.
-        builder: in place of the one that the weights name.
+        builder: in place of the one that the weights name; needed where a file names one that is neither torchvision's nor the project's
+            (`read_weights`).
 
     Raises:
-        WeightsError: the file can't be read, or its tensors don't fit the builder; all are named.
+        WeightsError: the file can't be read, names a builder that nobody vouched for, or its tensors don't fit the builder; all are named.
         SurgeryError: the builder can't be found, or its file changed since the weights were fetched.
 
     Example:
@@ -230,7 +231,7 @@ def load(
         boxes = model([image])[0]["boxes"]
     """
     if not isinstance(weights, Weights):
-        weights = read_weights(Path(weights))
+        weights = read_weights(Path(weights), trust=builder is not None)
     maker = builder or weights.builder
     if builder is None:
         _check_builder_file(weights)

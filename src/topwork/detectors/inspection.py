@@ -105,7 +105,9 @@ def diff(before: Weights | Path | str, after: Weights | Path | str, *, builder: 
     Raises:
         SurgeryError: the two have different builders.
     """
-    one, other = (weights if isinstance(weights, Weights) else read_weights(Path(weights)) for weights in (before, after))
+    one, other = (
+        weights if isinstance(weights, Weights) else read_weights(Path(weights), trust=builder is not None) for weights in (before, after)
+    )
     if builder is None and (one.builder, one.builder_args) != (other.builder, other.builder_args):
         raise SurgeryError(
             f"diff: the first is of {one.builder} {one.builder_args}, the second of {other.builder} {other.builder_args}; expected the same builder."
@@ -159,7 +161,7 @@ def _moved(one: Tensor | None, other: Tensor | None) -> dict[str, Any]:
 
 def _anatomy(weights: Weights | Path | str, builder: Builder | None) -> tuple[Weights, Anatomy]:
     if not isinstance(weights, Weights):
-        weights = read_weights(Path(weights))
+        weights = read_weights(Path(weights), trust=builder is not None)
     found = anatomy(builder or weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed))
     check_fit(weights, found.shapes)
     return weights, found

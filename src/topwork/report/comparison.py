@@ -220,7 +220,7 @@ def _weights(content: bytes) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
         path.write_bytes(content)
-        found = read_weights(path)
+        found = read_weights(path, trust=True)  # the project's own, of another revision
         state = {name: tensor.clone() for name, tensor in found.state_dict.items()}  # the file goes, its mapping with it
         return Weights(state, found.columns, found.builder, found.builder_args, found.absorbed, found.provenance)
 

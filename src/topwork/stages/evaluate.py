@@ -26,6 +26,7 @@ from topwork.evaluation.written import write_evaluation, write_predictions
 from topwork.files import HeldInputs
 from topwork.params import Params
 from topwork.stages import main_of
+from topwork.weights.weights import read_weights
 
 FOLDER = Path("out/evaluate")
 WEIGHTS = {
@@ -77,7 +78,7 @@ def _predictions(
 ) -> dict[str, pd.DataFrame]:
     """One model's predictions on every set, under the target's class names."""
     device = choose_device(params.evaluate.device)
-    detector = load(root / WEIGHTS[model])
+    detector = load(read_weights(root / WEIGHTS[model], trust=True))
     found = {}
     for split in truths:
         table = predict(detector, pictures.of(tables, split), batch_size=params.evaluate.batch_size, device=device)

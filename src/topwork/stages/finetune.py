@@ -69,7 +69,7 @@ def work(params: Params, root: Path = Path()) -> None:
     plan = ClassPlan.parse(params.surgery.classes)
     tables = Tables.read(root / TABLES)
     stamps = _stamps(tables, root)
-    weights = read_weights(root / GRAFTED)
+    weights = read_weights(root / GRAFTED, trust=True)
     dataset, train = training_set(params, plan, tables, weights, root)
     scratch = root / SCRATCH / scratch_key(inputs_of(params, inputs.hashes, stamps, device))
     _sweep(root / SCRATCH)

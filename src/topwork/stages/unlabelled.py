@@ -18,6 +18,7 @@ from topwork.evaluation.unlabelled import Unlabelled, find_unlabelled
 from topwork.files import HeldInputs, atomic_path, write_json
 from topwork.params import Params, UnlabelledParams
 from topwork.stages import main_of
+from topwork.weights.weights import read_weights
 
 FOLDER = Path("out/unlabelled")
 PRETRAINED = Path("out/fetch/pretrained.safetensors")
@@ -41,7 +42,7 @@ def run(params: Params, root: Path = Path()) -> None:
 
 def _search(params: Params, plan: ClassPlan, tables: Tables, root: Path) -> Unlabelled:
     truth = truth_of(tables, "train", tuple(plan.kept))
-    detector = load(root / PRETRAINED)
+    detector = load(read_weights(root / PRETRAINED, trust=True))
     predictions = predict(
         detector, Pictures(root).of(tables, "train"), batch_size=params.unlabelled.batch_size, device=params.unlabelled.device
     )

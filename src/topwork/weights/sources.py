@@ -150,7 +150,7 @@ def _own_weights(path: Path) -> Weights | None:
                 return None
     except (SafetensorError, OSError):
         return None
-    return read_weights(path)
+    return read_weights(path, trust=True)  # fetch asks params.yaml
 
 
 def _overridden(weights: Weights, params: FetchParams, source: str) -> Weights:

@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from topwork.errors import ChecksumError, WeightsError
+from topwork.errors import ChecksumError, ParamsError, WeightsError
 from topwork.files import atomic_path, read_json, sha256_file
+from topwork.params import load_params
 
 FORMAT = "1"
 DEMO_NAME = "ssdlite320_street"
@@ -62,11 +63,18 @@ class Weights:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, *, trust: bool = False) -> Weights:
     """Read weights that topwork wrote; the tensors are mapped from the file.
 
+    A builder is code that will run on this machine, so a file may name one of torchvision's, or the one that `fetch.builder` of the
+    params.yaml in the working directory names; no other.
+
+    Args:
+        path: the file.
+        trust: take any builder that the file names.
+
     Raises:
-        WeightsError: no such file, not safetensors, or without topwork's metadata.
+        WeightsError: no such file, not safetensors, without topwork's metadata, or with a builder that nobody vouched for.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,7 +89,22 @@ def read_weights(path: Path) -> Weights:
         raise WeightsError(
             f"{path}: not readable as safetensors ({error}). A .pth file goes through `topwork fetch {path}` first."
         ) from error
-    return _weights_of(state_dict, metadata, path)
+    weights = _weights_of(state_dict, metadata, path)
+    if not trust and ":" in weights.builder and weights.builder != _builder_of_project():
+        raise WeightsError(
+            f"{path}: its metadata ask for the builder {weights.builder!r} with {weights.builder_args}, which would run code of this machine that "
+            "the file chose; expected one of torchvision's, or the one under `fetch.builder` in params.yaml here. If you know it and trust it, "
+            f"name it yourself: `--builder {weights.builder}`; in Python `topwork.load({str(path)!r}, builder={weights.builder!r})`."
+        )
+    return weights
+
+
+def _builder_of_project() -> str | None:
+    """The builder that the project in the working directory uses, where there is one."""
+    try:
+        return load_params().fetch.builder
+    except ParamsError:
+        return None
 
 
 def _weights_of(state_dict: dict[str, Tensor], metadata: Mapping[str, str], path: Path) -> Weights:
