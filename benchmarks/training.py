@@ -1,6 +1,9 @@
 """Speed of fine-tuning: torchvision's reference loop and ours, in one process, interleaved.
 
     python benchmarks/training.py [--rounds 5] [--steps 4] [--threads 1] [--cases NAME...]
+    python benchmarks/training.py --loading
+
+With --loading: our steps with images of 640 by 640 pixels that a loader process reads, decodes and mirrors meanwhile, against the same steps on ready tensors.
 
 The reference is written after pytorch/vision's references/detection/engine.py: the same detector, pictures, batch size and mirroring, tensors in
 NCHW, SGD, everything (batch norm too) in training mode. Ours is a whole training step of `topwork.training`. Time is the CPU time of the
@@ -27,7 +30,7 @@ from torchvision.transforms import v2
 
 from topwork.detectors.builders import build
 from topwork.params import FinetuneParams
-from topwork.training.batches import epoch_batches
+from topwork.training.batches import epoch_batches, loader
 from topwork.training.dataset import DetectionDataset, Example, collate
 from topwork.training.device import choose_device, exactness, keep_freed_memory
 from topwork.training.features import FeatureBank
@@ -45,14 +48,14 @@ IMAGES = 16
 COLUMNS = ("__background__", "person", "helmet", "forklift")
 
 
-def pictures(folder: Path) -> list[Example]:
+def pictures(folder: Path, side: int = 320) -> list[Example]:
     random = np.random.default_rng(0)
     items = []
     for number in range(IMAGES):
-        Image.fromarray(random.integers(0, 255, (320, 320, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
-        corners = random.uniform(0, 200, (4, 2))
-        boxes = np.concatenate([corners, corners + random.uniform(20, 110, (4, 2))], axis=1)
-        items.append(Example("train", number, f"{number}.jpg", str(folder), 320, 320, boxes, random.integers(1, 4, 4), (None,) * 4))
+        Image.fromarray(random.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
+        corners = random.uniform(0, side * 0.6, (4, 2))
+        boxes = np.concatenate([corners, corners + random.uniform(20, side * 0.35, (4, 2))], axis=1)
+        items.append(Example("train", number, f"{number}.jpg", str(folder), side, side, boxes, random.integers(1, 4, 4), (None,) * 4))
     return items
 
 
@@ -82,8 +85,8 @@ def reference(builder: str, frozen: bool, items: list[Example], batch_size: int)
     return step
 
 
-def ours(builder: str, trunk_lr: float, items: list[Example], batch_size: int, options: dict[str, Any]) -> Callable[[int], None]:
-    """A step of our loop, from keys to weights."""
+def our_run(builder: str, trunk_lr: float, items: list[Example], batch_size: int, options: dict[str, Any]) -> _Run:
+    """Our loop, ready to take steps."""
     params = FinetuneParams(
         epochs=100,
         head_epochs=0,
@@ -91,20 +94,27 @@ def ours(builder: str, trunk_lr: float, items: list[Example], batch_size: int, o
         lr=1e-4,
         trunk_lr=trunk_lr,
         distill=0.0,
-        workers=0,
         device="cpu",
         warmup_steps=0,
-        **options,
+        **{"workers": 0, **options},
     )
     torch.manual_seed(0)
     weights = Weights(build(builder, len(COLUMNS)).state_dict(), COLUMNS, builder)
-    dataset = DetectionDataset(items, root=Path("/"), preset="hflip")
+    dataset = DetectionDataset(items, root=Path("/"), preset="hflip", cache_mib=params.image_cache_mib)
     run = _Run(Job(weights, (), dataset, len(items), params, choose_device(params), shown=False))
-    batches = [batch for epoch in range(40) for batch in epoch_batches(epoch, train=len(items), batch_size=batch_size)]
     run.state.model.train()
     run.protection.freeze(run.state.model, trunk=trunk_lr > 0)
-    bank = None if trunk_lr else FeatureBank.where_it_pays(run.state.model, dataset, run.device, params)
-    run.objective.bank, run.watch = bank, Watch(0, shown=False)
+    run.watch = Watch(0, shown=False)
+    return run
+
+
+def ours(builder: str, trunk_lr: float, items: list[Example], batch_size: int, options: dict[str, Any]) -> Callable[[int], None]:
+    """A step of our loop, from keys to weights."""
+    run = our_run(builder, trunk_lr, items, batch_size, options)
+    dataset = run.job.dataset
+    batches = [batch for epoch in range(40) for batch in epoch_batches(epoch, train=len(items), batch_size=batch_size)]
+    bank = None if trunk_lr else FeatureBank.where_it_pays(run.state.model, dataset, run.device, run.params)
+    run.objective.bank = bank
 
     def step(number: int) -> None:
         keys = batches[number]
@@ -114,18 +124,45 @@ def ours(builder: str, trunk_lr: float, items: list[Example], batch_size: int, o
     return step
 
 
+def loading(items: list[Example], rounds: int, steps: int, options: dict[str, Any]) -> None:
+    """Print what a step costs with images that come from the loader, over one on ready tensors; decoded images aren't kept."""
+    builder, trunk_lr, batch_size = CASES["ssdlite320, full"]
+    run = our_run(builder, trunk_lr, items, batch_size, {**options, "workers": 1, "image_cache_mib": 0})
+    epochs = 1 + (rounds + 2) * steps * batch_size // len(items)
+    batches = [batch for epoch in range(epochs) for batch in epoch_batches(epoch, train=len(items), batch_size=batch_size)]
+    loaded = loader(run.job.dataset, batches, workers=1)
+    ready = [collate([run.job.dataset[key] for key in batch]) for batch in batches[: len(items) // batch_size]]
+    ratios = []
+    for round_number in range(-2, rounds):
+        seconds = []
+        for comes in (loaded, iter(ready * steps)):
+            since = time.perf_counter()
+            for step in range(steps):
+                run._step(run.objective, batches[step], *next(comes))
+            seconds.append(time.perf_counter() - since)
+        if round_number >= 0:
+            ratios.append(seconds[0] / seconds[1])
+    low, high = statistics.quantiles(ratios, n=4)[::2]
+    print(f"ssdlite320, full: loaded over ready {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f}; aim: at most 1.05)")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--loading", action="store_true")
     parser.add_argument("--cases", nargs="*", default=list(CASES))
     arguments = parser.parse_args()
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     keep_freed_memory()
     options = {"threads": arguments.threads} if arguments.threads else {}
     params = FinetuneParams(device="cpu", **options)
+    if arguments.loading:
+        with tempfile.TemporaryDirectory() as folder, exactness(params, choose_device(params)):
+            loading(pictures(Path(folder), 640), arguments.rounds, arguments.steps, options)
+        return 0
     print("| case | reference images/s | ours images/s | ratio | quartiles |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, exactness(params, choose_device(params)):
         items = pictures(Path(folder))

@@ -265,10 +265,11 @@ def test_project_fixture_is_what_the_stage_reads(tmp_path: Path) -> None:
 # -- distillation ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_teacher_is_silent_on_annotated_objects() -> None:
+def _gradients(label: int, columns: list[int], teacher: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the distillation with one annotated box: the logits' gradient at each anchor, which anchors lie on the box, what the teacher sees there."""
     torch.manual_seed(0)
-    teacher, student = build(4), build(4).train()
-    objective = Objective(student, FinetuneParams(), Teacher(teacher, student, [0, 1, 3], softmax=True))
+    student = build(4).train()
+    objective = Objective(student, FinetuneParams(), Teacher(teacher, student, columns, softmax=True))
     heard: dict[str, torch.Tensor] = {}
 
     def hear(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
@@ -277,9 +278,33 @@ def test_the_teacher_is_silent_on_annotated_objects() -> None:
 
     student.head.classification_head.register_forward_hook(hear, prepend=True)
     student.anchor_generator.register_forward_hook(lambda module, inputs, output: heard.update(anchors=output[0]))
+    told = teacher.head.classification_head.register_forward_hook(lambda module, inputs, output: heard.update(told=output), prepend=True)
     box = torch.tensor([[8.0, 8.0, 40.0, 40.0]])
-    objective([torch.rand(3, SIDE, SIDE)], [{"boxes": box, "labels": torch.tensor([2])}])["distill_classes"].backward()
-    moved = heard["logits"].grad[0].abs().sum(-1) > 0
-    annotated = box_iou(heard["anchors"], box)[:, 0] >= 0.4
+    objective([torch.rand(3, SIDE, SIDE)], [{"boxes": box, "labels": torch.tensor([label])}])["distill_classes"].backward()
+    told.remove()
+    return heard["logits"].grad[0].abs().sum(-1), box_iou(heard["anchors"], box)[:, 0] >= 0.4, heard["told"][0][:, columns].softmax(-1)
+
+
+def test_on_a_new_classs_object_the_teacher_is_silent() -> None:
+    torch.manual_seed(1)
+    gradients, annotated, _ = _gradients(2, [0, 1, 3], build(4))
     assert 0 < annotated.sum() < len(annotated)
-    assert torch.equal(moved, ~annotated)
+    assert torch.equal(gradients > 0, ~annotated)
+
+
+def test_on_a_kept_classs_object_the_teacher_is_heard_as_far_as_it_sees_that_class() -> None:
+    def teacher(bias: float) -> nn.Module:
+        torch.manual_seed(1)
+        model = build(4)
+        with torch.no_grad():
+            for _, parameter in model.head.classification_head.named_parameters():
+                if parameter.dim() == 1:
+                    parameter.view(-1, 4)[:, 1] += bias
+        return model
+
+    blind, annotated, seen = _gradients(1, [0, 1, 3], teacher(-30.0))
+    assert seen[annotated, 1].max() < 1e-6
+    assert blind[annotated].max() < 1e-6 * blind[~annotated].max()
+    sure, annotated, seen = _gradients(1, [0, 1, 3], teacher(+30.0))
+    assert seen[annotated, 1].min() > 0.999
+    assert sure[annotated].min() > 0

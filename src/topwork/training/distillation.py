@@ -3,7 +3,8 @@
 The teacher is the grafted detector before training: its kept and absorbed rows are the pretrained head's own. In a softmax head the
 distributions over background, kept and absorbed columns are compared, new columns left out, so that learning a new class costs nothing here;
 in a sigmoid head each kept column is compared alone. Where the teacher sees an object, box regression is held too. At places (anchors, proposals)
-that lie on an annotated object the labels decide and the teacher is silent: there it could only contradict them.
+that lie on an annotated object the labels decide: of a new class the teacher can know nothing and is silent; on a kept class it is heard as far as it
+sees that class itself, so that it never contradicts the label.
 
 Sources: Li and Hoiem, Learning without Forgetting (arXiv 1606.09282); Shmelkov et al., Incremental Learning of Object Detectors without
 Catastrophic Forgetting (arXiv 1708.06977).
@@ -26,7 +27,7 @@ class Seen:
     """What a head said in one forward pass: raw logits float[..., columns], box deltas float[..., 4 or columns * 4].
 
     `places` are what the head judges (anchors or proposals, float[N, 4] an image), `annotated` the boxes of the targets, both in the resized
-    image's pixels.
+    image's pixels; `labels` are those of the targets, int64[M] an image.
     """
 
     logits: Tensor | None = None
@@ -36,6 +37,7 @@ class Seen:
     proposals: Any = None
     places: list[Tensor] = field(default_factory=list)
     annotated: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
     objectness: list[Tensor] = field(default_factory=list)
 
 
@@ -77,6 +79,7 @@ class Listener:
 
     def _hear_targets(self, module: nn.Module, inputs: Any, output: tuple[Any, list[dict[str, Tensor]] | None]) -> None:
         self.seen.annotated = [target["boxes"] for target in output[1] or ()]
+        self.seen.labels = [target["labels"] for target in output[1] or ()]
 
     def _hear_rpn(self, module: nn.Module, inputs: Any, output: tuple[list[Tensor], list[Tensor]]) -> None:
         self.seen.objectness = output[0]
@@ -133,7 +136,7 @@ class Teacher:
             else:
                 targets, boxes = self._ask(heard.trunk_input, heard.features, heard.proposals)
                 objectness = self.teacher.seen.objectness
-        terms = self._terms(logits, targets, heard.boxes, boxes, self._unlabelled(heard).reshape(logits.shape[:-1]))
+        terms = self._terms(logits, targets, heard.boxes, boxes, self._heard_out(heard, targets))
         if self.teacher.two_stage:
             terms["distill_classes"] = terms["distill_classes"] + _objectness(heard.objectness, objectness)
         return terms
@@ -169,16 +172,29 @@ class Teacher:
         assert told.boxes is not None
         return told.logits[..., self.columns].float(), told.boxes.float()
 
-    @staticmethod
-    def _unlabelled(heard: Seen) -> Tensor:
-        """1 at places where the teacher speaks, 0 on annotated objects: float[all places of the batch]."""
-        spoken = [
-            torch.ones(len(places), device=places.device)
-            if not len(boxes)
-            else (box_iou(places, boxes).amax(1) < LABELLED_IOU).to(torch.float32)
-            for places, boxes in zip(heard.places, heard.annotated, strict=True)
-        ]
-        return torch.cat(spoken)
+    def _heard_out(self, heard: Seen, targets: Tensor) -> Tensor:
+        """How far the teacher is heard at each place, 0..1: float[...], the shape of `targets` without its columns.
+
+        Args:
+            heard: the student's forward pass.
+            targets: the teacher's logits of pretrained columns, float[..., columns].
+        """
+        assert heard.logits is not None
+        sees = (targets.softmax(-1) if self.softmax else targets.sigmoid()).reshape(-1, targets.shape[-1])
+        taught = torch.full((heard.logits.shape[-1],), -1, device=targets.device)  # label -> its place among the pretrained columns
+        taught[self.columns] = torch.arange(len(self.columns), device=targets.device)
+        parts = []
+        for places, boxes, labels, seen in zip(
+            heard.places, heard.annotated, heard.labels, torch.split(sees, [len(places) for places in heard.places]), strict=True
+        ):
+            if not len(boxes):
+                parts.append(seen.new_ones(len(places)))
+                continue
+            overlap, nearest = box_iou(places, boxes).max(1)
+            column = taught[labels[nearest]]
+            agreed = seen.gather(1, column.clamp(min=0)[:, None])[:, 0] * (column >= 0)
+            parts.append(torch.where(overlap < LABELLED_IOU, torch.ones_like(agreed), agreed))
+        return torch.cat(parts).reshape(targets.shape[:-1])
 
     def _terms(self, logits: Tensor, targets: Tensor, boxes: Tensor | None, target_boxes: Tensor, spoken: Tensor) -> dict[str, Tensor]:
         """Divergence per certain object that the teacher sees, and distance of the box deltas there; `spoken` weighs the places."""
