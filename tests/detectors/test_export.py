@@ -93,17 +93,20 @@ def test_order_of_equals_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
-    "theirs",
+    ("theirs", "counts"),
     [
-        found([0.9, 0.8, 0.71]),
-        found([0.9, 0.8, 0.7], shift=0.05),
-        found([0.9, 0.8, 0.7], labels=[1, 2, 1]),
-        found([0.9, 0.7]),
+        (found([0.9, 0.8, 0.71]), (1, 1)),
+        (found([0.9, 0.8, 0.7], shift=0.05), (3, 3)),
+        (found([0.9, 0.8, 0.7], labels=[1, 2, 1]), (1, 1)),
+        (found([0.9, 0.7]), (2, 1)),
     ],
     ids=["score", "box", "label", "one missing in the middle"],
 )
-def test_disagreement_is_an_error_with_figures(theirs: dict[str, np.ndarray]) -> None:
-    with pytest.raises(ExportError, match=r"image 3: ONNX and PyTorch disagree: \d of 3 detections .* label \d, score 0\.\d+"):
+def test_disagreement_is_an_error_with_figures(theirs: dict[str, np.ndarray], counts: tuple[int, int]) -> None:
+    words = (
+        rf"image 3: ONNX and PyTorch disagree: {counts[0]} of PyTorch's 3 detections and {counts[1]} of ONNX's .* label \d, score 0\.\d+"
+    )
+    with pytest.raises(ExportError, match=words):
         parity_of(found([0.9, 0.8, 0.7]), theirs, 100, "image 3")
 
 

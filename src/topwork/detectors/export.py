@@ -228,8 +228,10 @@ def parity_of(ours: Found, theirs: Found, side: int, what: str = "image", limits
         which, index = lost[0]
         mine = ours if which == "ours" else theirs
         box = [round(float(value), 3) for value in mine["boxes"][index]]
+        here = sum(name == "ours" for name, _ in lost)
         raise ExportError(
-            f"export: {what}: ONNX and PyTorch disagree: {len(lost)} of {len(ours['scores'])} detections have no counterpart within {TOLERANCE:g}; "
+            f"export: {what}: ONNX and PyTorch disagree: {here} of PyTorch's {len(ours['scores'])} detections and {len(lost) - here} of "
+            f"ONNX's {len(theirs['scores'])} have no counterpart within {TOLERANCE:g}; "
             f"the first is {'PyTorch' if which == 'ours' else 'ONNX'}'s label {int(mine['labels'][index])}, score {float(mine['scores'][index]):.6f}, "
             f"box {box}. Nothing was written; docs/export.md lists what is known of each builder."
         )
