@@ -1,37 +1,78 @@
-"""Random detectors whose scores differ: freshly built heads give every box the same score, and equal scores have no order."""
+"""Random detectors that decide as trained ones do: rounding stays small in them, and few boxes are worth a detection.
 
-from collections.abc import Sequence
+A freshly built detector scores all boxes alike, and what only has its scores spread is worse than it looks: it finds something at every
+place, and its features carry rounding a hundred times further than a trained detector's, up to scores and boxes that depend on who computes.
+Four things make it decided:
+
+- each residual branch adds little to its trunk (torchvision starts its last batch norm at 1), and rounding grows no further along the layers;
+- the RPN moves its anchors by a tenth of their size, not by all of it;
+- scores differ from place to place;
+- the background wins nearly everywhere, so that a proposal which rounding added or took is hardly ever a detection.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+BRANCH = 0.2
+"""Weight of each residual branch's last batch norm."""
+MOVES = 0.1
+"""Standard deviation of the RPN's box deltas."""
+SCORES = 1.0
+"""Standard deviation of every score layer's logits over places."""
+RARE = 5.5
+"""An object's logits lie this far below the background's (of sigmoid heads: below 0)."""
 
-def spread_scores(model: nn.Module, pictures: Sequence[Tensor], deviation: float = 1.5, seed: int = 0) -> None:
-    """Scale the score layers so that their outputs have this standard deviation on the pictures, two at least (in place)."""
+
+def spread_scores(model: nn.Module, pictures: Sequence[Tensor], columns: int, seed: int = 0) -> None:
+    """Make a freshly built torchvision detector decided on these pictures, two at least (in place).
+
+    Args:
+        model: detector in evaluation mode.
+        pictures: float32[3, H, W] each.
+        columns: score columns of the head, absorbed ones included.
+        seed: of the score layers' weights.
+    """
+    named: dict[str, Any] = dict(model.named_modules())
+    for name, layer in named.items():
+        if name.endswith(".bn3"):  # a bottleneck's last
+            nn.init.constant_(layer.weight, BRANCH)
     _settle_norms(model, seed)
-    layers = [layer for name, layer in model.named_modules() if _gives_scores(name, layer)]
+    scores = {name: layer for name, layer in named.items() if _gives_scores(name, layer)}
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for layer in layers:
+        for layer in scores.values():
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
-            if layer.bias is not None:
-                layer.bias.zero_()
-        seen: dict[nn.Module, tuple[float, Tensor]] = {}
+        heads = {name: layer for name, layer in scores.items() if not name.startswith("rpn.")}
+        if len(heads) < len(scores):  # first: the proposals depend on it
+            _spread(model, pictures, {named["rpn.head.cls_logits"]: SCORES, named["rpn.head.bbox_pred"]: MOVES})
+        _spread(model, pictures, dict.fromkeys(heads.values(), SCORES))
+        first = 0 if type(model).__name__ in ("FCOS", "RetinaNet") else 1
+        for name, layer in heads.items():
+            if not name.endswith("bbox_ctrness"):
+                layer.bias.view(-1, columns)[:, first:].sub_(RARE)
 
-        def look(layer: nn.Module, _: Any, output: Tensor) -> None:
-            across = (0, 2, 3) if output.ndim == 4 else (0,)
-            seen.setdefault(layer, (float(output.std(dim=across).mean()), output.mean(dim=across)))  # over places: what tells boxes apart
 
-        handles = [layer.register_forward_hook(look) for layer in layers]
-        model(list(pictures))
-        for handle in handles:
-            handle.remove()
-        for layer in layers:
-            spread, mean = seen[layer]
-            layer.weight.mul_(deviation / max(spread, 1e-9))
-            if layer.bias is not None:
-                layer.bias.copy_(-mean * deviation / max(spread, 1e-9))
+def _spread(model: nn.Module, pictures: Sequence[Tensor], deviations: Mapping[Any, float]) -> None:
+    """Scale layers so that their outputs, over places, have mean 0 and these standard deviations."""
+    seen: dict[nn.Module, tuple[float, Tensor]] = {}
+
+    def look(layer: nn.Module, _: Any, output: Tensor) -> None:
+        across = (0, 2, 3) if output.ndim == 4 else (0,)
+        seen.setdefault(layer, (float(output.std(dim=across).mean()), output.mean(dim=across)))  # over places: what tells boxes apart
+
+    for layer in deviations:
+        layer.bias.zero_()
+    handles = [layer.register_forward_hook(look) for layer in deviations]
+    model(list(pictures))
+    for handle in handles:
+        handle.remove()
+    for layer, deviation in deviations.items():
+        spread, mean = seen[layer]
+        layer.weight.mul_(deviation / max(spread, 1e-9))
+        layer.bias.copy_(-mean * deviation / max(spread, 1e-9))
 
 
 def _settle_norms(model: nn.Module, seed: int) -> None:
@@ -46,7 +87,7 @@ def _settle_norms(model: nn.Module, seed: int) -> None:
         layer.eval()
 
 
-def _gives_scores(name: str, layer: nn.Module) -> Any:
+def _gives_scores(name: str, layer: nn.Module) -> bool:
     """Last layers of torchvision's heads: SSD(Lite), FCOS and RetinaNet, R-CNN, and the RPN's objectness."""
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         return False

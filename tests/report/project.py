@@ -5,6 +5,7 @@ seeded generator, so that nothing has to be trained.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,21 @@ def shaken(
     frame.insert(1, "label", [plan.columns.index(name) for name in frame["name"]])
     frame = frame.sort_values(["image_id", "score"], ascending=[True, False], kind="stable").reset_index(drop=True)
     return frame.astype({"image_id": "int64", "label": "int64", "score": "float64", "width": "float64", "height": "float64"})
+
+
+def changed(finished: Path, folder: Path) -> Path:
+    """The project after some work: one param, an annotation fewer, another moved, one image with other bytes."""
+    shutil.copytree(finished, folder)
+    (folder / "params.yaml").write_text(json.dumps(document(finetune={"lr": 0.02})))
+    tables = Tables.read(folder / "out/validate")
+    annotations = tables.annotations
+    train = np.flatnonzero(annotations["split"] == "train")
+    annotations.loc[annotations.index[train[1]], "x"] += 1
+    annotations = annotations.drop(annotations.index[train[2]])
+    Tables(tables.images, annotations, tables.categories).write(folder / "out/validate")
+    image = folder / "data/demo/yard/train/images/yard_train_00003.jpg"
+    image.write_bytes(image.read_bytes() + b"\0")
+    return folder
 
 
 def unlabelled(root: Path) -> None:

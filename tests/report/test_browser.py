@@ -1,16 +1,23 @@
-"""The report in a real browser: silent, alone, within its frame, and usable by everyone."""
+"""The report and the comparison in a real browser: silent, alone, within its frame, and usable by everyone."""
 
 import io
+import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from report.project import changed, evaluate
 from topwork.params import load_params
+from topwork.report.compare_page import render_comparison
+from topwork.report.comparison import compare_runs
+from topwork.report.run import Run, WorkingFiles
 from topwork.stages import report
+from topwork.weights.weights import read_weights, write_weights
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package `playwright` isn't installed (extra: dev)")
 axe = pytest.importorskip(
@@ -29,11 +36,29 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-@pytest.fixture(scope="module")
-def page_file(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    project = Path(shutil.copytree(finished, tmp_path_factory.mktemp("browsed") / "project"))
-    report.run(load_params(project / "params.yaml"), project)
-    return project / report.OUT
+@pytest.fixture(scope="module", params=["report", "comparison"])
+def page_file(request: pytest.FixtureRequest, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("browsed")
+    if request.param == "report":
+        project = Path(shutil.copytree(finished, folder / "project"))
+        report.run(load_params(project / "params.yaml"), project)
+        return project / report.OUT
+    return write_comparison(finished, folder)
+
+
+def write_comparison(finished: Path, folder: Path) -> Path:
+    """Three runs with everything that the page can show, one of a name that has no place to break."""
+    runs = [finished, changed(finished, folder / "second"), changed(finished, folder / "third")]
+    evaluate(runs[1], load_params(runs[1] / "params.yaml"), seed=3)
+    path = runs[2] / "out/finetune/weights.safetensors"
+    weights = read_weights(path)
+    moved = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in weights.state_dict.items()}
+    write_weights(path, replace(weights, state_dict=moved))
+    names = ("main", "workspace", "nightly/" + "learning_rate_of_the_head_lowered_" * 2)
+    opened = [Run(WorkingFiles(run), load_params(run / "params.yaml"), name) for run, name in zip(runs, names, strict=True)]
+    page = folder / "comparison.html"
+    page.write_text(render_comparison(compare_runs(opened, [json.loads((run / "params.yaml").read_text()) for run in runs])))
+    return page
 
 
 def open_page(browser: Any, path: Path, width: int, scheme: str) -> tuple[Any, list[str], list[str]]:

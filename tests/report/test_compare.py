@@ -3,12 +3,13 @@
 import json
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from report.project import document, evaluate
+from report.project import changed, document, evaluate
 from topwork.coco.tables import Tables
 from topwork.commands import compare
 from topwork.errors import TopworkError
@@ -31,18 +32,8 @@ def compared(*folders: Path) -> Comparison:
 
 @pytest.fixture
 def other(finished: Path, tmp_path: Path) -> Path:
-    """The project after some work: another seed of detections, one param, fewer annotations, one image redrawn, moved person rows."""
-    folder = Path(shutil.copytree(finished, tmp_path / "other"))
-    (folder / "params.yaml").write_text(json.dumps(document(finetune={"lr": 0.02})))
-    tables = Tables.read(folder / "out/validate")
-    annotations = tables.annotations
-    train = np.flatnonzero(annotations["split"] == "train")
-    annotations.loc[annotations.index[train[1]], "x"] += 1  # one changed
-    annotations = annotations.drop(annotations.index[train[2]])  # one removed
-    Tables(tables.images, annotations, tables.categories).write(folder / "out/validate")
-    image = folder / "data/demo/yard/train/images/yard_train_00003.jpg"
-    image.write_bytes(image.read_bytes() + b"\0")
-    return folder
+    """The project after some work."""
+    return changed(finished, tmp_path / "other")
 
 
 def test_equal_runs_are_equal(finished: Path, project: Path) -> None:
@@ -179,21 +170,28 @@ def test_told_by_hand() -> None:
     ]  # fmt: skip
 
 
-def test_git_and_dvc_revisions(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two commits of one project whose outs lie in DVC's cache; the second changes a param and the metrics."""
+def dvc_project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put a folder under git and DVC; returns what runs a command in it."""
 
     def do(*command: str) -> None:
-        subprocess.run(command, cwd=project, check=True, capture_output=True)
+        if command[0] == "dvc":
+            command = (sys.executable, "-m", *command)
+        done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
-    monkeypatch.chdir(project)
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    for command in (("git", "init", "-q"), ("git", "config", "user.email", "t@example.org"), ("git", "config", "user.name", "t")):
-        do(*command)
-    import sys
+    do("git", "init", "-q")
+    do("git", "config", "user.email", "t@example.org")
+    do("git", "config", "user.name", "t")
+    do("dvc", "init", "-q")
+    return do
 
-    dvc = (sys.executable, "-m", "dvc")
-    do(*dvc, "init", "-q")
-    do(*dvc, "add", "-q", "data/demo", "out")
+
+def test_git_and_dvc_revisions(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two commits of one project whose outs lie in DVC's cache; the second changes a param."""
+    do = dvc_project(project, monkeypatch)
+    do("dvc", "add", "-q", "data/demo", "out")
     do("git", "add", "-A")
     do("git", "commit", "-qm", "one")
     (project / "params.yaml").write_text(json.dumps(document(finetune={"lr": 0.5})))
@@ -204,6 +202,38 @@ def test_git_and_dvc_revisions(project: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "data the same" in printed
     assert "HEAD equals HEAD~1 in every figure; workspace equals HEAD~1" in " ".join(printed.split())
     assert (project / "page.html").read_text().count('class="shot"') == 1
+
+
+def test_dvc_experiments(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A `dvc exp run` that ruins the detections of people is told by its name, and the working tree isn't touched."""
+    from report import project as made
+
+    do = dvc_project(project, monkeypatch)
+    (project / "params.yaml").write_text(json.dumps(document(finetune={"lr": 0.01})))
+    (project / "out").rename(project / "made-0.01")
+    shutil.copytree(project / "made-0.01", project / "out")
+    monkeypatch.setitem(made.QUALITY, "finetuned", {"person": (0.2, 0.2, 1.0)})
+    evaluate(project, load_params(project / "params.yaml"))
+    (project / "out").rename(project / "made-0.5")
+    stage = {"cmd": "cp -r made-${finetune.lr} out", "deps": ["made-${finetune.lr}"], "params": ["finetune.lr"], "outs": ["out"]}
+    (project / "dvc.yaml").write_text(json.dumps({"stages": {"all": stage}}))
+    (project / ".gitignore").write_text("/made-*\n")
+    do("dvc", "add", "-q", "data/demo")
+    do("dvc", "repro", "-q")
+    do("git", "add", "-A")
+    do("git", "commit", "-qm", "base")
+    do("dvc", "exp", "run", "-q", "--name", "bold", "--set-param", "finetune.lr=0.5")
+    do("git", "checkout", "-q", ".")
+    do("dvc", "checkout", "-q")
+    before = (project / "out/evaluate/classes.json").read_bytes()
+    assert compare.run(compare_arguments("HEAD", "bold", "--html", "page.html", "--pictures", "1")) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "bold is worse on person (test)" in printed
+    assert "finetune.lr 0.01 0.5" in printed
+    assert (project / "out/evaluate/classes.json").read_bytes() == before
+    assert (project / "page.html").read_text().count('<p class="panel-title">bold</p>') == 1
+    with pytest.raises(TopworkError, match="bald: no such revision"):
+        compare.run(compare_arguments("HEAD", "bald"))
 
 
 def compare_arguments(*arguments: str):  # type: ignore[no-untyped-def]

@@ -148,8 +148,8 @@ def tell(comparison: "Comparison", console: "Console") -> None:
     show(param_table(comparison))
     for name, changes, moved in zip(comparison.names[1:], comparison.data, comparison.weights, strict=True):
         console.print(f"{name} against {comparison.names[0]}: data {'changed' if changes else 'the same'}", markup=False, highlight=False)
-        show(data_table(changes))
-        show(class_table(changes))
+        show(data_table(name, changes))
+        show(class_table(name, changes))
         if isinstance(moved, str):
             console.print(f"weights: {moved}", markup=False, highlight=False)
         else:

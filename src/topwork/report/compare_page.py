@@ -27,7 +27,8 @@ def render_comparison(comparison: Comparison, pictures: int = 4) -> str:
         metrics=[metric_table(comparison, on) for on in dict.fromkeys(row.on for row in comparison.metrics)],
         params=param_table(comparison),
         data=[
-            (name, data_table(changes), class_table(changes)) for name, changes in zip(comparison.names[1:], comparison.data, strict=True)
+            (name, data_table(name, changes), class_table(name, changes))
+            for name, changes in zip(comparison.names[1:], comparison.data, strict=True)
         ],
         weights=[
             (name, found if isinstance(found, str) else weight_table(name, found))
@@ -62,16 +63,16 @@ def sentence(comparison: Comparison) -> str:
 
 
 def metric_table(comparison: Comparison, on: str) -> Table:
-    """A line a class and run: AP, retention, and the difference to the first run with its paired interval."""
+    """A line a class and run: AP, the difference to the first run with its paired interval, and retention."""
     names = comparison.names
     rows = [
-        [row.name, name, _ap(row.ap[index]), _share(row.retention[index]), _delta(row, index) if index else ""]
+        [row.name, name, _ap(row.ap[index]), _delta(row, index) if index else "", _share(row.retention[index])]
         for row in comparison.metrics
         if row.on == on
         for index, name in enumerate(names)
     ]
     caption = f"{SET_TITLES.get(on, on)}: AP of the fine-tuned detectors; differences with paired intervals over the same images."
-    return Table(f"Metrics: {on} set", caption, ("Class", "Run", "AP", "Retention", f"Against {names[0]}"), rows)
+    return Table(f"Metrics: {on} set", caption, ("Class", "Run", "AP", f"Against {names[0]}", "Retention"), rows)
 
 
 def _ap(found: Estimate | None) -> Any:
@@ -106,10 +107,10 @@ def param_table(comparison: Comparison) -> Table | None:
     if not comparison.params:
         return None
     rows = [[key, *(value or "–" for value in values)] for key, values in comparison.params]
-    return Table("Parameters", "Keys of params.yaml whose values differ.", ("Key", *comparison.names), rows)
+    return Table("Parameters that differ", "Keys of params.yaml whose values differ.", ("Key", *comparison.names), rows)
 
 
-def data_table(changes: Sequence[SplitChange]) -> Table | None:
+def data_table(name: str, changes: Sequence[SplitChange]) -> Table | None:
     """Images and annotations added, removed, changed."""
     if not changes:
         return None
@@ -118,20 +119,28 @@ def data_table(changes: Sequence[SplitChange]) -> Table | None:
     ]
     heads = ("Split", "Images added", "removed", "changed", "Annotations added", "removed", "changed")
     return Table(
-        "Data", "Splits in which something changed; images by file name and content, annotations by id.", heads, rows, tuple(range(1, 7))
+        f"Data of {name}",
+        "Splits in which something changed; images by file name and content, annotations by id.",
+        heads,
+        rows,
+        tuple(range(1, 7)),
     )
 
 
-def class_table(changes: Sequence[SplitChange]) -> Table | None:
+def class_table(name: str, changes: Sequence[SplitChange]) -> Table | None:
     """Boxes a class, where the counts differ."""
     rows: list[list[Any]] = [
-        [name, SPLIT_NAMES.get(change.split, change.split), f"{before:,}", f"{after:,}", f"{after - before:+,}"]
+        [label, SPLIT_NAMES.get(change.split, change.split), f"{before:,}", f"{after:,}", f"{after - before:+,}"]
         for change in changes
-        for name, (before, after) in change.classes.items()
+        for label, (before, after) in change.classes.items()
     ]
     return (
         Table(
-            "Class counts", "Boxes by class, where the counts differ.", ("Class", "Split", "Before", "After", "Difference"), rows, (2, 3, 4)
+            f"Class counts of {name}",
+            "Boxes by class, where the counts differ.",
+            ("Class", "Split", "Before", "After", "Difference"),
+            rows,
+            (2, 3, 4),
         )
         if rows
         else None
