@@ -181,6 +181,30 @@ def test_the_command_writes_json_a_fix_list_and_a_page(tmp_path: Path, capsys: p
     assert "http" not in page
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param(["--fix-list", "train.json"], "train.json: there already, and no list of ids", id="over-the-annotations"),
+        pytest.param(["--report", "train"], "train: has other files in it; --report takes a new or empty folder", id="among-the-images"),
+        pytest.param(["--format", "json", "--fix-list", "-"], "--format json and --fix-list - both print", id="two-on-one-pipe"),
+    ],
+)
+def test_what_is_written_takes_the_place_of_nothing(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Scene(tmp_path).box(0, 3, 5, 12, 0).write()
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(["validate", "train.json", "--no-cache", *options]) == 1
+    out, err = capsys.readouterr()
+    assert words in err
+    assert out == ""
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for _ in range(2):  # its own files it may write anew
+        assert main(["validate", "train.json", "--no-cache", "--fix-list", "drop.yaml", "--report", "page"]) == 1
+        assert capsys.readouterr().err == ""
+
+
 def test_the_summary_fits_a_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """24 lines of 80 characters, the next prompt among them, whatever is wrong."""
     monkeypatch.setenv("COLUMNS", "80")

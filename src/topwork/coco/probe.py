@@ -109,7 +109,7 @@ def probe(store: ImageStore, name: str, size: int, mtime: int) -> Probe:
     try:
         data = store.read(name)
     except DataError as error:
-        return Probe(name, size, mtime, "unreadable", str(error))
+        return Probe(name, size, mtime, "unreadable", str(error).removeprefix(f"{store.root}: {name}: "))
     digest = hashlib.sha256(data).hexdigest()
     try:
         image = Image.open(io.BytesIO(data))

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Check, say what was found, and tell by the exit code."""
     from topwork.coco.validation import stops, validate
 
+    _check_outputs(args)
     dataset, base, lacking = _dataset(args)
     with_images = not args.no_images and lacking is None
     cache = None if args.no_cache else _cache()
@@ -80,6 +81,23 @@ def run(args: argparse.Namespace) -> int:
         if args.format == "text":
             print(f"report: {page}")
     return 1 if failing else 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """What is to be written must not take the place of anything else: a slip such as `--fix-list train.json` would cost the data.
+
+    Raises:
+        DataError: it would.
+    """
+    listed, page = args.fix_list, args.report
+    if args.format == "json" and str(listed) == "-":
+        raise DataError("topwork validate: --format json and --fix-list - both print; give the list a FILE.")
+    if listed is not None and listed.is_file() and not listed.read_bytes().startswith(b"dataset:\n"):
+        raise DataError(f"{listed}: there already, and no list of ids that this command wrote; --fix-list takes a new file.")
+    if page is not None and page.is_dir() and any(page.iterdir()):
+        written = page / "index.html"
+        if not written.is_file() or b"<title>Findings</title>" not in written.read_bytes()[:1000]:
+            raise DataError(f"{page}: has other files in it; --report takes a new or empty folder, or one with an earlier report.")
 
 
 def _dataset(args: argparse.Namespace) -> tuple["DatasetParams", Path, Path | None]:
