@@ -12,11 +12,14 @@ import json
 import math
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +85,9 @@ def job(what: str, path: Path) -> None:
         found = validate(dataset, segmentation=what == "rules", images=False)
         further = {"findings": len(found.findings), "annotations": len(found.tables.annotations)}
     elif what.startswith("images"):
+        go, images = image_job(what.removeprefix("images: "), path)
         start, cpu = time.perf_counter(), time.process_time()
-        further = image_job(what, path)
+        further = {"read": go(), "images": images}
     else:
         raise SystemExit(f"no job {what!r}")
     seconds = time.perf_counter() - start
@@ -136,51 +140,77 @@ def write_images(folder: Path, count: int) -> None:
         coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{number:06d}.jpg", quality=90)
 
 
-def image_job(what: str, folder: Path) -> dict[str, float]:
-    """One way to go through the images of a folder."""
+IMAGE_JOBS = (
+    "headers, libjpeg-turbo by Pillow, one core",
+    "full decodes, libjpeg-turbo by torchvision, one core",
+    "all checks, one core",
+    "all checks, all cores",
+    "all checks, from a zip, one core",
+    "all checks, from a zip, all cores",
+    "all checks, all cores, kept",
+    "all checks, second run, kept",
+)
+
+
+def image_job(what: str, folder: Path) -> tuple[Callable[[], float], float]:
+    """One way to go through the images of a folder (gives how many it read), and how many there are."""
     names = sorted(path.name for path in folder.glob("*.jpg"))
-    read = float(len(names))
-    if what == "images: headers, libjpeg-turbo by Pillow, one core":
+    if what.startswith("headers"):
         from PIL import Image
 
-        for name in names:
-            with Image.open(folder / name) as image:
-                assert image.size == (640, 480)
-    elif what == "images: full decodes, libjpeg-turbo by torchvision, one core":
+        def headers() -> float:
+            for name in names:
+                with Image.open(folder / name) as image:
+                    assert image.size == (640, 480)
+            return len(names)
+
+        return headers, len(names)
+    if what.startswith("full decodes"):
         import torch
         from torchvision.io import decode_jpeg, read_file
 
         torch.set_num_threads(1)
-        for name in names:
-            decode_jpeg(read_file(str(folder / name)))
-    else:
-        from topwork.coco.images import ImageStore
-        from topwork.coco.probe import probe_images
 
-        workers = 1 if "one core" in what else None
-        cache = folder / "cache" if "kept" in what else None
-        read = float(probe_images(ImageStore(folder), names, cache, workers)[1])
-    return {"read": read, "images": float(len(names))}
+        def decodes() -> float:
+            for name in names:
+                decode_jpeg(read_file(str(folder / name)))
+            return len(names)
+
+        return decodes, len(names)
+    from topwork.coco.images import ImageStore
+    from topwork.coco.probe import probe_images
+
+    workers = 1 if "one core" in what else None
+    cache = folder / "cache" if "kept" in what else None
+    root = folder.with_suffix(".zip") if "from a zip" in what else folder
+    return lambda: probe_images(ImageStore(root), names, cache, workers)[1], len(names)
 
 
-def images(folder: Path, count: int) -> None:
+def images(folder: Path, count: int, runs: int) -> None:
     """Image checks beside bare header reads and full decodes."""
     place = folder / "images"
     place.mkdir()
     write_images(place, count)
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for path in sorted(place.iterdir()):
+            archive.write(path, path.name)
     size = sum(path.stat().st_size for path in place.glob("*.jpg"))
-    print(f"\n{count} JPEG images of 640 x 480, {size / 1e6:.0f} MB, in the system's file cache\n")
-    print("| job | images/s | images read |\n|---|---|---|")
-    for what in (
-        "images: headers, libjpeg-turbo by Pillow, one core",
-        "images: full decodes, libjpeg-turbo by torchvision, one core",
-        "images: all checks, one core",
-        "images: all checks, all cores",
-        "images: all checks, all cores, kept",
-        "images: all checks, second run, kept",
-    ):
-        seconds, _, further = measure(what, place)
-        print(f"| {what.removeprefix('images: ')} | {further['images'] / seconds:.0f} | {further['read']:.0f} |")
+    print(
+        f"\n{count} JPEG images of 640 x 480, {size / 1e6:.0f} MB, in the system's file cache, median of {runs} runs in turn, {os.cpu_count()} cores\n"
+    )
+    print("| job | images/s | of one core | images read |\n|---|---|---|---|")
+    rates: dict[str, list[float]] = {what: [] for what in IMAGE_JOBS}
+    read: dict[str, float] = {}
+    for _ in range(runs):
+        shutil.rmtree(place / "cache", ignore_errors=True)
+        for what in IMAGE_JOBS:
+            seconds, _, further = measure(f"images: {what}", place)
+            rates[what].append(further["images"] / seconds)
+            read[what] = further["read"]
+    for what in IMAGE_JOBS:
+        rate, alone = (statistics.median(rates.get(name, [0])) for name in (what, what.replace("all cores", "one core")))
+        ratio = f"{rate / alone:.2f}" if what.endswith("all cores") else ""
+        print(f"| {what} | {rate:.0f} | {ratio} | {read[what]:.0f} |")
 
 
 def main() -> int:
@@ -201,7 +231,7 @@ def main() -> int:
         if args.only in (None, "growth"):
             growth(Path(name), 1_000_000)
         if args.only in (None, "images"):
-            images(Path(name), args.images)
+            images(Path(name), args.images, args.runs)
     return 0
 
 

@@ -30,13 +30,13 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def small_set(first_seed: int = 0, first_id: int = 1) -> dict[str, Any]:
-    """Four images with three boxes of each class."""
-    images = [{"id": first_id + i, "file_name": f"{first_seed + i}.jpg", "width": WIDTH, "height": HEIGHT} for i in range(4)]
+def small_set(first_seed: int = 0, first_id: int = 1, count: int = 4) -> dict[str, Any]:
+    """So many images with three boxes of each class."""
+    images = [{"id": first_id + i, "file_name": f"{first_seed + i}.jpg", "width": WIDTH, "height": HEIGHT} for i in range(count)]
     annotations = []
-    for i in range(4):
+    for i in range(count):
         for j in range(6):
-            box = [3 + 14 * j, 5 + 9 * j, 12 + i, 14 + j]
+            box = [3 + 14 * j, 5 + 9 * j, 12 + i % 4, 14 + j]
             key = 10 * (first_id + i) + j
             entry = {
                 "id": key,

@@ -38,7 +38,7 @@ from topwork.errors import DataError
         pytest.param(b'{"images": {}, "annotations": [], "categories": []}', "file-not-coco", "images", id="object-for-a-list"),
         pytest.param(b"\xff\xfe\x00", "file-not-json", "UTF-16", id="half-utf-16"),
         pytest.param(b'{"images": [{"id": 1, "file_name": "\xff.jpg"}]}', "file-not-", "", id="not-utf-8"),
-        pytest.param(b"PK\x03\x04 a zip", "file-not-json", "isn't JSON", id="a-zip"),
+        pytest.param(b"PK\x03\x04 a zip", "file-not-json", "isn't JSON but a zip", id="a-zip"),
     ],
 )
 def test_broken_files_are_named(data: bytes, rule: str, words: str, tmp_path: Path) -> None:
@@ -120,6 +120,23 @@ def test_archive_members_outside_are_never_written_nor_read(tmp_path: Path) -> N
     assert sorted(store.refused) == ["../evil.jpg", "/abs.jpg"]
     with pytest.raises(DataError, match=r"'\.\./evil\.jpg': leads out of the image folder"):
         store.read("../evil.jpg")
+
+
+def test_the_shadows_of_a_zip_made_on_macos_are_no_images(tmp_path: Path) -> None:
+    assert rules(Scene(tmp_path).zip({"__MACOSX/._0.jpg": b"\0\5\26\7"}).run()) == set()
+
+
+def test_a_broken_member_is_named_once(tmp_path: Path) -> None:
+    scene = Scene(tmp_path).zip({}).write()
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for name, data in scene.archives["train.zip"].items():
+            archive.writestr(name, data)
+    data = bytearray((tmp_path / "train.zip").read_bytes())
+    data[data.index(b"\xff\xd8") + 100] ^= 1
+    scene.archives.clear()
+    (tmp_path / "train.zip").write_bytes(data)
+    found = first(scene.run(), "image-unreadable")
+    assert found.message == "0.jpg: can't be read (Bad CRC-32 for file '0.jpg')."
 
 
 def test_a_tar_bomb_of_links_is_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -116,13 +117,33 @@ def test_a_second_run_reads_no_image(tmp_path: Path) -> None:
     assert validate(scene.dataset(), scene.folder, cache=tmp_path / "cache").probed == (4, 1)
 
 
-def test_many_images_on_all_cores_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process for every image, however few."""
+    for name, value in {"PROCESSES_FROM": 0, "SMALL": 0, "CHUNK": 1}.items():
+        monkeypatch.setattr(f"topwork.coco.probe.{name}", value)
+
+
+@pytest.mark.usefixtures("processes")
+def test_many_images_on_all_cores_give_what_one_gives(tmp_path: Path) -> None:
     scene = Scene(tmp_path).other().file("train/1.jpg", b"broken").write()
     alone = validate(scene.dataset(), tmp_path, workers=1)
-    monkeypatch.setattr("topwork.coco.probe.PROCESSES_FROM", 0)
-    monkeypatch.setattr("topwork.coco.probe.SMALL", 0)
     together = validate(scene.dataset(), tmp_path, workers=2)
     assert alone.findings.rows == together.findings.rows
+    assert alone.stamps == together.stamps
+
+
+def killed(chunk: object) -> None:
+    """In place of looking at images."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_killed_process_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(tmp_path).write()
+    monkeypatch.setattr("topwork.coco.probe._probe_chunk", killed)
+    with pytest.raises(DataError, match=r"train: a process that looked at images was killed.*--workers 1"):
+        validate(scene.dataset(), tmp_path, workers=2)
 
 
 @pytest.mark.parametrize(("spoil", "code"), [(0, 1), (1, 0)], ids=["error", "warning"])
@@ -158,6 +179,30 @@ def test_the_command_writes_json_a_fix_list_and_a_page(tmp_path: Path, capsys: p
     assert 'src="pictures/box-zero-0.jpg"' in page
     assert (tmp_path / "page/pictures/box-zero-0.jpg").stat().st_size > 500
     assert "http" not in page
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param(["--fix-list", "train.json"], "train.json: there already, and no list of ids", id="over-the-annotations"),
+        pytest.param(["--report", "train"], "train: has other files in it; --report takes a new or empty folder", id="among-the-images"),
+        pytest.param(["--format", "json", "--fix-list", "-"], "--format json and --fix-list - both print", id="two-on-one-pipe"),
+    ],
+)
+def test_what_is_written_takes_the_place_of_nothing(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Scene(tmp_path).box(0, 3, 5, 12, 0).write()
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(["validate", "train.json", "--no-cache", *options]) == 1
+    out, err = capsys.readouterr()
+    assert words in err
+    assert out == ""
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for _ in range(2):  # its own files it may write anew
+        assert main(["validate", "train.json", "--no-cache", "--fix-list", "drop.yaml", "--report", "page"]) == 1
+        assert capsys.readouterr().err == ""
 
 
 def test_the_summary_fits_a_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,3 +249,15 @@ def test_real_hard_hats(real: Path) -> None:
     assert counts["box-near-twin"] == 5
     assert counts["box-two-classes"] == 1
     assert len(found.tables.annotations) == 3788 + 1195
+
+
+def test_few_findings_are_said_in_whole_sentences(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / "train.json").write_bytes(b"[1]")
+    assert main(["validate", str(tmp_path / "train.json"), "--no-cache"]) == 1
+    out, err = capsys.readouterr()
+    assert "a bare list may be detection results or another format" in " ".join(out.split())
+    assert out.splitlines()[-1] == "1 error, 0 warnings, 0 notes"
+    assert err == ""  # where it can't be read, that its images weren't found is beside the point

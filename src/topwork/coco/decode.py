@@ -190,6 +190,8 @@ def decode(data: Buffer, kind: type[Any]) -> Any:
     except RecursionError as error:
         raise Unreadable("file-not-json", "brackets are nested too deep to be COCO, which needs six levels") from error
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        if data[:4] == b"PK\x03\x04":
+            raise Unreadable("file-not-json", "isn't JSON but a zip; only images are read from one, so unpack the annotations") from error
         raise Unreadable("file-not-json", f"isn't JSON: {error} (the file has {len(data)} bytes)") from error
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from topwork.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+MAC_FOLDER = "__MACOSX/"  # what macOS adds to its zips: a shadow of each file, under its name
 BOMB_RATIO = 1000
 BOMB_BYTES = 256 << 20
 MAX_PIXELS = 178_956_970  # Pillow's own bound for a decompression bomb warning, times two
@@ -81,7 +82,7 @@ class ImageStore:
                         yield (Path(folder) / file).relative_to(self.root).as_posix()
         else:
             for name in sorted(self.members):
-                if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+                if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(MAC_FOLDER):
                     yield name.removeprefix(self._prefix)
 
     def path(self, file_name: str) -> Path:
@@ -164,7 +165,7 @@ class ImageStore:
         return self.members.get(file_name) or self.members.get(self._prefix + file_name)
 
     def _common_folder(self) -> str:
-        tops = {name.split("/", 1)[0] for name in self.members if not name.startswith("__MACOSX/")}
+        tops = {name.split("/", 1)[0] for name in self.members if not name.startswith(MAC_FOLDER)}
         files_on_top = any("/" not in name for name in self.members)
         return f"{tops.pop()}/" if len(tops) == 1 and not files_on_top else ""
 

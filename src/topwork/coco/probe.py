@@ -7,8 +7,10 @@ import hashlib
 import io
 import os
 import warnings
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +27,9 @@ from topwork.files import atomic_path
 
 VERSION = "1"
 SMALL = 8  # so few are read one after another
-PROCESSES_FROM = 512  # below, starting them costs more than they save; Pillow decodes outside the interpreter lock
+CHUNK = 16  # images that a process is handed at once
+AHEAD = 3  # such handfuls that wait for each process
+PROCESSES_FROM = 1024  # below, starting them costs more than they save; Pillow decodes outside the interpreter lock
 ORIENTATION = 0x0112
 
 
@@ -94,7 +98,7 @@ def probe_images(
             found[result.file_name] = result
     if todo and place is not None:
         _save(place, {**known, **{name: kept for name, kept in found.items() if kept.state != "missing"}})
-    return found, len(todo)
+    return {name: found[name] for name in wanted}, len(todo)
 
 
 def probe(store: ImageStore, name: str, size: int, mtime: int) -> Probe:
@@ -105,7 +109,7 @@ def probe(store: ImageStore, name: str, size: int, mtime: int) -> Probe:
     try:
         data = store.read(name)
     except DataError as error:
-        return Probe(name, size, mtime, "unreadable", str(error))
+        return Probe(name, size, mtime, "unreadable", str(error).removeprefix(f"{store.root}: {name}: "))
     digest = hashlib.sha256(data).hexdigest()
     try:
         image = Image.open(io.BytesIO(data))
@@ -143,10 +147,22 @@ def _probe_all(store: ImageStore, todo: list[tuple[str, int, int]], workers: int
     if len(todo) < PROCESSES_FROM:
         with ThreadPoolExecutor(workers) as threads:
             return list(threads.map(lambda item: probe(store, *item), todo))
-    step = max(1, min(64, len(todo) // (4 * workers)))
-    chunks = [todo[start : start + step] for start in range(0, len(todo), step)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver"), initializer=_hold, initargs=(store,)) as pool:
-        return [result for chunk in pool.map(_probe_chunk, chunks) for result in chunk]
+    left = deque(todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK))
+    own: list[Probe] = []
+    given: list[Future[list[Probe]]] = []
+    context = get_context("forkserver")  # a fork of this process would copy locks that other threads hold
+    try:
+        with ProcessPoolExecutor(workers - 1, mp_context=context, initializer=_hold, initargs=(store,)) as pool:
+            while left:  # this process is a worker too, from the start on, while the others still import
+                while left and sum(not wait.done() for wait in given[-AHEAD * workers :]) < AHEAD * (workers - 1):
+                    given.append(pool.submit(_probe_chunk, left.popleft()))
+                own += [probe(store, *item) for item in (left.popleft() if left else ())]
+            return own + [result for wait in given for result in wait.result()]
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"{store.root}: a process that looked at images was killed, as the system does where memory runs out, or crashed. "
+            "Run `topwork validate --workers 1`, which needs less memory and stops at the image where that's at fault."
+        ) from error
 
 
 _held: dict[str, ImageStore] = {}

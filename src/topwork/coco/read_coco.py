@@ -78,13 +78,9 @@ def _fill(part: Part, data: Buffer, segmentation: bool) -> None:
         try:
             found = decode(data, kind)
         except Unreadable:
-            data, count = without_nan(data)
+            data, count = _without_nan(part, data)
             if not count:
                 raise
-            part.find(
-                "file-nan-token",
-                f"NaN or Infinity stands {count} times where JSON has numbers; each is taken as 'no number'",
-            )
             found = decode(data, kind)
         _columns(part, found, segmentation)
         _find_duplicate_keys(part, data, len(found.images), len(found.annotations))
@@ -92,9 +88,18 @@ def _fill(part: Part, data: Buffer, segmentation: bool) -> None:
         _fill_loosely(part, data, segmentation)
 
 
+def _without_nan(part: Part, data: Buffer) -> tuple[Buffer, int]:
+    """NaN and Infinity as null, with a finding where there were some, and their number."""
+    data, count = without_nan(data)
+    if count:
+        said = f"NaN or Infinity stands {count} times where JSON has numbers; each is taken as 'no number'"
+        part.find("file-nan-token", said)
+    return data, count
+
+
 def _fill_loosely(part: Part, data: Buffer, segmentation: bool) -> None:
     """Record by record, where some don't fit."""
-    data, _ = without_nan(data)
+    data = _without_nan(part, data)[0]
     loose = _loose(part, data)
     if loose is None:
         return

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from topwork.params import DatasetParams
 
 LINES = 23  # of a screen, less one for the next prompt
+WIDEST = 280  # characters of a message, eight lines of the table's last column
 CACHE = Path(".topwork/scratch/images")
 
 
@@ -57,9 +58,15 @@ def run(args: argparse.Namespace) -> int:
     """Check, say what was found, and tell by the exit code."""
     from topwork.coco.validation import stops, validate
 
-    dataset, base, with_images = _dataset(args)
+    _check_outputs(args)
+    dataset, base, lacking = _dataset(args)
+    with_images = not args.no_images and lacking is None
     cache = None if args.no_cache else _cache()
     found = validate(dataset, base, cache=cache, images=with_images, workers=args.workers)
+    if lacking is not None and found.readable and not args.no_images and args.format == "text":
+        print(
+            f"note: found no images beside {lacking}, so that only annotations are checked; give their folder by --images.", file=sys.stderr
+        )
     if args.format == "json":
         _print_json(found)
     else:
@@ -76,26 +83,38 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failing else 0
 
 
-def _dataset(args: argparse.Namespace) -> tuple["DatasetParams", Path, bool]:
-    """What to check: (section, folder that its paths are relative to, whether there are images to look at)."""
+def _check_outputs(args: argparse.Namespace) -> None:
+    """What is to be written must not take the place of anything else: a slip such as `--fix-list train.json` would cost the data.
+
+    Raises:
+        DataError: it would.
+    """
+    listed, page = args.fix_list, args.report
+    if args.format == "json" and str(listed) == "-":
+        raise DataError("topwork validate: --format json and --fix-list - both print; give the list a FILE.")
+    if listed is not None and listed.is_file() and not listed.read_bytes().startswith(b"dataset:\n"):
+        raise DataError(f"{listed}: there already, and no list of ids that this command wrote; --fix-list takes a new file.")
+    if page is not None and page.is_dir() and any(page.iterdir()):
+        written = page / "index.html"
+        if not written.is_file() or b"<title>Findings</title>" not in written.read_bytes()[:1000]:
+            raise DataError(f"{page}: has other files in it; --report takes a new or empty folder, or one with an earlier report.")
+
+
+def _dataset(args: argparse.Namespace) -> tuple["DatasetParams", Path, Path | None]:
+    """What to check: (section, folder that its paths are relative to, an annotation file whose images weren't found)."""
     from topwork.params import DatasetParams, load_params
 
     if args.path is None:
         if args.images is not None or args.against is not None:
             raise DataError("topwork validate: --images and --against go with a PATH; without one the data of params.yaml are checked.")
-        return load_params().dataset, Path(), not args.no_images
+        return load_params().dataset, Path(), None
     sets: dict[str, Any] = {}
     sets |= _sets(args.path, args.images, ("train", "val", "test"))
     if args.against is not None:
         free = next(name for name in ("test", "source", "replay") if name not in sets)
         sets |= _sets(args.against, args.against_images, (free,))
-    lacking = [entry.annotations for entry in sets.values() if entry.images == Path(os.devnull)]
-    if lacking and not args.no_images and args.format == "text":
-        print(
-            f"note: found no images beside {lacking[0]}, so that only annotations are checked; give their folder by --images.",
-            file=sys.stderr,
-        )
-    return DatasetParams.model_validate({"root": Path(), **sets}), Path(), not args.no_images and not lacking
+    lacking = next((entry.annotations for entry in sets.values() if entry.images == Path(os.devnull)), None)
+    return DatasetParams.model_validate({"root": Path(), **sets}), Path(), lacking
 
 
 def _sets(path: Path, images: Path | None, names: tuple[str, ...]) -> dict[str, Any]:
@@ -166,7 +185,8 @@ def _print_text(found: "Validation", with_images: bool) -> None:
         table.add_column("severity", no_wrap=True)
         table.add_column("rule", no_wrap=True)
         table.add_column("found", justify="right", no_wrap=True)
-        table.add_column("first", no_wrap=True, overflow="ellipsis", ratio=1)
+        few = len(order) <= 2  # then there's room for whole sentences
+        table.add_column("first", no_wrap=not few, overflow="fold" if few else "ellipsis", ratio=1)
         for rule in order[:rows]:
             severity = RULES[rule].severity
             first = next(row for row in found.findings if row.rule == rule)
@@ -174,7 +194,7 @@ def _print_text(found: "Validation", with_images: bool) -> None:
                 Text(severity, colours[severity]),
                 rule,
                 str(counts[rule]),
-                Text(f"{first.split} {first.text().removeprefix(f'{first.file}: ')}"),
+                Text(f"{first.split} {first.text().removeprefix(f'{first.file}: ')}"[:WIDEST]),
             )
         console.print(table)
         if len(order) > rows:
@@ -182,7 +202,8 @@ def _print_text(found: "Validation", with_images: bool) -> None:
     numbers = found.findings.by_severity()
     known, read = found.probed
     looked = f"; {known} images looked at, {read} read in this run" if with_images else ""
-    console.print(Text(f"{numbers['error']} errors, {numbers['warning']} warnings, {numbers['note']} notes{looked}"))
+    said = ", ".join(f"{number} {severity}{'' if number == 1 else 's'}" for severity, number in numbers.items())
+    console.print(Text(f"{said}{looked}"))
 
 
 def _write_fix_list(findings: "Findings", severities: list[str], path: Path) -> None:

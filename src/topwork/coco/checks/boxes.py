@@ -33,9 +33,10 @@ def check_boxes(part: Part) -> None:
         part.find_annotation("box-zero", int(row), f"bbox width {width[row]:g}, height {height[row]:g}, must be > 0")
     usable = sound & ~negative & ~zero
     rows = part.image_rows()
-    _check_places(part, usable, rows)
-    _check_shapes(part, usable, rows)
-    _check_twins(part, usable & (rows >= 0))
+    if not _check_normalised(part, usable, rows):  # in pixels, all of these would be tiny, and twins of each other
+        _check_places(part, usable, rows)
+        _check_shapes(part, usable, rows)
+        _check_twins(part, usable & (rows >= 0))
     _check_areas(part, usable)
     _check_crowds(part)
 
@@ -45,8 +46,6 @@ def _check_places(part: Part, usable: Bools, rows: Ints) -> None:
     image_width, image_height = sizes_of(part, rows)
     usable = usable & (image_width > 0) & (image_height > 0)
     x, y, width, height = part.box.T
-    if _check_normalised(part, usable, image_width, image_height):
-        return
     beyond = np.max([-x, -y, x + width - image_width, y + height - image_height], axis=0)
     gone = usable & ((x >= image_width) | (y >= image_height) | (x + width <= 0) | (y + height <= 0))
     far = usable & ~gone & (beyond > ROUNDING_PX)
@@ -67,7 +66,9 @@ def _check_places(part: Part, usable: Bools, rows: Ints) -> None:
         part.find_annotation("box-rounding", int(row), f"bbox {_say(part.box[row])} reaches {beyond[row]:.2g} px beyond the image")
 
 
-def _check_normalised(part: Part, usable: Bools, image_width: Floats, image_height: Floats) -> bool:
+def _check_normalised(part: Part, usable: Bools, rows: Ints) -> bool:
+    image_width, image_height = sizes_of(part, rows)
+    usable = usable & (image_width > 0) & (image_height > 0)
     boxes = part.box[usable]
     large = (image_width[usable] > 8) & (image_height[usable] > 8)
     if len(boxes) and large.all() and (boxes >= 0).all() and (boxes <= 1).all():
