@@ -77,7 +77,9 @@ def _fill(part: Part, data: Buffer, segmentation: bool) -> None:
     try:
         try:
             found = decode(data, kind)
-        except Unreadable:
+        except Unreadable as error:
+            if isinstance(error.__cause__, RecursionError):
+                raise  # no NaN's doing; looking for one would read all of a file that may have gigabytes
             data, count = _without_nan(part, data)
             if not count:
                 raise
