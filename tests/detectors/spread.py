@@ -1,7 +1,7 @@
 """Random detectors that decide as trained ones do: rounding stays small in them, and few boxes are worth a detection.
 
 A freshly built detector scores all boxes alike, and what only has its scores spread is worse than it looks: it finds something at every
-place, and its features carry rounding a hundred times further than a trained detector's, up to scores and boxes that depend on who computes.
+place, and its features carry rounding up to scores and boxes that depend on who computes.
 Four things make it decided:
 
 - each residual branch adds little to its trunk (torchvision starts its last batch norm at 1), and rounding grows no further along the layers;
@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.mobilenetv3 import InvertedResidual
+from torchvision.models.resnet import Bottleneck
 
 BRANCH = 0.2
 """Weight of each residual branch's last batch norm."""
@@ -36,9 +38,11 @@ def spread_scores(model: nn.Module, pictures: Sequence[Tensor], columns: int, se
         seed: of the score layers' weights.
     """
     named: dict[str, Any] = dict(model.named_modules())
-    for name, layer in named.items():
-        if name.endswith(".bn3"):  # a bottleneck's last
-            nn.init.constant_(layer.weight, BRANCH)
+    for layer in named.values():
+        if isinstance(layer, Bottleneck):
+            nn.init.constant_(layer.bn3.weight, BRANCH)
+        elif isinstance(layer, InvertedResidual) and layer.use_res_connect:
+            nn.init.constant_(layer.block[-1][1].weight, BRANCH)
     _settle_norms(model, seed)
     scores = {name: layer for name, layer in named.items() if _gives_scores(name, layer)}
     generator = torch.Generator().manual_seed(seed)
