@@ -173,9 +173,8 @@ def _print_text(found: "Validation", with_images: bool) -> None:
     tables = found.tables
     for split in tables.splits:
         part = tables.split(split)
-        console.print(
-            Text(f"{split}: {len(part.images)} images, {len(part.annotations)} boxes, {part.categories['name'].nunique()} classes")
-        )
+        images, boxes = _counted(len(part.images), "image"), _counted(len(part.annotations), "box", "boxes")
+        console.print(Text(f"{split}: {images}, {boxes}, {_counted(part.categories['name'].nunique(), 'class', 'classes')}"))
     counts = found.findings.by_rule()
     order = list(dict.fromkeys(row.rule for row in found.findings))
     rows = LINES - len(tables.splits) - 4  # the table's head, "more rules", the counts, where the page is
@@ -201,9 +200,13 @@ def _print_text(found: "Validation", with_images: bool) -> None:
             console.print(f"... and {len(order) - rows} more rules; --format json has all.")
     numbers = found.findings.by_severity()
     known, read = found.probed
-    looked = f"; {known} images looked at, {read} read in this run" if with_images else ""
-    said = ", ".join(f"{number} {severity}{'' if number == 1 else 's'}" for severity, number in numbers.items())
+    looked = f"; {_counted(known, 'image')} looked at, {read} read in this run" if with_images else ""
+    said = ", ".join(_counted(number, severity) for severity, number in numbers.items())
     console.print(Text(f"{said}{looked}"))
+
+
+def _counted(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _write_fix_list(findings: "Findings", severities: list[str], path: Path) -> None:
