@@ -221,6 +221,21 @@ def test_nothing_is_missing(get: Callable[..., Cached], server: Misbehaving, cac
     assert sum(server.seen[-1].sent) == 0, "the server says that there is no more, and vouches for the rest"
 
 
+def test_killed_after_the_move(get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes) -> None:
+    """What is left of the partial file goes with the next run, but not while a process is busy there."""
+    server.plan["/w.pth"] = Reply(content)
+    source = f"{server.url}/w.pth"
+    assert whole(get(), content, cache)
+    left = cache.partial(source) / "part.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")
+    with cache.held(source, print):
+        get()
+        assert left.is_file()
+    assert whole(get(), content, cache)
+    assert len(server.seen) == 1
+
+
 @pytest.mark.parametrize("change", [{"etag": '"v2"'}, {"etag": '"v2"', "heed_if_range": False}, {"heed_if_range": False}], ids=str)
 def test_nothing_is_missing_but_the_content_changed(
     get: Callable[..., Cached], server: Misbehaving, cache: Cache, content: bytes, change: dict[str, Any]

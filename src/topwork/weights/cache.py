@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,14 +94,14 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("rb+") as stream:
                 os.fsync(stream.fileno())
-            size = part.stat().st_size
+            # Remembered before it's moved: killed in between, the next run finds a partial file that is whole, and killed after it, the file.
+            write_json(self._record(source), {"source": source, "sha256": digest, "bytes": part.stat().st_size})
             part.replace(path)
             path.chmod(0o444)
         except OSError as error:
             raise WeightsError(
                 f"{self.root}: the download cache can't be written ({error.strerror or error}). Run again, or name another folder: TOPWORK_CACHE=FOLDER."
             ) from error
-        write_json(self._record(source), {"source": source, "sha256": digest, "bytes": size})
         return Cached(path, digest)
 
     @contextmanager
@@ -140,12 +140,23 @@ class Cache:
         freed, busy = sum(_remove(path) for path in own), []
         for folder in sorted(path for path in self.root.glob("partial/*") if _KEY.fullmatch(path.name)):
             try:
-                with FileLock(self.root / "locks" / f"{folder.name}.lock").acquire(timeout=0):
-                    freed += _remove(folder)
+                freed += self._drop(folder)
             except Timeout:
                 busy.append(folder.name)
         # Lock files stay: removing one while a process waits for it would let two in.
         return freed, busy
+
+    def tidy(self, source: str) -> None:
+        """Remove what a process left that was killed when its file was already in place; not where another is busy or nothing may be written."""
+        folder = self.partial(source)
+        if folder.is_dir():
+            with suppress(OSError):  # Timeout is one
+                self._drop(folder)
+
+    def _drop(self, folder: Path) -> int:
+        """Remove a partial folder; the bytes freed. Timeout where a process is busy with it."""
+        with FileLock(self.root / "locks" / f"{folder.name}.lock").acquire(timeout=0):
+            return _remove(folder)
 
 
 def _remove(path: Path) -> int:

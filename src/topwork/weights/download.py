@@ -78,6 +78,7 @@ def download(
     check_url(url)
     if not refresh and (cached := cache.find(source, expected, say)):
         judge(cached.sha256)
+        cache.tidy(source)
         return cached
     if offline:
         raise WeightsError(
