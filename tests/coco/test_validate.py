@@ -5,8 +5,10 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from coco.cases_boxes import BOX_CASES
 from coco.cases_images import IMAGE_CASES
@@ -48,7 +50,7 @@ def test_the_stage_writes_tables_and_findings(tmp_path: Path) -> None:
     assert found["findings"] == [
         {
             "rule": "box-tiny", "severity": "warning", "split": "train", "file": "train.json", "image": "0.jpg", "image_id": 1, "annotation_id": 10,
-            "message": "bbox is 12 x 1 px", "box": [3.0, 5.0, 12.0, 1.0],
+            "message": "bbox is 12 x 1 px", "box": [3.0, 5.0, 12.0, 1.0], "other_split": None, "other_image_id": None,
         }
     ]  # fmt: skip
     assert pd.read_parquet(out / "findings.parquet")["rule"].tolist() == ["box-tiny"]
@@ -179,6 +181,19 @@ def test_the_command_writes_json_a_fix_list_and_a_page(tmp_path: Path, capsys: p
     assert 'src="pictures/box-zero-0.jpg"' in page
     assert (tmp_path / "page/pictures/box-zero-0.jpg").stat().st_size > 500
     assert "http" not in page
+
+
+def test_two_images_that_look_the_same_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    IMAGE_CASES["near-duplicate-across"][0](Scene(tmp_path / "data")).write()
+    sets = [str(tmp_path / "data" / name) for name in ("train.json", "val.json")]
+    command = ["validate", sets[0], "--against", sets[1], "--no-cache", "--format", "json", "--report", str(tmp_path / "page")]
+    assert main(command) == 0
+    (found,) = (row for row in json.loads(capsys.readouterr().out)["findings"] if row["rule"] == "near-duplicate-across")
+    assert (found["image_id"], found["other_split"], found["other_image_id"]) == (1, "train", 1)
+    with Image.open(tmp_path / "page/pictures/near-duplicate-across-0.jpg") as both:
+        left, right = (both.crop((x, 0, x + both.width // 2 - 3, both.height)) for x in (0, both.width // 2 + 3))
+    assert left.size == right.size == (100, 80)
+    assert np.abs(np.asarray(left, float) - np.asarray(right, float)).mean() < 15  # one is the other, brightened by 9
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ Box = tuple[float, float, float, float]
 
 
 class Finding(NamedTuple):
-    """One fault: which rule, where (annotation file, image, ids), what was found; `box` is xywh in pixels."""
+    """One fault: which rule, where (annotation file, image, ids), what was found.
+
+    `box` is xywh in pixels; `other_split` and `other_image_id` name the second image where two look the same.
+    """
 
     rule: str
     split: str
@@ -22,6 +25,8 @@ class Finding(NamedTuple):
     annotation_id: int | None = None
     image: str | None = None
     box: Box | None = None
+    other_split: str | None = None
+    other_image_id: int | None = None
 
     @property
     def severity(self) -> Severity:
@@ -61,11 +66,12 @@ class Findings:
         annotation_id: int | None = None,
         image: str | None = None,
         box: Box | None = None,
+        other: tuple[str, int] | None = None,
     ) -> None:
         """Add one; the rule must be in the registry."""
         if rule not in RULES:
             raise KeyError(f"rule {rule!r} isn't in the registry")
-        self.rows.append(Finding(rule, split, file, message, image_id, annotation_id, image, box))
+        self.rows.append(Finding(rule, split, file, message, image_id, annotation_id, image, box, *(other or (None, None))))
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.rows)
@@ -111,6 +117,8 @@ class Findings:
             "image": [row.image for row in self.rows],
             "image_id": pd.array([row.image_id for row in self.rows], dtype="Int64"),
             "annotation_id": pd.array([row.annotation_id for row in self.rows], dtype="Int64"),
+            "other_split": [row.other_split for row in self.rows],
+            "other_image_id": pd.array([row.other_image_id for row in self.rows], dtype="Int64"),
             "message": [row.message for row in self.rows],
         }
         for index, name in enumerate(("x", "y", "width", "height")):

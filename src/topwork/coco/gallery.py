@@ -17,6 +17,7 @@ from topwork.files import atomic_path, write_text
 
 PER_RULE = 12
 SIDE_PX = 320
+GAP_PX = 6
 SIZES = (0, 8, 16, 32, 64, 96, 128, 256, 512, 1024)
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1c1f23;background:#fff}
@@ -29,10 +30,7 @@ table{border-collapse:collapse}td,th{padding:.1rem .8rem .1rem 0;text-align:left
 
 def write_gallery(found: Validation, base: Path, folder: Path, per_rule: int = PER_RULE) -> Path:
     """Write index.html and its pictures; at most so many pictures a rule. Gives the page's path."""
-    images = found.tables.images
-    keys = zip(images["split"].tolist(), images["image_id"].tolist(), strict=True)
-    roots: dict[tuple[str, int], str] = dict(zip(keys, images["image_root"].tolist(), strict=True))
-    stores: dict[str, ImageStore | None] = {}
+    pictures = _Pictures(found, base)
     sections = []
     order = list(dict.fromkeys(row.rule for row in found.findings))
     for rule in order:
@@ -40,7 +38,7 @@ def write_gallery(found: Validation, base: Path, folder: Path, per_rule: int = P
         figures = []
         for number, row in enumerate(rows[:per_rule]):
             name = f"pictures/{rule}-{number}.jpg"
-            drawn = _picture(row, roots, stores, base)
+            drawn = _picture(row, pictures)
             if drawn is not None:
                 with atomic_path(folder / name) as temporary:
                     drawn.save(temporary, "JPEG", quality=85)
@@ -64,25 +62,44 @@ def write_gallery(found: Validation, base: Path, folder: Path, per_rule: int = P
     return folder / "index.html"
 
 
-def _picture(row: Finding, roots: dict[tuple[str, int], str], stores: dict[str, ImageStore | None], base: Path) -> Image.Image | None:
-    """The finding's image with its box; None where there's no image to show."""
-    root = None if row.image_id is None else roots.get((row.split, row.image_id))
-    if root is None or row.image is None:
-        return None
-    if root not in stores:
+class _Pictures:
+    """The set's images by split and id, no side longer than SIDE_PX."""
+
+    def __init__(self, found: Validation, base: Path) -> None:
+        images = found.tables.images
+        keys = zip(images["split"].tolist(), images["image_id"].tolist(), strict=True)
+        places = zip(images["image_root"].tolist(), images["file_name"].tolist(), strict=True)
+        self.places: dict[tuple[str | None, int | None], tuple[str, str]] = dict(zip(keys, places, strict=True))
+        self.base = base
+        self.stores: dict[str, ImageStore | None] = {}
+
+    def open(self, split: str | None, image_id: int | None, name: str | None = None) -> tuple[Image.Image, float] | None:
+        """An image (of that file name, where ids are there twice), and how much it was scaled; None where there's none to show."""
+        if (split, image_id) not in self.places:
+            return None
+        root, listed = self.places[split, image_id]
+        if root not in self.stores:
+            try:
+                self.stores[root] = ImageStore(self.base / root)
+            except DataError:
+                self.stores[root] = None
+        store = self.stores[root]
+        if store is None:
+            return None
         try:
-            stores[root] = ImageStore(base / root)
+            image = store.open(name or listed)
         except DataError:
-            stores[root] = None
-    store = stores[root]
-    if store is None:
+            return None
+        scale = min(1.0, SIDE_PX / max(image.size))
+        return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale)))), scale
+
+
+def _picture(row: Finding, pictures: _Pictures) -> Image.Image | None:
+    """The finding's image with its box, beside the one that it looks like; None where there's no image to show."""
+    opened = None if row.image is None else pictures.open(row.split, row.image_id, row.image)
+    if opened is None:
         return None
-    try:
-        image = store.open(row.image)
-    except DataError:
-        return None
-    scale = min(1.0, SIDE_PX / max(image.size))
-    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    image, scale = opened
     if row.box is not None and np.isfinite(row.box).all():
         x, y, width, height = (float(np.clip(value, -1e5, 1e5)) * scale for value in row.box)
         left, right = sorted((x, x + width))
@@ -90,7 +107,16 @@ def _picture(row: Finding, roots: dict[tuple[str, int], str], stores: dict[str, 
         edges = (max(left - 2, 0), max(top - 2, 0), min(right + 2, image.width - 1), min(bottom + 2, image.height - 1))
         if edges[0] <= edges[2] and edges[1] <= edges[3]:  # a box outside of its image has nothing to show
             ImageDraw.Draw(image).rectangle(edges, outline=(255, 40, 40), width=2)
-    return image
+    other = pictures.open(row.other_split, row.other_image_id)
+    return image if other is None else _beside(image, other[0])
+
+
+def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures side by side, the finding's own first."""
+    both = Image.new("RGB", (left.width + GAP_PX + right.width, max(left.height, right.height)), "white")
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width + GAP_PX, 0))
+    return both
 
 
 def _contents(found: Validation, order: list[str]) -> str:

@@ -71,9 +71,10 @@ class Part:
             box=(x, y, width, height),
         )
 
-    def find_image(self, rule: str, row: int, message: str, box: Box | None = None) -> None:
-        """Add a finding about the image in one row."""
-        self.findings.add(rule, self.split, self.file, message, image_id=int(self.image_id[row]), image=self.file_name[row], box=box)
+    def find_image(self, rule: str, row: int, message: str, box: Box | None = None, other: tuple[str, int] | None = None) -> None:
+        """Add a finding about the image in one row; `other` is the split and id of an image that looks the same."""
+        image_id, name = int(self.image_id[row]), self.file_name[row]
+        self.findings.add(rule, self.split, self.file, message, image_id=image_id, image=name, box=box, other=other)
 
     @property
     def name_of(self) -> Mapping[int, str]:

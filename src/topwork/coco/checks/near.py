@@ -37,7 +37,8 @@ def check_near(parts: Sequence[Part], probes: Mapping[str, Mapping[str, Probe]])
             continue  # one finding an image and rule: a series of alike frames would give all its pairs
         told.add((second, rule))
         where = f"{a.file_name[row_a]} (image {a.image_id[row_a]}, {a.split})"
-        b.find_image(rule, row_b, f"looks like {where}: {distance} of 64 hash bits differ")
+        twin = (a.split, int(a.image_id[row_a]))
+        b.find_image(rule, row_b, f"looks like {where}: {distance} of 64 hash bits differ", other=twin)
 
 
 def near_pairs(

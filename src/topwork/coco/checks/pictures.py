@@ -84,12 +84,13 @@ def check_same(parts: Sequence[Part], probes: Mapping[str, Mapping[str, Probe]])
         for index, row in places[1:]:
             part, name = parts[index], parts[index].file_name[row]
             said = f"has the bytes of {first.file_name[first_row]} (image {first.image_id[first_row]}, {first.split})"
+            twin = (first.split, int(first.image_id[first_row]))
             if part.split != first.split:
-                part.find_image("duplicate-image-across", row, f"{name} {said}")
+                part.find_image("duplicate-image-across", row, f"{name} {said}", other=twin)
             elif name != first.file_name[first_row]:
-                part.find_image("duplicate-image", row, f"{name} {said}")
+                part.find_image("duplicate-image", row, f"{name} {said}", other=twin)
             if _labels(part, row) != _labels(first, first_row):
-                part.find_image("duplicate-labels-differ", row, f"{name} {said}, and other boxes")
+                part.find_image("duplicate-labels-differ", row, f"{name} {said}, and other boxes", other=twin)
 
 
 def _labels(part: Part, row: int) -> list[tuple[str, ...]]:
