@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 SMALL = {
     "demo": {"yard_train": 16, "yard_val": 6, "yard_test": 8, "street_test": 10, "street_replay": 4},
-    "finetune": {"epochs": 1, "head_epochs": 0},
+    "finetune": {"epochs": 1, "head_epochs": 0, "batch_size": 8, "lr": 0.0015},
     "evaluate": {"bootstrap": 20},
     "retention": {"person": {"min": 0.01}},
     "report": {"pictures": 2},
