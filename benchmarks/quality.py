@@ -1,0 +1,203 @@
+"""Time to quality: how long torchvision's reference loop and ours train until the detector is good enough.
+
+    python benchmarks/quality.py PROJECT [--seeds 0 1 2] [--set KEY=VALUE...]
+
+PROJECT is a folder with params.yaml in which `dvc repro surgery` has run. The reference is written after pytorch/vision's references/detection: the
+pretrained detector with a fresh score head, batches of 8, mirroring, SGD 0.01 with momentum 0.9 and weight decay 0.0001, a linear warm-up in the first
+epoch and steps down at 16/26 and 22/26 of the epochs, tensors in NCHW, everything (batch norm too) in training mode. Ours is `finetune` with the
+project's params. After each epoch both are measured on the validation and source images; that time isn't counted. Two figures a seed: seconds
+until each kept class reaches 95% of the pretrained AP on both, and until validation mAP reaches the reference's last.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from protection import fresh_head
+from topwork.classes import ClassPlan
+from topwork.coco.images import ImageStore
+from topwork.coco.tables import Tables
+from topwork.detectors.builders import load
+from topwork.detectors.graft import graft
+from topwork.evaluation.metrics import score
+from topwork.evaluation.predict import predict
+from topwork.evaluation.sets import Pictures, classes_of, rename_kept
+from topwork.evaluation.truth import detections_of, truth_of
+from topwork.params import Params, load_params
+from topwork.stages.finetune import training_set
+from topwork.training.dataset import Example
+from topwork.training.device import choose_device, keep_freed_memory
+from topwork.training.loop import Job, fine_tune
+from topwork.weights.weights import Weights, read_weights
+
+SPLITS = ("val", "source")
+Figures = dict[str, float]
+
+
+class Judge:
+    """Measures a detector on validation and source images: {"val": mAP, "val/CLASS": AP, "source/CLASS": AP}."""
+
+    def __init__(self, plan: ClassPlan, tables: Tables) -> None:
+        self.plan = plan
+        self.truths = {split: truth_of(tables, split, classes_of(plan, tables, split)) for split in SPLITS}
+        self.pictures = {split: Pictures().of(tables, split) for split in SPLITS}
+
+    def __call__(self, model: nn.Module, pretrained: bool = False) -> Figures:
+        """The figures of one detector, the pretrained one's under the target's names."""
+        figures = {}
+        for split, truth in self.truths.items():
+            table = predict(model, self.pictures[split], batch_size=8, columns=None if pretrained else self.plan.columns)
+            table = rename_kept(table, self.plan) if pretrained else table
+            scores = score(truth, detections_of(table[table["name"].isin(truth.classes)], truth))
+            figures[split] = float(scores.ap() or 0.0)
+            figures |= {f"{split}/{name}": float(scores.ap(name) or 0.0) for name in self.plan.kept if name in truth.classes}
+        return figures
+
+
+class Curve:
+    """Figures over seconds of training; what measuring takes isn't counted."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self.rows: list[tuple[float, Figures]] = []
+        self.seconds, self.since = 0.0, time.perf_counter()
+
+    def measure(self, model: nn.Module) -> Figures:
+        """Stop the clock, measure, and let it run on."""
+        self.seconds += time.perf_counter() - self.since
+        figures = self.judge(model)
+        self.rows.append((self.seconds, figures))
+        self.since = time.perf_counter()
+        return figures
+
+    def until(self, good: Callable[[Figures], bool]) -> float:
+        """Seconds of training at the first measurement that is good enough; infinite if none was."""
+        return next((seconds for seconds, figures in self.rows if good(figures)), float("inf"))
+
+
+class Mirrored(Dataset[Any]):
+    """The reference's data: decoded and mirrored anew each time."""
+
+    def __init__(self, items: list[Example]) -> None:
+        self.items = items
+        self.transform = v2.Compose([v2.RandomHorizontalFlip(0.5), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
+        self.stores = {item.root: ImageStore(Path(item.root)) for item in items}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self.items[index]
+        image = tv_tensors.Image(v2.functional.pil_to_tensor(self.stores[item.root].open(item.file_name)))
+        boxes = tv_tensors.BoundingBoxes(
+            torch.tensor(item.boxes, dtype=torch.float32), format="XYXY", canvas_size=(item.height, item.width)
+        )
+        return self.transform(image, {"boxes": boxes.reshape(-1, 4), "labels": torch.tensor(item.labels)})
+
+
+def train_reference(weights: Weights, items: list[Example], epochs: int, seed: int, curve: Curve) -> None:
+    """The recipe of torchvision; the detector is measured after each epoch."""
+    torch.manual_seed(seed)
+    model = load(weights)
+    data = DataLoader(Mirrored(items), batch_size=8, shuffle=True, num_workers=1, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [epochs * 16 // 26, epochs * 22 // 26], gamma=0.1)
+    curve.since = time.perf_counter()
+    for epoch in range(epochs):
+        model.train()
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.001, total_iters=len(data) - 1) if epoch == 0 else None
+        for images, targets in data:
+            losses = model(list(images), list(targets))
+            total = sum(losses.values())
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            if warmup:
+                warmup.step()
+        steps.step()
+        curve.measure(model)
+
+
+def train_ours(params: Params, plan: ClassPlan, tables: Tables, weights: Weights, curve: Curve) -> None:
+    """The stage's own loop with the project's params; preparing the run is counted."""
+    device = choose_device(params.finetune)
+    curve.since = time.perf_counter()
+    dataset, train = training_set(params, plan, tables, weights, Path())
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        found = curve.measure(model)
+        return {"map": found["val"], **found}
+
+    fine_tune(Job(weights, tuple(plan.kept), dataset, train, params.finetune, device, validate, shown=False))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("project", type=Path)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="finetune params of our run")
+    parser.add_argument("--curves", action="store_true", help="print every measurement, too")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    os.chdir(arguments.project)
+    params = load_params()
+    plan = ClassPlan.parse(params.surgery.classes)
+    tables = Tables.read(Path("out/validate"), segmentation=False)
+    judge = Judge(plan, tables)
+    source, grafted = read_weights(Path("out/fetch/pretrained.safetensors")), read_weights(Path("out/surgery/grafted.safetensors"))
+    pretrained = judge(load(source), pretrained=True)
+    kept = [name for name in pretrained if "/" in name]
+    print("pretrained:", json.dumps({name: round(pretrained[name], 3) for name in kept}), flush=True)
+    changes = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.set)}
+    print(
+        "| seed | | seconds in all | until kept classes have 95% of their AP | until the reference's last mAP | last mAP | last kept |\n"
+        + "|---" * 7
+        + "|"
+    )
+    ratios = []
+    for seed in arguments.seeds:
+        own = {"validate_every": 1, "interpolation": "off", "early_stop": None, "seed": seed, **changes}
+        finetune = type(params.finetune).model_validate({**params.finetune.model_dump(exclude_unset=True), **own})
+        torch.set_num_threads(finetune.threads or len(os.sched_getaffinity(0)))
+        fresh = graft(source, {name: {"new": "reference"} for name in plan.names}, dropped="remove", seed=seed).weights
+        curves = {"reference": Curve(judge), "ours": Curve(judge)}
+        items = training_set(
+            params.model_copy(update={"finetune": finetune.model_copy(update={"replay": 0.0})}), plan, tables, fresh, Path()
+        )[0].items
+        train_reference(fresh_head(fresh, seed), items, finetune.epochs, seed, curves["reference"])
+        train_ours(params.model_copy(update={"finetune": finetune}), plan, tables, grafted, curves["ours"])
+        aim = curves["reference"].rows[-1][1]["val"]
+        learned = {name: curve.until(partial(reaches, {"val": aim})) for name, curve in curves.items()}
+        for name, curve in curves.items():
+            holds = curve.until(partial(reaches, {key: 0.95 * pretrained[key] for key in kept}))
+            last = curve.rows[-1][1]
+            told = ", ".join(f"{key} {last[key]:.3f}" for key in kept)
+            print(f"| {seed} | {name} | {curve.seconds:.0f} | {holds:.0f} | {learned[name]:.0f} | {last['val']:.3f} | {told} |", flush=True)
+            if arguments.curves:
+                print(json.dumps([[round(seconds, 1), found] for seconds, found in curve.rows]), flush=True)
+        ratios.append(learned["ours"] / learned["reference"])
+    middle = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    print(f"\nseconds to the reference's last mAP, ours over the reference: {middle}; ", end="")
+    print(f"threads {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}")
+    return 0
+
+
+def reaches(wanted: Figures, found: Figures) -> bool:
+    return all(found[name] >= value for name, value in wanted.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
