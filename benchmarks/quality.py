@@ -105,7 +105,7 @@ class Mirrored(Dataset[Any]):
         boxes = tv_tensors.BoundingBoxes(
             torch.tensor(item.boxes, dtype=torch.float32), format="XYXY", canvas_size=(item.height, item.width)
         )
-        return self.transform(image, {"boxes": boxes.reshape(-1, 4), "labels": torch.tensor(item.labels)})
+        return self.transform(image, {"boxes": boxes, "labels": torch.tensor(item.labels)})
 
 
 def train_reference(weights: Weights, items: list[Example], epochs: int, seed: int, curve: Curve) -> None:
