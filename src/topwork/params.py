@@ -29,11 +29,11 @@ class DemoParams(Section):
     """Training images of the custom set."""
     yard_val: int = Field(default=60, ge=1)
     """Validation images of the custom set."""
-    yard_test: int = Field(default=60, ge=1)
+    yard_test: int = Field(default=150, ge=1)
     """Test images of the custom set."""
     street_test: int = Field(default=150, ge=1)
     """Held-out images of the source world, for retention."""
-    street_replay: int = Field(default=240, ge=1)
+    street_replay: int = Field(default=400, ge=1)
     """Other images of the source world, to be mixed into fine-tuning."""
 
 
@@ -280,6 +280,8 @@ class UnlabelledParams(Section):
     """Score from which the pretrained detector counts as confident."""
     max_iou: float = Field(default=0.3, ge=0, le=1)
     """A box that overlaps an annotation of its class by more is taken as labelled."""
+    max_inside: float = Field(default=0.5, ge=0, le=1)
+    """So is a box of which a larger part lies in an annotation of its class: a torso in its person."""
     batch_size: int = Field(default=8, ge=1)
     """Images a forward pass."""
     device: str = "auto"

@@ -255,6 +255,23 @@ def test_unlabelled_leaves_the_labelled_alone(tmp_path: Path) -> None:
     assert (entry["expected"], entry["estimate"]) == (pytest.approx(9.0), pytest.approx(18.0))
 
 
+@pytest.mark.parametrize(("whole", "count"), [((0.0, 0.0, 30.0, 44.0), 19), ((12.0, 2.0, 40.0, 40.0), 20)], ids=["torso", "neighbour"])
+def test_unlabelled_leaves_parts_of_the_labelled_alone(tmp_path: Path, whole: tuple[float, ...], count: int) -> None:
+    """A detection of 20 by 20 at (2, 2) overlaps either label by less than 0.31 of both together; it lies within the first, and by half in the second."""
+    colour_project(tmp_path)
+    tables = Tables.read(tmp_path / "out/validate")
+    first = tables.images[tables.images["image_id"] == 10]
+    person = first.assign(
+        **dict(zip(("x", "y", "width", "height"), whole, strict=True)),
+        annotation_id=500, category_id=8, area=whole[2] * whole[3], iscrowd=False, segmentation=None,
+    )  # fmt: skip
+    Tables(tables.images, pd.concat([tables.annotations, person[list(tables.annotations)]]), tables.categories).write(
+        tmp_path / "out/validate"
+    )
+    unlabelled.run(colour_params(unlabelled={"max_iou": 0.31}), tmp_path)
+    assert read(tmp_path / "out/unlabelled/findings.json")["count"] == count
+
+
 def test_unlabelled_without_kept_class(tmp_path: Path) -> None:
     colour_project(tmp_path)
     unlabelled.run(colour_params(surgery={"classes": {"helmet": "new"}}, retention={}), tmp_path)

@@ -87,8 +87,8 @@ def write_demo(
     street_test: int = 150,
     yard_train: int = 120,
     yard_val: int = 60,
-    yard_test: int = 60,
-    street_replay: int = 240,
+    yard_test: int = 150,
+    street_replay: int = 400,
     processes: int = PROCESSES,
 ) -> None:
     """Write the whole demo: the yard's three splits, a held-out street test set and a street replay set.

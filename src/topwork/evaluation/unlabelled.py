@@ -4,7 +4,7 @@ Every such object teaches the fine-tuning that what was kept is background, and 
 labels helmets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class Unlabelled:
 
 
 def find_unlabelled(truth: Truth, predictions: pd.DataFrame, params: UnlabelledParams) -> Unlabelled:
-    """Confident boxes of kept classes that overlap no annotation of their class.
+    """Confident boxes of kept classes that neither overlap an annotation of their class nor lie inside one, as a torso does in its person.
 
     Estimates, a class: `expected` is the sum of the boxes' scores (how many of them are real, were the scores calibrated); `recall` the
     share of labelled objects that the detector finds at that score (None below 20 labelled objects); `estimate` is expected over recall,
@@ -47,11 +47,11 @@ def find_unlabelled(truth: Truth, predictions: pd.DataFrame, params: UnlabelledP
     Args:
         truth: annotations of the kept classes; crowds count as labels of all that lies in them.
         predictions: the pretrained detector's, under the target's class names.
-        params: least score, largest overlap.
+        params: least score, largest overlap, largest part inside.
     """
     confident = predictions[predictions["score"] >= params.min_score].reset_index(drop=True)
     detections = detections_of(confident, truth, what="predictions of pretrained on train")
-    labelled = _labelled(truth, detections, params.max_iou)
+    labelled = _labelled(truth, detections, params)
     known = confident[confident["name"].isin(truth.classes)].reset_index(drop=True)
     boxes = known[~labelled].sort_values(["image_id", "score"], ascending=[True, False], kind="stable")
     found = match(truth, detections, thresholds=(0.5,))
@@ -69,12 +69,14 @@ def find_unlabelled(truth: Truth, predictions: pd.DataFrame, params: UnlabelledP
     return Unlabelled(boxes[columns].reset_index(drop=True), classes)
 
 
-def _labelled(truth: Truth, detections: Detections, max_iou: float) -> NDArray[np.bool_]:
-    """bool[D]: the detection overlaps an annotation of its class by more than `max_iou`."""
-    found = match(truth, detections, thresholds=(0.5,), least_iou=np.nextafter(max_iou, 2.0))
-    pairs = found.pairs
-    same = found.label[pairs.detection] == truth.label[pairs.object]
+def _labelled(truth: Truth, detections: Detections, params: UnlabelledParams) -> NDArray[np.bool_]:
+    """bool[D]: the detection overlaps an annotation of its class by more than `max_iou`, or more of it than `max_inside` lies in one."""
+    overlap = match(truth, detections, thresholds=(0.5,), least_iou=np.nextafter(params.max_iou, 2.0))
+    all_crowds = replace(truth, crowd=np.ones_like(truth.crowd))  # a crowd's overlap is the part of the detection that lies in it
+    inside = match(all_crowds, detections, thresholds=(0.5,), least_iou=np.nextafter(params.max_inside, 2.0))
     labelled = np.ones(len(detections), dtype=np.bool_)  # beyond the 100 best an image and class: not looked at, so not reported
-    labelled[found.order] = False
-    labelled[found.order[pairs.detection[same]]] = True
+    labelled[overlap.order] = False
+    for found in (overlap, inside):
+        same = found.label[found.pairs.detection] == truth.label[found.pairs.object]
+        labelled[found.order[found.pairs.detection[same]]] = True
     return labelled

@@ -59,7 +59,7 @@ def _no_boxes() -> Any:
 def findings(found: Unlabelled | None, params: UnlabelledParams, tables: Tables) -> dict[str, Any]:
     """What findings.json says: how many, the estimate, and every box with its file, as warnings of rule `unlabelled-kept-class`."""
     if found is None:
-        return {"count": 0, "estimate": 0.0, "classes": {}, "rows": [], "min_score": params.min_score, "max_iou": params.max_iou}
+        return {"count": 0, "estimate": 0.0, "classes": {}, "rows": [], **_limits(params)}
     files = dict(zip(tables.split("train").images["image_id"], tables.split("train").images["file_name"], strict=True))
     rows = [
         {
@@ -71,8 +71,12 @@ def findings(found: Unlabelled | None, params: UnlabelledParams, tables: Tables)
     ]  # fmt: skip
     return {
         "count": len(rows), "estimate": found.estimate, "classes": found.classes, "rows": rows,
-        "min_score": params.min_score, "max_iou": params.max_iou,
+        **_limits(params),
     }  # fmt: skip
+
+
+def _limits(params: UnlabelledParams) -> dict[str, float]:
+    return params.model_dump(include={"min_score", "max_iou", "max_inside"})
 
 
 def _sentence(found: Unlabelled | None) -> str:
