@@ -27,7 +27,7 @@ class Runner:
     params: Params
     process: "subprocess.Popen[str]"
 
-    def __call__(self, sent: str = "SIGKILL", after: float = 0.0, **finetune: object) -> tuple[int, float, str]:
+    def __call__(self, sent: str = "SIGKILL", after: float | str = 0.0, **finetune: object) -> tuple[int, float, str]:
         raw = self.params.model_dump(mode="json", exclude={"dataset": {"train": {"images", "subset"}}, "demo": True}, exclude_defaults=True)
         raw["dataset"] = {"root": "data", "train": {"annotations": "train.json"}}
         raw["finetune"].update(finetune)
@@ -72,29 +72,53 @@ def whole(runner: Runner) -> tuple[float, str]:
     return seconds, first
 
 
-def _kill_and_resume(runner: Runner, whole: tuple[float, str], count: int, seed: int) -> None:
+@pytest.fixture(scope="module")
+def two(runner: Runner) -> tuple[float, str]:
+    """The same of two training processes."""
+    runner.forget()
+    code, seconds, found = runner(processes=2)
+    assert code == 0, runner.log
+    return seconds, found
+
+
+SIGNALS = ("SIGKILL", "SIGTERM")
+DDP_SIGNALS = ("SIGKILL", "SIGKILL:0", "SIGTERM", "SIGKILL:1")
+"""Of the stage and of its training processes."""
+
+
+def _kill_and_resume(
+    runner: Runner, whole: tuple[float, str], count: int, seed: int, signals: tuple[str, ...] = SIGNALS, **finetune: object
+) -> None:
     seconds, expected = whole
     chance = random.Random(seed)
     killed = 0
     for number in range(count):
         runner.forget()
-        sent = ("SIGKILL", "SIGTERM")[number % 2]
-        code, _, _ = runner(sent, after=chance.uniform(0.02, 0.95) * seconds)
+        ddp = finetune.get("processes")  # its processes start up for most of the time
+        after = f"+{chance.uniform(0.001, 0.03) * seconds}" if ddp else chance.uniform(0.02, 0.95) * seconds
+        code, _, _ = runner(signals[number % len(signals)], after=after, **finetune)
         killed += code != 0
-        code, _, found = runner()
+        code, _, found = runner(**finetune)
         assert code == 0, runner.log
         assert found == expected
     assert killed >= count // 2
+    assert "resumed at epoch" in runner.log
 
 
 def test_a_killed_run_ends_in_the_same_bits(runner: Runner, whole: tuple[float, str]) -> None:
     _kill_and_resume(runner, whole, count=5, seed=0)
-    assert "resumed at epoch" in runner.log
 
 
 @pytest.mark.long
-def test_a_run_killed_at_twenty_moments_ends_in_the_same_bits(runner: Runner, whole: tuple[float, str]) -> None:
-    _kill_and_resume(runner, whole, count=20, seed=1)
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_run_killed_at_twenty_moments_ends_in_the_same_bits(runner: Runner, whole: tuple[float, str], workers: int) -> None:
+    _kill_and_resume(runner, whole, count=20, seed=workers + 1, workers=workers)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.long)])
+def test_two_killed_processes_end_in_the_same_bits(runner: Runner, two: tuple[float, str], count: int) -> None:
+    _kill_and_resume(runner, two, count, 0, DDP_SIGNALS, processes=2)
 
 
 def test_one_run_killed_again_and_again_ends_in_the_same_bits(runner: Runner, whole: tuple[float, str]) -> None:
@@ -141,13 +165,11 @@ def test_other_params_never_resume(runner: Runner, whole: tuple[float, str]) -> 
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_repeat_to_the_bit(runner: Runner, whole: tuple[float, str]) -> None:
-    first = runner(processes=2)
+def test_two_processes_repeat_to_the_bit(runner: Runner, whole: tuple[float, str], two: tuple[float, str]) -> None:
     runner.forget()
-    second = runner(processes=2)
-    assert first[0] == second[0] == 0, runner.log
-    assert first[2] == second[2]
-    assert first[2] != whole[1]
+    _, _, again = runner(processes=2)
+    assert again == two[1]
+    assert again != whole[1]
 
 
 def test_a_stop_of_the_whole_process_group_ends_at_once(tmp_path: Path) -> None:

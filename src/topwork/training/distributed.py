@@ -73,7 +73,7 @@ def wrap(objective: nn.Module, share: Share, device: torch.device) -> nn.Module:
     if share.world == 1:
         return objective
     return nn.parallel.DistributedDataParallel(
-        objective, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False, gradient_as_bucket_view=False
+        objective, device_ids=[device.index] if device.type == "cuda" else None, forward_sync_buffers=False, gradient_as_bucket_view=False
     )
 
 
