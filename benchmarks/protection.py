@@ -3,8 +3,9 @@
     python benchmarks/protection.py PROJECT [--variants NAME...] [--seeds 0 1 2] [--set KEY=VALUE...] [--train N --val M] [--out FILE.json]
 
 PROJECT is a folder with params.yaml in which `dvc repro surgery unlabelled` has run (the demo, or an own set). `--train 40 --val 56` makes a small
-set of it: the first 40 training images by SHA-256 of their names, and the next 56 to choose the interpolation by. Each variant is trained with the
-project's params and its own changes, then measured on the project's test and source sets. Rows already in --out are not run again.
+set of it: the first 40 training images by SHA-256 of their names, and the next 56 to choose the interpolation by. `--replay 64` takes that many of the
+source images out, likewise, to be replayed: retention is then measured on the others. Each variant is trained with the project's params and its own
+changes, then measured on the project's test and source sets. Rows already in --out are not run again.
 """
 
 import argparse
@@ -13,12 +14,14 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from topwork.classes import ClassPlan
 from topwork.coco.tables import Tables
@@ -27,7 +30,7 @@ from topwork.detectors.builders import build, load
 from topwork.detectors.graft import graft
 from topwork.evaluation.metrics import score
 from topwork.evaluation.predict import predict
-from topwork.evaluation.sets import Pictures, rename_kept, truths_of
+from topwork.evaluation.sets import Pictures, classes_of, rename_kept
 from topwork.evaluation.truth import detections_of, truth_of
 from topwork.evaluation.unlabelled import find_unlabelled
 from topwork.params import Params, load_params
@@ -78,33 +81,34 @@ def main() -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="finetune params for all variants")
     parser.add_argument("--train", type=int, help="train on so many of the training images")
     parser.add_argument("--val", type=int, default=0, help="and validate on so many others of them")
+    parser.add_argument("--replay", type=int, default=0, help="replay so many of the source images, and measure on the others")
     parser.add_argument("--out", type=Path, help="JSON lines; rows that are there aren't run again")
     arguments = parser.parse_args()
     keep_freed_memory()
     out = arguments.out.resolve() if arguments.out else None
     os.chdir(arguments.project)
     params = load_params()
+    plan = ClassPlan.parse(params.surgery.classes)
+    tables = Tables.read(Path("out/validate"), segmentation=False)
+    for split, parts in {
+        "train": {"train": arguments.train, "val": arguments.val},
+        "source": {"replay": arguments.replay, "source": None},
+    }.items():
+        tables = parted(tables, split, parts) if any(parts.values()) else tables
+    judge = Judge(plan, tables)
     common = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.set)}
+    torch.set_num_threads(common.get("threads") or len(os.sched_getaffinity(0)))
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
     if not any(row["variant"] == "pretrained" for row in rows):
-        keep(
-            rows,
-            {
-                "variant": "pretrained",
-                "seed": 0,
-                **measured(read_weights(Path("out/fetch/pretrained.safetensors")), params, pretrained=True),
-            },
-            out,
-        )
-        keep(rows, {"variant": "grafted", "seed": 0, **measured(read_weights(Path("out/surgery/grafted.safetensors")), params)}, out)
-    cut = (arguments.train, arguments.val) if arguments.train else None
+        for name, path in {"pretrained": "out/fetch/pretrained.safetensors", "grafted": "out/surgery/grafted.safetensors"}.items():
+            keep(rows, {"variant": name, "seed": 0, **judge(load(Path(path)), pretrained=name == "pretrained")}, out)
     for seed in arguments.seeds:
         for variant in arguments.variants:
             name, _, extra = variant.partition("@")  # "defaults@distill=2.0,lr=0.02"
             changes = {**common, **VARIANTS[name], "seed": seed}
             changes |= {key: json.loads(value) for key, value in (item.split("=", 1) for item in extra.split(",") if item)}
             if not any(row["variant"] == variant and row["seed"] == seed for row in rows):
-                keep(rows, {"variant": variant, "seed": seed, **run(params, changes, cut)}, out)
+                keep(rows, {"variant": variant, "seed": seed, **run(params, plan, tables, judge, changes)}, out)
     print_table(rows)
     return 0
 
@@ -117,15 +121,12 @@ def keep(rows: list[dict[str, Any]], row: dict[str, Any], out: Path | None) -> N
             stream.write(json.dumps(row) + "\n")
 
 
-def run(params: Params, changes: dict[str, Any], cut: tuple[int, int] | None = None) -> dict[str, float]:
+def run(params: Params, plan: ClassPlan, tables: Tables, judge: "Judge", changes: dict[str, Any]) -> dict[str, float]:
     """Train one variant with one seed, and measure it."""
     changes = dict(changes)
     fresh, unlabelled = changes.pop("fresh", None), changes.pop("unlabelled", False)
     finetune = type(params.finetune).model_validate({**params.finetune.model_dump(exclude_unset=True), **changes})
     params = params.model_copy(update={"finetune": finetune})
-    plan = ClassPlan.parse(params.surgery.classes)
-    tables = Tables.read(Path("out/validate"), segmentation=False)
-    tables = cut_down(tables, *cut) if cut else tables
     weights = read_weights(Path("out/surgery/grafted.safetensors"))
     if fresh:
         source = read_weights(Path("out/fetch/pretrained.safetensors"))
@@ -148,7 +149,7 @@ def run(params: Params, changes: dict[str, Any], cut: tuple[int, int] | None = N
         shown=False,
     )
     outcome = fine_tune(job)
-    return {**measured(outcome.weights, params), "share": outcome.record["interpolation"]["share"]}
+    return {**judge(load(outcome.weights)), "share": outcome.record["interpolation"]["share"]}
 
 
 def fresh_head(weights: Weights, seed: int) -> Weights:
@@ -162,18 +163,19 @@ def fresh_head(weights: Weights, seed: int) -> Weights:
     return replace(weights, state_dict=mixed)
 
 
-def cut_down(tables: Tables, train: int, val: int) -> Tables:
-    """Few of the training images, by the SHA-256 of their names, and a validation set out of the next ones."""
-    whole = tables.split("train")
+def parted(tables: Tables, split: str, parts: dict[str, int | None]) -> Tables:
+    """A split's images dealt out, by the SHA-256 of their names, to splits of so many images each (None: the rest; 0: none)."""
+    whole = tables.split(split)
     order = sorted(whole.images["file_name"], key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    parts = [tables.split(name) for name in tables.splits if name not in ("train", "val")]
-    for name, chosen in (("train", order[:train]), ("val", order[train : train + val])):
+    dealt = [tables.split(name) for name in tables.splits if name not in parts]
+    for name, size in parts.items():
+        chosen, order = (order, []) if size is None else (order[:size], order[size:])
         images = whole.images[whole.images["file_name"].isin(chosen)]
         annotations = whole.annotations[whole.annotations["image_id"].isin(images["image_id"])]
         if chosen:
-            parts.append(Tables(*(frame.assign(split=name) for frame in (images, annotations, whole.categories))))
+            dealt.append(Tables(*(frame.assign(split=name) for frame in (images, annotations, whole.categories))))
     frames = ("images", "annotations", "categories")
-    return Tables(*(pd.concat([getattr(part, frame) for part in parts], ignore_index=True) for frame in frames))
+    return Tables(*(pd.concat([getattr(part, frame) for part in dealt], ignore_index=True) for frame in frames))
 
 
 def without(tables: Tables, names: set[str]) -> Tables:
@@ -189,21 +191,25 @@ def missing_boxes(params: Params, plan: ClassPlan, tables: Tables) -> pd.DataFra
     return find_unlabelled(truth_of(tables, "train", tuple(plan.kept)), rename_kept(found, plan), params.unlabelled).boxes
 
 
-def measured(weights: Weights, params: Params, pretrained: bool = False) -> dict[str, float]:
-    """AP of each class on test and source."""
-    plan = ClassPlan.parse(params.surgery.classes)
-    tables = Tables.read(Path("out/validate"), segmentation=False)
-    torch.set_num_threads(params.finetune.threads or len(os.sched_getaffinity(0)))
-    model = load(weights)
-    figures = {}
-    for split, truth in truths_of(plan, tables).items():
-        table = predict(model, Pictures().of(tables, split), batch_size=8)
-        table = rename_kept(table, plan) if pretrained else table
-        scores = score(truth, detections_of(table[table["name"].isin(truth.classes)], truth))
-        for name in truth.classes:
-            if name in plan.kept or not pretrained:
-                figures[f"{split}/{name}"] = round(float(scores.ap(name) or 0.0), 4)
-    return figures
+class Judge:
+    """Measures detectors on some splits: {"SPLIT": mAP, "SPLIT/CLASS": AP}; of a pretrained one, kept classes alone."""
+
+    def __init__(self, plan: ClassPlan, tables: Tables, splits: Sequence[str] = ("test", "source")) -> None:
+        self.plan = plan
+        self.truths = {split: truth_of(tables, split, classes_of(plan, tables, split)) for split in splits}
+        self.pictures = {split: Pictures().of(tables, split) for split in splits}
+
+    def __call__(self, model: nn.Module, pretrained: bool = False) -> dict[str, float]:
+        """The figures of one detector; the pretrained one's classes get the target's names."""
+        figures = {}
+        for split, truth in self.truths.items():
+            table = predict(model, self.pictures[split], batch_size=8, columns=None if pretrained else self.plan.columns)
+            table = rename_kept(table, self.plan) if pretrained else table
+            scores = score(truth, detections_of(table[table["name"].isin(truth.classes)], truth))
+            figures[split] = round(float(scores.ap() or 0.0), 4)
+            names = [name for name in truth.classes if name in self.plan.kept or not pretrained]
+            figures |= {f"{split}/{name}": round(float(scores.ap(name) or 0.0), 4) for name in names}
+        return figures
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -26,16 +26,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from protection import fresh_head
+from protection import Judge, fresh_head
 from topwork.classes import ClassPlan
 from topwork.coco.images import ImageStore
 from topwork.coco.tables import Tables
 from topwork.detectors.builders import load
 from topwork.detectors.graft import graft
-from topwork.evaluation.metrics import score
-from topwork.evaluation.predict import predict
-from topwork.evaluation.sets import Pictures, classes_of, rename_kept
-from topwork.evaluation.truth import detections_of, truth_of
 from topwork.params import Params, load_params
 from topwork.stages.finetune import training_set
 from topwork.training.dataset import Example
@@ -45,26 +41,6 @@ from topwork.weights.weights import Weights, read_weights
 
 SPLITS = ("val", "source")
 Figures = dict[str, float]
-
-
-class Judge:
-    """Measures a detector on validation and source images: {"val": mAP, "val/CLASS": AP, "source/CLASS": AP}."""
-
-    def __init__(self, plan: ClassPlan, tables: Tables) -> None:
-        self.plan = plan
-        self.truths = {split: truth_of(tables, split, classes_of(plan, tables, split)) for split in SPLITS}
-        self.pictures = {split: Pictures().of(tables, split) for split in SPLITS}
-
-    def __call__(self, model: nn.Module, pretrained: bool = False) -> Figures:
-        """The figures of one detector, the pretrained one's under the target's names."""
-        figures = {}
-        for split, truth in self.truths.items():
-            table = predict(model, self.pictures[split], batch_size=8, columns=None if pretrained else self.plan.columns)
-            table = rename_kept(table, self.plan) if pretrained else table
-            scores = score(truth, detections_of(table[table["name"].isin(truth.classes)], truth))
-            figures[split] = float(scores.ap() or 0.0)
-            figures |= {f"{split}/{name}": float(scores.ap(name) or 0.0) for name in self.plan.kept if name in truth.classes}
-        return figures
 
 
 class Curve:
@@ -156,7 +132,7 @@ def main() -> int:
     params = load_params()
     plan = ClassPlan.parse(params.surgery.classes)
     tables = Tables.read(Path("out/validate"), segmentation=False)
-    judge = Judge(plan, tables)
+    judge = Judge(plan, tables, SPLITS)
     source, grafted = read_weights(Path("out/fetch/pretrained.safetensors")), read_weights(Path("out/surgery/grafted.safetensors"))
     pretrained = judge(load(source), pretrained=True)
     kept = [name for name in pretrained if "/" in name]
