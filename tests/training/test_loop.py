@@ -86,6 +86,15 @@ def test_distillation_starts_at_nothing_and_keeps_pretrained_classes_closer(make
     assert barely[0] < barely[-1]
 
 
+@pytest.mark.parametrize(("finetune", "count"), [({"distill": 0.0, "replay": 0.0}, 1), ({"distill": 0.0}, 0), ({"replay": 0.0}, 0)])
+def test_a_run_that_holds_nothing_says_so(make_job: MakeJob, capsys: pytest.CaptureFixture[str], finetune: dict, count: int) -> None:
+    job = replace(make_job(epochs=1, **finetune), shown=True)
+    notes = fine_tune(job).record["notes"]
+    assert len(notes) == count
+    assert all(note.startswith("little holds person: no images to replay") for note in notes)
+    assert capsys.readouterr().out.count("little holds person") == count
+
+
 def test_a_non_finite_loss_names_epoch_step_images_and_terms(make_job: MakeJob) -> None:
     job = make_job(clip_norm=None, epochs=3, head_epochs=0)
     broken = {name: tensor.clone() for name, tensor in job.weights.state_dict.items()}

@@ -116,6 +116,10 @@ class _Run:
         self.state = State(model, self.protection.optimizer(model, fused=self._fused()), scaler, accumulate=params.accumulate)
         if params.distill and self.teacher is None:
             self.state.notes.append("distillation left out: nothing to distill, or the detector's head isn't built like torchvision's")
+        if job.kept and params.trunk_lr and self.teacher is None and not self._replays():
+            self.state.notes.append(
+                f"little holds {', '.join(job.kept)}: no images to replay (dataset.replay) and no distillation (finetune.distill)"
+            )
 
     def _detector(self) -> nn.Module:
         """The grafted detector on the device, in the memory layout that its convolutions like best."""
@@ -149,9 +153,13 @@ class _Run:
     def _batches(self, epoch: int) -> list[list[Key]]:
         params = self.params
         return epoch_batches(
-            epoch, train=self.job.train, replay=len(self.job.dataset) - self.job.train, replay_share=params.replay,
+            epoch, train=self.job.train, replay=self._replays(), replay_share=params.replay,
             batch_size=params.batch_size, seed=params.seed, share=self.job.share,
         )  # fmt: skip
+
+    def _replays(self) -> int:
+        """How many images there are to replay."""
+        return len(self.job.dataset) - self.job.train
 
     def to_end(self) -> Outcome:
         """The story: resume, train epoch by epoch, interpolate."""
@@ -161,6 +169,8 @@ class _Run:
             state.restore(saved)
         self.curves = Curves(self.job.curves if self.first else None, state.history)
         self.watch = Watch(self.schedule.total, state.epoch * self.schedule.steps + state.step, shown=self.job.shown and self.first)
+        for note in state.notes:
+            self.watch.say(note)
         if saved:
             self.watch.say(f"resumed at epoch {state.epoch + 1}, step {state.step}")
         try:
