@@ -115,8 +115,9 @@ def test_a_run_killed_at_twenty_moments_ends_in_the_same_bits(runner: Runner, wh
     _kill_and_resume(runner, whole, count=20, seed=workers + 1, workers=workers)
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(2, marks=pytest.mark.timeout(300)), pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+)
 def test_two_killed_processes_end_in_the_same_bits(runner: Runner, two: tuple[float, str], count: int) -> None:
     _kill_and_resume(runner, two, count, 0, DDP_SIGNALS, processes=2)
 
