@@ -97,7 +97,7 @@ def main() -> int:
         tables = parted(tables, split, parts) if any(parts.values()) else tables
     judge = Judge(plan, tables)
     common = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.set)}
-    torch.set_num_threads(common.get("threads") or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(common.get("threads") or params.finetune.threads or len(os.sched_getaffinity(0)))
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
     if not any(row["variant"] == "pretrained" for row in rows):
         for name, path in {"pretrained": "out/fetch/pretrained.safetensors", "grafted": "out/surgery/grafted.safetensors"}.items():
@@ -196,8 +196,9 @@ class Judge:
 
     def __init__(self, plan: ClassPlan, tables: Tables, splits: Sequence[str] = ("test", "source")) -> None:
         self.plan = plan
-        self.truths = {split: truth_of(tables, split, classes_of(plan, tables, split)) for split in splits}
-        self.pictures = {split: Pictures().of(tables, split) for split in splits}
+        wanted = {split: classes_of(plan, tables, split) for split in splits if split in tables.splits}
+        self.truths = {split: truth_of(tables, split, classes) for split, classes in wanted.items() if classes}
+        self.pictures = {split: Pictures().of(tables, split) for split in self.truths}
 
     def __call__(self, model: nn.Module, pretrained: bool = False) -> dict[str, float]:
         """The figures of one detector; the pretrained one's classes get the target's names."""

@@ -9,7 +9,10 @@ import pytest
 from evaluation.colours import colour_params, colour_project, colour_weights, read
 from topwork.coco.tables import Tables
 from topwork.errors import EvaluationError, RetentionError, TopworkError
+from topwork.evaluation.truth import truth_of
+from topwork.evaluation.unlabelled import find_unlabelled
 from topwork.files import write_text
+from topwork.params import UnlabelledParams
 from topwork.stages import evaluate, gate, unlabelled
 from topwork.weights.weights import write_weights
 
@@ -270,6 +273,24 @@ def test_unlabelled_leaves_parts_of_the_labelled_alone(tmp_path: Path, whole: tu
     )
     unlabelled.run(colour_params(unlabelled={"max_iou": 0.31}), tmp_path)
     assert read(tmp_path / "out/unlabelled/findings.json")["count"] == count
+
+
+def test_unlabelled_inside_an_object_of_another_class(tmp_path: Path) -> None:
+    """A driver lies within the forklift; only an annotation of its own class makes a person labelled."""
+    colour_project(tmp_path)
+    tables = Tables.read(tmp_path / "out/validate")
+    categories = tables.categories[tables.categories["split"] == "train"]
+    other = categories[categories["name"] == "forklift"]["category_id"].item()
+    around = tables.images[tables.images["image_id"] == 10].assign(
+        x=0.0, y=0.0, width=30.0, height=44.0, annotation_id=500, category_id=other, area=1320.0, iscrowd=False, segmentation=None
+    )
+    tables = Tables(tables.images, pd.concat([tables.annotations, around[list(tables.annotations)]]), tables.categories)
+    driver = pd.DataFrame(
+        {"image_id": [10], "label": [1], "name": ["person"], "score": [0.9], "x": [2.0], "y": [2.0], "width": [20.0], "height": [20.0]}
+    )
+    truth = truth_of(tables, "train", ("person", "forklift"))
+    assert len(find_unlabelled(truth, driver, UnlabelledParams()).boxes) == 1
+    assert find_unlabelled(truth, driver.assign(name="forklift"), UnlabelledParams()).boxes.empty
 
 
 def test_unlabelled_without_kept_class(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def _kill_and_resume(
 ) -> None:
     seconds, expected = whole
     chance = random.Random(seed)
-    killed = 0
+    killed, resumed = 0, runner.log.count("resumed at epoch")
     for number in range(count):
         runner.forget()
         ddp = finetune.get("processes")  # its processes start up for most of the time
@@ -102,7 +102,7 @@ def _kill_and_resume(
         assert code == 0, runner.log
         assert found == expected
     assert killed >= count // 2
-    assert "resumed at epoch" in runner.log
+    assert runner.log.count("resumed at epoch") > resumed  # the log is the whole module's
 
 
 def test_a_killed_run_ends_in_the_same_bits(runner: Runner, whole: tuple[float, str]) -> None:
