@@ -2,10 +2,8 @@
 
     python benchmarks/quality.py PROJECT [--seeds 0 1 2] [--set KEY=VALUE...]
 
-PROJECT is a folder with params.yaml in which `dvc repro surgery` has run. The reference is written after pytorch/vision's references/detection: the
-pretrained detector with a fresh score head, batches of 8, mirroring, SGD 0.01 with momentum 0.9 and weight decay 0.0001, a linear warm-up in the first
-epoch and steps down at 16/26 and 22/26 of the epochs, tensors in NCHW, everything (batch norm too) in training mode. Ours is `finetune` with the
-project's params. After each epoch both are measured on the validation and source images; that time isn't counted. Two figures a seed: seconds
+PROJECT is a folder with params.yaml in which `dvc repro surgery` has run. The reference is the pretrained detector with a fresh score head, trained by
+the recipe in reference.py. Ours is `finetune` with the project's params. After each epoch both are measured on the validation and source images; that time isn't counted. Two figures a seed: seconds
 until each kept class reaches 95% of the pretrained AP on both, and until validation mAP reaches the reference's last.
 """
 
@@ -18,23 +16,18 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from protection import Judge, fresh_head
+from reference import train_reference
 from topwork.classes import ClassPlan
-from topwork.coco.images import ImageStore
 from topwork.coco.tables import Tables
 from topwork.detectors.builders import load
 from topwork.detectors.graft import graft
 from topwork.params import Params, load_params
 from topwork.stages.finetune import training_set
-from topwork.training.dataset import Example
 from topwork.training.device import choose_device, keep_freed_memory
 from topwork.training.loop import Job, fine_tune
 from topwork.weights.weights import Weights, read_weights
@@ -62,49 +55,6 @@ class Curve:
     def until(self, good: Callable[[Figures], bool]) -> float:
         """Seconds of training at the first measurement that is good enough; infinite if none was."""
         return next((seconds for seconds, figures in self.rows if good(figures)), float("inf"))
-
-
-class Mirrored(Dataset[Any]):
-    """The reference's data: decoded and mirrored anew each time."""
-
-    def __init__(self, items: list[Example]) -> None:
-        self.items = items
-        self.transform = v2.Compose([v2.RandomHorizontalFlip(0.5), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
-        self.stores = {item.root: ImageStore(Path(item.root)) for item in items}
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        item = self.items[index]
-        image = tv_tensors.Image(v2.functional.pil_to_tensor(self.stores[item.root].open(item.file_name)))
-        boxes = tv_tensors.BoundingBoxes(
-            torch.tensor(item.boxes, dtype=torch.float32), format="XYXY", canvas_size=(item.height, item.width)
-        )
-        return self.transform(image, {"boxes": boxes, "labels": torch.tensor(item.labels)})
-
-
-def train_reference(weights: Weights, items: list[Example], epochs: int, seed: int, curve: Curve) -> None:
-    """The recipe of torchvision; the detector is measured after each epoch."""
-    torch.manual_seed(seed)
-    model = load(weights)
-    data = DataLoader(Mirrored(items), batch_size=8, shuffle=True, num_workers=1, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [epochs * 16 // 26, epochs * 22 // 26], gamma=0.1)
-    curve.since = time.perf_counter()
-    for epoch in range(epochs):
-        model.train()
-        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.001, total_iters=len(data) - 1) if epoch == 0 else None
-        for images, targets in data:
-            losses = model(list(images), list(targets))
-            total = sum(losses.values())
-            optimizer.zero_grad()
-            total.backward()
-            optimizer.step()
-            if warmup:
-                warmup.step()
-        steps.step()
-        curve.measure(model)
 
 
 def train_ours(params: Params, plan: ClassPlan, tables: Tables, weights: Weights, curve: Curve) -> None:
@@ -153,7 +103,8 @@ def main() -> int:
         items = training_set(
             params.model_copy(update={"finetune": finetune.model_copy(update={"replay": 0.0})}), plan, tables, fresh, Path()
         )[0].items
-        train_reference(fresh_head(fresh, seed), items, finetune.epochs, seed, curves["reference"])
+        curves["reference"].since = time.perf_counter()
+        train_reference(fresh_head(fresh, seed), items, finetune.epochs, seed, curves["reference"].measure)
         train_ours(params.model_copy(update={"finetune": finetune}), plan, tables, grafted, curves["ours"])
         aim = curves["reference"].rows[-1][1]["val"]
         learned = {name: curve.until(partial(reaches, {"val": aim})) for name, curve in curves.items()}

@@ -169,7 +169,7 @@ class FinetuneParams(Section):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD."""
     weight_decay: float = Field(default=0.0005, ge=0)
-    """Pull of weights towards zero; kept rows, norms and biases are spared (see decay_kept)."""
+    """Pull of weights towards zero; class rows, norms and biases are spared."""
     warmup_steps: int = Field(default=30, ge=0)
     """Steps over which the learning rate rises from nothing."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -191,16 +191,10 @@ class FinetuneParams(Section):
     """Learning rate of the trunk over that of the head; 0 freezes the trunk (its features are then computed once, if memory allows)."""
     freeze_batch_norm: bool = True
     """Leave the running statistics and scales of batch norm as pretrained."""
-    decay_kept: bool = False
-    """Whether kept rows get weight decay, which alone would erase them slowly."""
-    freeze_kept: int | Literal["always"] = 0
-    """Epochs in which the rows of kept classes stay as they are."""
     distill: float = Field(default=1.0, ge=0)
     """Weight of a loss that holds the logits of pretrained classes (kept and absorbed) to what the pretrained detector says of the same image."""
     distill_boxes: float = Field(default=1.0, ge=0)
     """The same for box regression where the pretrained detector sees an object; times `distill`."""
-    l2_pull: float = Field(default=0.0, ge=0)
-    """Pull of all weights but new rows towards their pretrained values (L2-SP)."""
     teacher_boxes: bool = True
     """Add the confident boxes of kept classes that the `unlabelled` stage found missing from the annotations."""
     teacher_min_score: float = Field(default=0.7, gt=0, le=1)
@@ -238,8 +232,6 @@ class FinetuneParams(Section):
     def _check_shares(self) -> "FinetuneParams":
         if isinstance(self.interpolation, float) and not 0 <= self.interpolation <= 1:
             raise ValueError(f"interpolation is {self.interpolation}, must lie in 0..1")
-        if isinstance(self.freeze_kept, int) and self.freeze_kept < 0:
-            raise ValueError(f"freeze_kept is {self.freeze_kept}, must be 0 or more epochs, or `always`")
         if self.head_epochs > self.epochs:
             raise ValueError(f"head_epochs is {self.head_epochs}, more than epochs ({self.epochs})")
         return self

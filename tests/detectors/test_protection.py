@@ -49,7 +49,7 @@ def test_every_row_and_every_tensor_has_one_owner():
 
 
 def test_rows_freeze_by_masking_the_gradient():
-    """How training uses it: rows of the kept class stay put, to the bit."""
+    """How its rows are used: those of the named class stay put, to the bit."""
     weights = _grafted()
     tensor = weights.state_dict[WEIGHT].clone().requires_grad_()
     frozen = torch.tensor(rows_of(weights, ["dog"])[WEIGHT].rows)

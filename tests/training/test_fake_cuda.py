@@ -57,16 +57,15 @@ class Dense(nn.Module):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_whole_step_stays_on_the_gpu(optimizer: str) -> None:
-    params = FinetuneParams(optimizer=optimizer, l2_pull=0.1, decay_kept=True, freeze_kept=1)
+    params = FinetuneParams(optimizer=optimizer)
     device = Device(CUDA, torch.float32, False)  # autocast wants a real GPU
     with FakeTensorMode():
         with torch.device(CUDA):
             model, teacher = Dense().train(), Dense()
         objective = Objective(model, params, Teacher(teacher, model, [0, 1, 3], softmax=True))
-        rows = torch.zeros(24)
-        masks = {"head.classification_head.module_list.0.bias": RowMasks(rows[:16], rows[:16], rows[:16])}
-        anchor = {name: torch.zeros(tensor.shape) for name, tensor in model.named_parameters()}
-        protection = Protection(params, masks, anchor=anchor).to(CUDA)
+        rows = torch.zeros(24, dtype=torch.bool)
+        masks = {"head.classification_head.module_list.0.bias": RowMasks(rows[:16], rows[:16])}
+        protection = Protection(params, masks).to(CUDA)
         state = State(model, protection.optimizer(model, fused=optimizer == "adamw"), torch.amp.GradScaler("cuda", enabled=False))
         images = [torch.zeros(3, SIDE, SIDE, dtype=torch.uint8) for _ in range(2)]
         targets = [{"boxes": torch.zeros(1, 4), "labels": torch.ones(1, dtype=torch.int64)} for _ in range(2)]
@@ -77,7 +76,7 @@ def test_a_whole_step_stays_on_the_gpu(optimizer: str) -> None:
         assert total.device == CUDA
         for parameter in model.parameters():  # backward itself asks the driver for a context, which isn't there
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        protection.before_step(model, 0, 0.1)
+        protection.before_step(model)
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
         state.optimizer.step()
         state.follow(0.9)

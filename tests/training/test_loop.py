@@ -14,6 +14,7 @@ from topwork.params import FinetuneParams
 from topwork.stages.finetune import training_set, validation
 from topwork.training.device import choose_device
 from topwork.training.loop import Job, _Run, fine_tune
+from topwork.training.protection import row_masks
 from topwork.weights.weights import read_weights
 from training.tiny import make_project
 
@@ -49,6 +50,17 @@ def _flat(job: Job) -> torch.Tensor:
 def test_the_loss_falls(make_job: MakeJob) -> None:
     history = fine_tune(make_job(epochs=8, validate_every=0, distill=0.0)).record["history"]
     assert history[-1]["train/loss"] < 0.95 * history[0]["train/loss"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_absorbed_rows_end_as_they_began(make_job: MakeJob, optimizer: str) -> None:
+    job = make_job(optimizer=optimizer, lr=0.01, weight_decay=0.5, epochs=1)
+    after, before = fine_tune(job).weights.state_dict, job.weights.state_dict
+    for name, mask in row_masks(job.weights, job.kept).items():
+        rows = mask.absorbed.expand_as(before[name])
+        assert torch.equal(after[name][rows], before[name][rows]), name
+        assert rows.any() == ("classification" in name), name
+        assert not torch.equal(after[name][~rows], before[name][~rows]), name
 
 
 def test_no_epoch_changes_nothing(make_job: MakeJob) -> None:

@@ -38,7 +38,7 @@ def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: f
             continue
         mixed = torch.where(first == last, last, first + (last - first) * share)
         if name in masks:
-            mixed = torch.where(masks[name].new.to(last.device) > 0, last, mixed)
+            mixed = torch.where(masks[name].new.to(last.device), last, mixed)
         result[name] = mixed
     return result
 

@@ -106,8 +106,7 @@ class _Run:
         self.anatomy = anatomy(job.weights.builder, len(job.weights.columns), job.weights.builder_args, len(job.weights.absorbed))
         self.start = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in job.weights.state_dict.items()}
         masks = row_masks(job.weights, job.kept, self.anatomy)
-        anchor = self.start if params.l2_pull else {}
-        self.protection = Protection(params, masks, self.anatomy.trunk, anchor).to(device.device)
+        self.protection = Protection(params, masks, self.anatomy.trunk).to(device.device)
         model = self._detector()
         self.teacher = self._teacher(model)
         self.objective = Objective(model, params, self.teacher)
@@ -237,7 +236,7 @@ class _Run:
         """One step of the optimizer, in as many micro-batches as memory needs."""
         state, params = self.state, self.params
         number = state.epoch * self.schedule.steps + state.step
-        lr = self.schedule.apply(state.optimizer, number)
+        self.schedule.apply(state.optimizer, number)
         while True:
             torch.manual_seed(seed_of(params.seed, "step", number, self.job.share.rank))
             state.optimizer.zero_grad(set_to_none=True)
@@ -247,7 +246,7 @@ class _Run:
             except torch.OutOfMemoryError as error:
                 self._take_less_memory(len(images), error)
         state.scaler.unscale_(state.optimizer)
-        self.protection.before_step(state.model, state.epoch, lr)
+        self.protection.before_step(state.model)
         if params.clip_norm:
             learning = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
             nn.utils.clip_grad_norm_(learning, params.clip_norm)
@@ -383,7 +382,7 @@ class _Run:
             "stopped_early": self._stopped_early(),
             "interpolation": {"share": share, "tried": tried},
             "accumulate": state.accumulate,
-            "images": {"train": self.job.train, "replay": len(self.job.dataset) - self.job.train},
+            "images": {"train": self.job.train, "replay": self._replays()},
             "history": state.history,
             "notes": state.notes,
         }

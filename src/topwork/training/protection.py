@@ -1,11 +1,11 @@
 """Protection of what was pretrained: which tensors learn and how fast, which rows stay, which get no weight decay.
 
-A class-dependent tensor holds rows of kept, new and absorbed classes side by side; an optimizer knows tensors only. So rows are told apart
-in the gradients, just before each step.
+A class-dependent tensor holds rows of kept, new and absorbed classes side by side; an optimizer knows tensors only. So rows that stay are told
+apart in the gradients, just before each step; and no class-dependent tensor gets weight decay, which knows no rows.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,15 +20,14 @@ from topwork.weights.weights import Weights
 
 @dataclass(frozen=True)
 class RowMasks:
-    """Of one class-dependent tensor: 1 at the rows of each kind, 0 elsewhere, shaped to multiply the tensor."""
+    """Of one class-dependent tensor: True at the rows of new and of absorbed classes, shaped to broadcast over the tensor."""
 
-    kept: Tensor
     new: Tensor
     absorbed: Tensor
 
     def to(self, device: torch.device) -> "RowMasks":
         """The same on another device."""
-        return RowMasks(self.kept.to(device), self.new.to(device), self.absorbed.to(device))
+        return RowMasks(self.new.to(device), self.absorbed.to(device))
 
 
 def row_masks(weights: Weights, kept: Iterable[str], shape: Anatomy | None = None) -> dict[str, RowMasks]:
@@ -46,13 +45,13 @@ def row_masks(weights: Weights, kept: Iterable[str], shape: Anatomy | None = Non
     for axis in shape.axes:
         sizes = [1] * len(shape.shapes[axis.tensor])
         sizes[axis.axis] = shape.shapes[axis.tensor][axis.axis]
-        masks[axis.tensor] = RowMasks(*(_mask(sizes, group.get(axis.tensor)) for group in (rows.kept, rows.new, rows.absorbed)))
+        masks[axis.tensor] = RowMasks(*(_mask(sizes, group.get(axis.tensor)) for group in (rows.new, rows.absorbed)))
     return masks
 
 
 def _mask(sizes: list[int], group: RowGroup | None) -> Tensor:
-    mask = torch.zeros(sizes)
-    return mask.index_fill_(group.axis, torch.tensor(group.rows), 1.0) if group else mask
+    mask = torch.zeros(sizes, dtype=torch.bool)
+    return mask.index_fill_(group.axis, torch.tensor(group.rows), True) if group else mask
 
 
 @dataclass
@@ -63,13 +62,11 @@ class Protection:
         params: finetune.
         masks: rows of class-dependent tensors.
         trunk: prefixes of trunk tensors.
-        anchor: the grafted tensors, for l2_pull.
     """
 
     params: FinetuneParams
     masks: Mapping[str, RowMasks]
     trunk: tuple[str, ...] = ("backbone.",)
-    anchor: Mapping[str, Tensor] = field(default_factory=dict)
 
     def in_trunk(self, name: str) -> bool:
         """Whether a tensor belongs to the trunk."""
@@ -89,7 +86,7 @@ class Protection:
             raise TrainingError("finetune: nothing is left to learn; every tensor of the detector is frozen by these params.")
 
     def optimizer(self, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
-        """The optimizer: groups by place (trunk, head) and by weight decay; rows are decayed by `before_step`."""
+        """The optimizer: groups by place (trunk, head) and by weight decay."""
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             decayed = parameter.dim() > 1 and name not in self.masks
@@ -107,39 +104,13 @@ class Protection:
             return torch.optim.AdamW(listed, lr=self.params.lr, fused=fused)
         return torch.optim.SGD(listed, lr=self.params.lr, momentum=self.params.momentum, fused=fused)
 
-    def kept_frozen(self, epoch: int) -> bool:
-        """Whether kept rows stay as they are in this epoch (counted from 0)."""
-        return self.params.freeze_kept == "always" or epoch < self.params.freeze_kept
-
     @torch.no_grad()
-    def before_step(self, model: nn.Module, epoch: int, lr: float) -> None:
-        """Row by row what the optimizer does tensor by tensor: frozen rows lose their gradient, others get their pull and decay."""
-        freeze_kept = self.kept_frozen(epoch)
-        decay = self.params.weight_decay
+    def before_step(self, model: nn.Module) -> None:
+        """Absorbed rows lose their gradient, so that the optimizer leaves them to the bit."""
         for name, parameter in model.named_parameters():
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            masks = self.masks.get(name)
-            if self.params.l2_pull and name in self.anchor:
-                pull = parameter - self.anchor[name]
-                gradient.add_(pull if masks is None else pull * (1 - masks.new), alpha=self.params.l2_pull)
-            if masks is None:
-                continue
-            frozen = masks.absorbed + masks.kept if freeze_kept else masks.absorbed
-            gradient.mul_(1 - frozen)
-            decayed = masks.new + (masks.kept * (1 - frozen) if self.params.decay_kept else 0)
-            if decay and parameter.dim() > 1:
-                if self.params.optimizer == "adamw":
-                    parameter.sub_(parameter * decayed, alpha=lr * decay)
-                else:
-                    gradient.add_(parameter * decayed, alpha=decay)
+            if parameter.grad is not None and name in self.masks:
+                parameter.grad.masked_fill_(self.masks[name].absorbed, 0.0)
 
     def to(self, device: torch.device) -> "Protection":
         """The same with its tensors on another device."""
-        return Protection(
-            self.params,
-            {name: masks.to(device) for name, masks in self.masks.items()},
-            self.trunk,
-            {name: tensor.to(device) for name, tensor in self.anchor.items()},
-        )
+        return Protection(self.params, {name: masks.to(device) for name, masks in self.masks.items()}, self.trunk)

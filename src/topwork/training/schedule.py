@@ -43,8 +43,7 @@ class Schedule:
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * step / max(1, self.total)))
 
-    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set the learning rates of a step; returns the head's."""
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set the learning rates of a step."""
         for group in optimizer.param_groups:
             group["lr"] = self.trunk(step) if group["trunk"] else self.head(step)
-        return self.head(step)
