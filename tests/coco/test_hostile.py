@@ -139,6 +139,25 @@ def test_a_broken_member_is_named_once(tmp_path: Path) -> None:
     assert found.message == "0.jpg: can't be read (Bad CRC-32 for file '0.jpg')."
 
 
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (6, r"images\.zip: not a whole zip archive \(zip file version 9\.9\)"),
+        (10, r"0\.jpg: can't be read \(That compression method is not supported\)"),
+    ],
+    ids=["version", "compression"],
+)
+def test_a_zip_of_a_kind_that_python_does_not_know(tmp_path: Path, place: int, words: str) -> None:
+    """zipfile says NotImplementedError: to an unknown version when it opens the archive, to an unknown compression when it reads the member."""
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("0.jpg", b"picture")
+    data = bytearray((tmp_path / "images.zip").read_bytes())
+    data[data.index(b"PK\1\2") + place] = 99
+    (tmp_path / "images.zip").write_bytes(data)
+    with pytest.raises(DataError, match=words):
+        ImageStore(tmp_path / "images.zip").read("0.jpg")
+
+
 def test_a_tar_bomb_of_links_is_left_alone(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         link = tarfile.TarInfo("passwd.jpg")
