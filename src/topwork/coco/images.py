@@ -130,7 +130,6 @@ class ImageStore:
             ValueError,
             zipfile.BadZipFile,
             EOFError,
-            NotImplementedError,
             RuntimeError,
             zlib.error,
         ) as error:
