@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("core.analytics", "core.check_update"):
         subprocess.run([sys.executable, "-m", "dvc", "config", option, "false"], cwd=folder, check=True)
     print(
-        f"{folder}: ready. Next:\n  cd {folder}\n  dvc repro        # the demo, in a few minutes\n  topwork summary\n"
+        f"{folder}: ready. Next:\n  cd {folder}\n  dvc repro        # the demo, in about eight minutes on two cores\n  topwork summary\n"
         "Then point params.yaml at your own data (dataset.root) and run `dvc repro` again."
     )
     return 0
