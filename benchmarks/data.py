@@ -77,8 +77,8 @@ def job(what: str, path: Path) -> None:
         start, cpu = time.perf_counter(), time.process_time()
         COCO(str(path))
     elif what in ("rules", "rules without polygons"):
-        from topwork.coco.validation import validate
-        from topwork.params import DatasetParams, SetParams
+        from topwork.params.dataset import DatasetParams, SetParams
+        from topwork.validation.gate import validate
 
         dataset = DatasetParams(root=path.parent, train=SetParams(annotations=Path(path.name)))
         start, cpu = time.perf_counter(), time.process_time()
@@ -177,8 +177,8 @@ def image_job(what: str, folder: Path) -> tuple[Callable[[], float], float]:
             return len(names)
 
         return decodes, len(names)
-    from topwork.coco.images import ImageStore
-    from topwork.coco.probe import probe_images
+    from topwork.dataset.images import ImageStore
+    from topwork.validation.probe import probe_images
 
     workers = 1 if "one core" in what else None
     cache = folder / "cache" if "kept" in what else None

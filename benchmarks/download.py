@@ -27,9 +27,9 @@ from pathlib import Path
 OURS = """
 import json, resource, sys, time
 from pathlib import Path
-from topwork.weights.cache import Cache
-from topwork.weights.download import download
-from topwork.weights.lock import Known
+from topwork.download.cache import Cache
+from topwork.download.transfer import download
+from topwork.download.lock import Known
 url, folder = sys.argv[1:]
 start, cpu = time.perf_counter(), time.process_time()
 cached = download(url, url, Cache(Path(folder)), Known(url).judge)

@@ -25,12 +25,12 @@ import torch
 from PIL import Image
 
 from topwork.detectors.builders import build
-from topwork.evaluation.bootstrap import draw_weights, weighted_ap
-from topwork.evaluation.matching import match
-from topwork.evaluation.metrics import score
 from topwork.evaluation.mistakes import find_mistakes
-from topwork.evaluation.predict import predict
-from topwork.evaluation.truth import Truth, detections_of
+from topwork.inference.predict import predict
+from topwork.metrics.bootstrap import draw_weights, weighted_ap
+from topwork.metrics.coco import score
+from topwork.metrics.matching import match
+from topwork.metrics.truth import Truth, detections_of
 
 
 def generated(
@@ -171,13 +171,14 @@ def report(count: int) -> None:
     """Time the report stage on a made-up project with so many test images (drawing and evaluating them isn't timed)."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from report.project import build_project
+    from topwork.project.report import REPORT
     from topwork.stages import report as stage
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         params = build_project(root, test=count, report={"pictures": 12})
         timed(f"report of {count:,} test images, 12 pictures", lambda: stage.run(params, root))
-        print(f"page: {(root / stage.OUT).stat().st_size:,} bytes")
+        print(f"page: {(root / REPORT).stat().st_size:,} bytes")
 
 
 def main() -> None:

@@ -25,22 +25,27 @@ from torch import nn
 
 from reference import train_reference
 from topwork.classes import ClassPlan
-from topwork.coco.tables import Tables
+from topwork.dataset.split_images import SplitImages
+from topwork.dataset.tables import Tables
 from topwork.detectors.axes import anatomy
 from topwork.detectors.builders import build, load
-from topwork.detectors.graft import graft
-from topwork.evaluation.metrics import score
-from topwork.evaluation.predict import predict
-from topwork.evaluation.sets import Pictures, classes_of, rename_kept
-from topwork.evaluation.truth import detections_of, truth_of
 from topwork.evaluation.unlabelled import find_unlabelled
-from topwork.params import Params, load_params
-from topwork.stages.finetune import training_set, validation
-from topwork.training.device import choose_device, keep_freed_memory
+from topwork.inference.predict import predict
+from topwork.metrics.coco import score
+from topwork.metrics.sets import classes_of, rename_kept
+from topwork.metrics.truth import detections_of, truth_of
+from topwork.params.document import Params, load_params
+from topwork.project.fetch import PRETRAINED
+from topwork.project.surgery import GRAFTED
+from topwork.project.unlabelled import BOXES
+from topwork.project.validate import FOLDER as TABLES
+from topwork.surgery.graft import graft
+from topwork.training.device import keep_freed_memory, training_device
 from topwork.training.loop import Job, fine_tune
-from topwork.weights.weights import Weights, read_weights
+from topwork.training.setup import training_set, validation
+from topwork.weights.format import Weights, read_weights
 
-NAKED = {
+UNPROTECTED = {
     "head_epochs": 0,
     "trunk_lr": 1.0,
     "distill": 0.0,
@@ -49,25 +54,25 @@ NAKED = {
     "replay": 0.0,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    "fresh head": {**NAKED, "fresh": "head"},
-    "fresh head, torchvision's recipe": {**NAKED, "fresh": "head", "recipe": "reference"},
-    "fresh class rows": {**NAKED, "fresh": "rows"},
-    "graft, train all": NAKED,
-    "graft, trunk frozen": {**NAKED, "trunk_lr": 0.0},
+    "fresh head": {**UNPROTECTED, "fresh": "head"},
+    "fresh head, torchvision's recipe": {**UNPROTECTED, "fresh": "head", "recipe": "reference"},
+    "fresh class rows": {**UNPROTECTED, "fresh": "rows"},
+    "graft, train all": UNPROTECTED,
+    "graft, trunk frozen": {**UNPROTECTED, "trunk_lr": 0.0},
     "defaults": {"replay": 0.0},
     "defaults with replay": {},
-    "persons unlabelled, train all": {**NAKED, "unlabelled": True},
+    "persons unlabelled, train all": {**UNPROTECTED, "unlabelled": True},
     "persons unlabelled, no teacher": {"replay": 0.0, "unlabelled": True, "teacher_boxes": False, "distill": 0.0},
     "persons unlabelled, defaults": {"replay": 0.0, "unlabelled": True},
     # one option at a time, on top of nothing
-    "only head first": {**NAKED, "head_epochs": 2},
-    "only trunk rate x0.3": {**NAKED, "trunk_lr": 0.3},
-    "only trunk rate x0.1": {**NAKED, "trunk_lr": 0.1},
-    "only batch norm in training": {**NAKED, "freeze_batch_norm": False},
-    "only distillation": {**NAKED, "distill": 1.0},
-    "only distillation x3": {**NAKED, "distill": 3.0},
-    "only interpolation": {**NAKED, "interpolation": "validation"},
-    "only replay": {**NAKED, "replay": 0.25},
+    "only head first": {**UNPROTECTED, "head_epochs": 2},
+    "only trunk rate x0.3": {**UNPROTECTED, "trunk_lr": 0.3},
+    "only trunk rate x0.1": {**UNPROTECTED, "trunk_lr": 0.1},
+    "only batch norm in training": {**UNPROTECTED, "freeze_batch_norm": False},
+    "only distillation": {**UNPROTECTED, "distill": 1.0},
+    "only distillation x3": {**UNPROTECTED, "distill": 3.0},
+    "only interpolation": {**UNPROTECTED, "interpolation": "validation"},
+    "only replay": {**UNPROTECTED, "replay": 0.25},
 }
 
 
@@ -86,27 +91,27 @@ def main() -> int:
     out = arguments.out.resolve() if arguments.out else None
     os.chdir(arguments.project)
     params = load_params()
-    plan = ClassPlan.parse(params.surgery.classes)
-    tables = Tables.read(Path("out/validate"), segmentation=False)
+    plan = params.surgery.plan()
+    tables = Tables.read(TABLES, segmentation=False)
     for split, parts in {
         "train": {"train": arguments.train, "val": arguments.val},
         "source": {"replay": arguments.replay, "source": None},
     }.items():
-        tables = parted(tables, split, parts) if any(parts.values()) else tables
-    judge = Judge(plan, tables)
+        tables = dealt_out(tables, split, parts) if any(parts.values()) else tables
+    measure = Measure(plan, tables)
     common = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.set)}
     torch.set_num_threads(common.get("threads") or params.finetune.threads or len(os.sched_getaffinity(0)))
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
     if not any(row["variant"] == "pretrained" for row in rows):
-        for name, path in {"pretrained": "out/fetch/pretrained.safetensors", "grafted": "out/surgery/grafted.safetensors"}.items():
-            keep(rows, {"variant": name, "seed": 0, **judge(load(Path(path)), pretrained=name == "pretrained")}, out)
+        for name, path in {"pretrained": PRETRAINED, "grafted": GRAFTED}.items():
+            keep(rows, {"variant": name, "seed": 0, **measure(load(path), pretrained=name == "pretrained")}, out)
     for seed in arguments.seeds:
         for variant in arguments.variants:
             name, _, extra = variant.partition("@")  # "defaults@distill=2.0,lr=0.02"
             changes = {**common, **VARIANTS[name], "seed": seed}
             changes |= {key: json.loads(value) for key, value in (item.split("=", 1) for item in extra.split(",") if item)}
             if not any(row["variant"] == variant and row["seed"] == seed for row in rows):
-                keep(rows, {"variant": variant, "seed": seed, **run(params, plan, tables, judge, changes)}, out)
+                keep(rows, {"variant": variant, "seed": seed, **run(params, plan, tables, measure, changes)}, out)
     print_table(rows)
     return 0
 
@@ -119,25 +124,25 @@ def keep(rows: list[dict[str, Any]], row: dict[str, Any], out: Path | None) -> N
             stream.write(json.dumps(row) + "\n")
 
 
-def run(params: Params, plan: ClassPlan, tables: Tables, judge: "Judge", changes: dict[str, Any]) -> dict[str, float]:
+def run(params: Params, plan: ClassPlan, tables: Tables, measure: "Measure", changes: dict[str, Any]) -> dict[str, float]:
     """Train one variant with one seed, and measure it."""
     changes = dict(changes)
     fresh, unlabelled, recipe = changes.pop("fresh", None), changes.pop("unlabelled", False), changes.pop("recipe", None)
     finetune = type(params.finetune).model_validate({**params.finetune.model_dump(exclude_unset=True), **changes})
     params = params.model_copy(update={"finetune": finetune})
-    weights = read_weights(Path("out/surgery/grafted.safetensors"))
+    weights = read_weights(GRAFTED)
     if fresh:
-        source = read_weights(Path("out/fetch/pretrained.safetensors"))
+        source = read_weights(PRETRAINED)
         weights = graft(source, {name: {"new": "reference"} for name in plan.names}, dropped="remove", seed=finetune.seed).weights
         weights = fresh_head(weights, finetune.seed) if fresh == "head" else weights
     boxes = None
     if unlabelled:
         tables = without(tables, set(plan.kept))
         boxes = missing_boxes(params, plan, tables)
-    device = choose_device(finetune)
-    dataset, train = training_set(params, plan, tables, weights, Path(), boxes)
+    device = training_device(finetune, params.runtime.device)
+    dataset, train = training_set(params, plan, tables, weights, pd.read_parquet(BOXES) if boxes is None else boxes)
     if recipe:
-        return {**judge(train_reference(weights, dataset.items, finetune.epochs, finetune.seed)), "share": 1.0}
+        return {**measure(train_reference(weights, dataset.items, finetune.epochs, finetune.seed)), "share": 1.0}
     job = Job(
         weights,
         () if fresh else tuple(plan.kept),
@@ -145,11 +150,12 @@ def run(params: Params, plan: ClassPlan, tables: Tables, judge: "Judge", changes
         train,
         finetune,
         device,
-        validation(tables, weights, Path(), params, device),
+        params.runtime,
+        validation(tables, weights, SplitImages(tables), params.predict.batch_size, device),
         shown=False,
     )
     outcome = fine_tune(job)
-    return {**judge(load(outcome.weights)), "share": outcome.record["interpolation"]["share"]}
+    return {**measure(load(outcome.weights)), "share": outcome.record.interpolation.share}
 
 
 def fresh_head(weights: Weights, seed: int) -> Weights:
@@ -163,7 +169,7 @@ def fresh_head(weights: Weights, seed: int) -> Weights:
     return replace(weights, state_dict=mixed)
 
 
-def parted(tables: Tables, split: str, parts: dict[str, int | None]) -> Tables:
+def dealt_out(tables: Tables, split: str, parts: dict[str, int | None]) -> Tables:
     """A split's images dealt out, by the SHA-256 of their names, to splits of so many images each (None: the rest; 0: none)."""
     whole = tables.split(split)
     order = sorted(whole.images["file_name"], key=lambda name: hashlib.sha256(name.encode()).hexdigest())
@@ -187,18 +193,18 @@ def without(tables: Tables, names: set[str]) -> Tables:
 
 def missing_boxes(params: Params, plan: ClassPlan, tables: Tables) -> pd.DataFrame:
     """What the `unlabelled` stage finds in these tables."""
-    found = predict(load(Path("out/fetch/pretrained.safetensors")), Pictures().of(tables, "train"), batch_size=8)
+    found = predict(load(PRETRAINED), SplitImages(tables).openers("train"), batch_size=8)
     return find_unlabelled(truth_of(tables, "train", tuple(plan.kept)), rename_kept(found, plan), params.unlabelled).boxes
 
 
-class Judge:
+class Measure:
     """Measures detectors on some splits: {"SPLIT": mAP, "SPLIT/CLASS": AP}; of a pretrained one, kept classes alone."""
 
     def __init__(self, plan: ClassPlan, tables: Tables, splits: Sequence[str] = ("test", "source")) -> None:
         self.plan = plan
         wanted = {split: classes_of(plan, tables, split) for split in splits if split in tables.splits}
         self.truths = {split: truth_of(tables, split, classes) for split, classes in wanted.items() if classes}
-        self.pictures = {split: Pictures().of(tables, split) for split in self.truths}
+        self.pictures = {split: SplitImages(tables).openers(split) for split in self.truths}
 
     def __call__(self, model: nn.Module, pretrained: bool = False) -> dict[str, float]:
         """The figures of one detector; the pretrained one's classes get the target's names."""

@@ -17,20 +17,25 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import nn
 
-from protection import Judge, fresh_head
+from protection import Measure, fresh_head
 from reference import train_reference
 from topwork.classes import ClassPlan
-from topwork.coco.tables import Tables
+from topwork.dataset.tables import Tables
 from topwork.detectors.builders import load
-from topwork.detectors.graft import graft
-from topwork.params import Params, load_params
-from topwork.stages.finetune import training_set
-from topwork.training.device import choose_device, keep_freed_memory
+from topwork.params.document import Params, load_params
+from topwork.project.fetch import PRETRAINED
+from topwork.project.surgery import GRAFTED
+from topwork.project.unlabelled import BOXES
+from topwork.project.validate import FOLDER as TABLES
+from topwork.surgery.graft import graft
+from topwork.training.device import keep_freed_memory, training_device
 from topwork.training.loop import Job, fine_tune
-from topwork.weights.weights import Weights, read_weights
+from topwork.training.setup import training_set
+from topwork.weights.format import Weights, read_weights
 
 SPLITS = ("val", "source")
 Figures = dict[str, float]
@@ -39,15 +44,15 @@ Figures = dict[str, float]
 class Curve:
     """Figures over seconds of training; what measuring takes isn't counted."""
 
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
+    def __init__(self, measure: Measure) -> None:
+        self.measured = measure
         self.rows: list[tuple[float, Figures]] = []
         self.seconds, self.since = 0.0, time.perf_counter()
 
     def measure(self, model: nn.Module) -> Figures:
         """Stop the clock, measure, and let it run on."""
         self.seconds += time.perf_counter() - self.since
-        figures = self.judge(model)
+        figures = self.measured(model)
         self.rows.append((self.seconds, figures))
         self.since = time.perf_counter()
         return figures
@@ -59,15 +64,15 @@ class Curve:
 
 def train_ours(params: Params, plan: ClassPlan, tables: Tables, weights: Weights, curve: Curve) -> None:
     """The stage's own loop with the project's params; preparing the run is counted."""
-    device = choose_device(params.finetune)
+    device = training_device(params.finetune, params.runtime.device)
     curve.since = time.perf_counter()
-    dataset, train = training_set(params, plan, tables, weights, Path())
+    dataset, train = training_set(params, plan, tables, weights, pd.read_parquet(BOXES))
 
     def validate(model: nn.Module) -> dict[str, float]:
         found = curve.measure(model)
         return {"map": found["val"], **found}
 
-    fine_tune(Job(weights, tuple(plan.kept), dataset, train, params.finetune, device, validate, shown=False))
+    fine_tune(Job(weights, tuple(plan.kept), dataset, train, params.finetune, device, params.runtime, validate, shown=False))
 
 
 def main() -> int:
@@ -80,11 +85,11 @@ def main() -> int:
     keep_freed_memory()
     os.chdir(arguments.project)
     params = load_params()
-    plan = ClassPlan.parse(params.surgery.classes)
-    tables = Tables.read(Path("out/validate"), segmentation=False)
-    judge = Judge(plan, tables, SPLITS)
-    source, grafted = read_weights(Path("out/fetch/pretrained.safetensors")), read_weights(Path("out/surgery/grafted.safetensors"))
-    pretrained = judge(load(source), pretrained=True)
+    plan = params.surgery.plan()
+    tables = Tables.read(TABLES, segmentation=False)
+    measure = Measure(plan, tables, SPLITS)
+    source, grafted = read_weights(PRETRAINED), read_weights(GRAFTED)
+    pretrained = measure(load(source), pretrained=True)
     kept = [name for name in pretrained if "/" in name]
     print("pretrained:", json.dumps({name: round(pretrained[name], 3) for name in kept}), flush=True)
     changes = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.set)}
@@ -99,9 +104,9 @@ def main() -> int:
         finetune = type(params.finetune).model_validate({**params.finetune.model_dump(exclude_unset=True), **own})
         torch.set_num_threads(finetune.threads or len(os.sched_getaffinity(0)))
         fresh = graft(source, {name: {"new": "reference"} for name in plan.names}, dropped="remove", seed=seed).weights
-        curves = {"reference": Curve(judge), "ours": Curve(judge)}
+        curves = {"reference": Curve(measure), "ours": Curve(measure)}
         items = training_set(
-            params.model_copy(update={"finetune": finetune.model_copy(update={"replay": 0.0})}), plan, tables, fresh, Path()
+            params.model_copy(update={"finetune": finetune.model_copy(update={"replay": 0.0})}), plan, tables, fresh, pd.read_parquet(BOXES)
         )[0].items
         curves["reference"].since = time.perf_counter()
         train_reference(fresh_head(fresh, seed), items, finetune.epochs, seed, curves["reference"].measure)
@@ -111,8 +116,10 @@ def main() -> int:
         for name, curve in curves.items():
             holds = curve.until(partial(reaches, {key: 0.95 * pretrained[key] for key in kept}))
             last = curve.rows[-1][1]
-            told = ", ".join(f"{key} {last[key]:.3f}" for key in kept)
-            print(f"| {seed} | {name} | {curve.seconds:.0f} | {holds:.0f} | {learned[name]:.0f} | {last['val']:.3f} | {told} |", flush=True)
+            shown = ", ".join(f"{key} {last[key]:.3f}" for key in kept)
+            print(
+                f"| {seed} | {name} | {curve.seconds:.0f} | {holds:.0f} | {learned[name]:.0f} | {last['val']:.3f} | {shown} |", flush=True
+            )
             if arguments.curves:
                 print(json.dumps([[round(seconds, 1), found] for seconds, found in curve.rows]), flush=True)
         ratios.append(learned["ours"] / learned["reference"])

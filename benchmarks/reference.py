@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from topwork.coco.images import ImageStore
+from topwork.dataset.images import ImageStore
 from topwork.detectors.builders import load
 from topwork.training.dataset import Example
-from topwork.weights.weights import Weights
+from topwork.weights.format import Weights
 
 
 class Mirrored(Dataset[Any]):

@@ -32,8 +32,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from topwork import graft, load, read_weights, write_weights
 from topwork.detectors.axes import anatomy
 from topwork.detectors.builders import UninitializedParameters, build, builder_name
+from topwork.download.shipped import WEIGHTS as DEMO_WEIGHTS
 from topwork.weights.categories import category_set
-from topwork.weights.weights import Weights, demo_weights_path
+from topwork.weights.format import Weights
 
 PLAN = {"hard_hat": "new", "person": "keep", "forklift": {"like": ["truck", "car"]}}
 LABEL = 2  # person's, in the grafted heads
@@ -123,7 +124,7 @@ def graft_memory(builder: str, dropped: str) -> dict[str, float]:
 
 def _memory_of(source: Path, dropped: str) -> int:
     """Graft a file, write the result, and say by how many bytes the peak grew."""
-    read_weights(demo_weights_path())
+    read_weights(DEMO_WEIGHTS)
     anatomy("ssdlite320_mobilenet_v3_large", 3)  # with the line before: loads what is loaded on first use
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts again
     before = _resident("VmRSS")

@@ -29,14 +29,14 @@ from torchvision.models import get_model
 from torchvision.transforms import v2
 
 from topwork.detectors.builders import build
-from topwork.params import FinetuneParams
+from topwork.params.finetune import FinetuneParams
 from topwork.training.batches import epoch_batches, loader
 from topwork.training.dataset import DetectionDataset, Example, collate
-from topwork.training.device import choose_device, exactness, keep_freed_memory
+from topwork.training.device import exactness, keep_freed_memory, training_device
 from topwork.training.features import FeatureBank
 from topwork.training.loop import Job, _Run
 from topwork.training.progress import Watch
-from topwork.weights.weights import Weights
+from topwork.weights.format import Weights
 
 CASES = {
     "ssdlite320, full": ("ssdlite320_mobilenet_v3_large", 1.0, 8),
@@ -85,7 +85,7 @@ def reference(builder: str, frozen: bool, items: list[Example], batch_size: int)
     return step
 
 
-def our_run(builder: str, trunk_lr: float, items: list[Example], batch_size: int, options: dict[str, Any]) -> _Run:
+def our_run(builder: str, trunk_lr: float, items: list[Example], batch_size: int, options: dict[str, Any], cache_mib: int = 512) -> _Run:
     """Our loop, ready to take steps."""
     params = FinetuneParams(
         epochs=100,
@@ -94,14 +94,13 @@ def our_run(builder: str, trunk_lr: float, items: list[Example], batch_size: int
         lr=1e-4,
         trunk_lr=trunk_lr,
         distill=0.0,
-        device="cpu",
         warmup_steps=0,
-        **{"workers": 0, **options},
+        **options,
     )
     torch.manual_seed(0)
     weights = Weights(build(builder, len(COLUMNS)).state_dict(), COLUMNS, builder)
-    dataset = DetectionDataset(items, root=Path("/"), preset="hflip", cache_mib=params.image_cache_mib)
-    run = _Run(Job(weights, (), dataset, len(items), params, choose_device(params), shown=False))
+    dataset = DetectionDataset(items, root=Path("/"), preset="hflip", cache_mib=cache_mib)
+    run = _Run(Job(weights, (), dataset, len(items), params, training_device(params, "cpu"), shown=False))
     run.state.model.train()
     run.protection.freeze(run.state.model, trunk=trunk_lr > 0)
     run.watch = Watch(0, shown=False)
@@ -127,7 +126,7 @@ def ours(builder: str, trunk_lr: float, items: list[Example], batch_size: int, o
 def loading(items: list[Example], rounds: int, steps: int, options: dict[str, Any]) -> None:
     """Print what a step costs with images that come from the loader, over one on ready tensors; decoded images aren't kept."""
     builder, trunk_lr, batch_size = CASES["ssdlite320, full"]
-    run = our_run(builder, trunk_lr, items, batch_size, {**options, "workers": 1, "image_cache_mib": 0})
+    run = our_run(builder, trunk_lr, items, batch_size, options, cache_mib=0)
     epochs = 1 + (rounds + 2) * steps * batch_size // len(items)
     batches = [batch for epoch in range(epochs) for batch in epoch_batches(epoch, train=len(items), batch_size=batch_size)]
     loaded = loader(run.job.dataset, batches, workers=1)
@@ -158,13 +157,13 @@ def main() -> int:
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     keep_freed_memory()
     options = {"threads": arguments.threads} if arguments.threads else {}
-    params = FinetuneParams(device="cpu", **options)
+    params = FinetuneParams(**options)
     if arguments.loading:
-        with tempfile.TemporaryDirectory() as folder, exactness(params, choose_device(params)):
+        with tempfile.TemporaryDirectory() as folder, exactness(params, training_device(params, "cpu")):
             loading(pictures(Path(folder), 640), arguments.rounds, arguments.steps, options)
         return 0
     print("| case | reference images/s | ours images/s | ratio | quartiles |\n|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, exactness(params, choose_device(params)):
+    with tempfile.TemporaryDirectory() as folder, exactness(params, training_device(params, "cpu")):
         items = pictures(Path(folder))
         for case in arguments.cases:
             builder, trunk_lr, batch_size = CASES[case]

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.transforms.v2 import functional as vision
 
-from topwork.coco.tables import Tables
+from topwork.dataset.tables import Tables
 from topwork.training.augmentation import PRESETS
 from topwork.training.dataset import DetectionDataset, examples
 

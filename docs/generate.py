@@ -1,16 +1,21 @@
-"""Write docs/params.md from the docstrings of topwork.params: `python docs/generate.py`. A test holds the two together."""
+"""Write docs/params.md from the docstrings of topwork.params, and docs/receipt.schema.json from the receipt's record.
 
+`python docs/generate.py`; a test holds both to the code.
+"""
+
+import json
 import typing
 from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from topwork.params import Params
+from topwork.params.document import Params
+from topwork.project.surgery import ReceiptRecord
 
 HEAD = """# params.yaml
 
-Written by `python docs/generate.py` from `src/topwork/params.py`. An unknown or misspelt key is an error that names the nearest one.
+Written by `python docs/generate.py` from `src/topwork/params/`. An unknown or misspelt key is an error that names the nearest one.
 """
 
 
@@ -22,6 +27,12 @@ def reference() -> str:
         if section is not None:
             parts.append(_table(f"`{name}`", section))
     return "\n".join(parts)
+
+
+def receipt_schema() -> str:
+    """The JSON Schema of a surgery's receipt."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **ReceiptRecord.model_json_schema()}
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 
 
 def _table(title: str, section: type[BaseModel]) -> str:
@@ -50,4 +61,6 @@ def _section(annotation: typing.Any) -> type[BaseModel] | None:
 
 
 if __name__ == "__main__":
-    (Path(__file__).parent / "params.md").write_text(reference(), encoding="utf-8")
+    folder = Path(__file__).parent
+    (folder / "params.md").write_text(reference(), encoding="utf-8")
+    (folder / "receipt.schema.json").write_text(receipt_schema(), encoding="utf-8")

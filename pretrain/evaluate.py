@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from street_data import COLUMNS, build_detector, coco_figures, load_split, predict
 from torchvision.models.detection.ssd import SSD
 
-from topwork.demo import RECORD, WEIGHTS
+from topwork.download.shipped import RECORD, WEIGHTS
 from topwork.files import atomic_path, canonical_json, sha256_file
 
 BUILDER = "ssdlite320_mobilenet_v3_large"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dvc  # noqa: F401 (it logs to the stream that it finds when it is imported first: not one that a test captures and closes)
 import pytest
 from ruamel.yaml import YAML
 

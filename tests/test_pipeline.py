@@ -23,7 +23,7 @@ def test_a_second_repro_runs_nothing(project: Path) -> None:
     before = {name: (project / name).read_bytes() for name in OUTPUTS}
     output = done(project, "dvc", "repro")
     assert "Running stage" not in output
-    assert output.count("didn't change, skipping") == 9
+    assert output.count("didn't change, skipping") == 12
     assert {name: (project / name).read_bytes() for name in OUTPUTS} == before
 
 
@@ -37,10 +37,15 @@ def test_the_flow_gives_the_same_lock_and_finds_everything_fresh(project: Path) 
 def test_metrics_and_plots_are_dvcs_own(project: Path) -> None:
     metrics = json.loads(done(project, "dvc", "metrics", "show", "--json"))
     files = metrics[""]["data"]
-    assert "finetuned" in files["out/evaluate/metrics.json"]["data"]["test"]
+    assert next(iter(files)) == "out/metrics.json"
+    assert {name: set(values) for name, values in files["out/metrics.json"]["data"].items() if name != "map"} == {
+        "retention": {"person"},
+        "ap": {"helmet", "forklift"},
+    }
+    assert files["out/finetune/curves/metrics.json"]["data"]["train"]["loss"] > 0
     done(project, "dvc", "plots", "show", "--out", ".topwork/plots")
     page = (project / ".topwork" / "plots" / "index.html").read_text(encoding="utf-8")
-    for title in ("training loss", "precision and recall", "confusion", "calibration"):
+    for title in ("train/loss", "lr/head", "val/map", "precision and recall", "confusion", "calibration"):
         assert title in page
 
 
@@ -51,7 +56,7 @@ def test_a_breached_contract_fails_the_gate_after_everything_is_written(clone: P
     assert "error: " in broken.stderr
     assert "person" in broken.stderr
     assert "5" in broken.stderr
-    for written in ("out/evaluate/metrics.json", "out/report/report.html", "out/evaluate/verdict.json"):
+    for written in ("out/metrics.json", "out/report/report.html", "out/evaluate/verdict.json"):
         assert (clone / written).stat().st_size > 0
     assert not (clone / "out/gate/verdict.json").exists()
     flow = run(clone, "python", "-m", "flows.pipeline")

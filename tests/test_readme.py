@@ -34,7 +34,7 @@ def test_the_first_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_params_of_the_example_are_valid() -> None:
     from ruamel.yaml import YAML
 
-    from topwork.params import parse_params
+    from topwork.params.document import parse_params
 
     (example,) = blocks("yaml")
     parse_params(YAML(typ="safe", pure=True).load(example))

@@ -10,16 +10,16 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "ClassPlan": "topwork.classes",
-    "Weights": "topwork.weights.weights",
-    "read_weights": "topwork.weights.weights",
-    "write_weights": "topwork.weights.weights",
-    "demo_weights": "topwork.weights.weights",
+    "Weights": "topwork.weights.format",
+    "read_weights": "topwork.weights.format",
+    "write_weights": "topwork.weights.format",
+    "demo_weights": "topwork.download.shipped",
     "build": "topwork.detectors.builders",
-    "graft": "topwork.detectors.graft",
+    "graft": "topwork.surgery.graft",
     "load": "topwork.detectors.builders",
-    "inspect": "topwork.detectors.inspection",
-    "diff": "topwork.detectors.inspection",
-    "verify_graft": "topwork.detectors.receipt",
+    "inspect": "topwork.surgery.inspection",
+    "diff": "topwork.surgery.inspection",
+    "verify_graft": "topwork.surgery.verification",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -40,6 +40,10 @@ class ReceiptError(SurgeryError):
     """A surgery receipt doesn't hold against the two files it speaks of."""
 
 
+class DeviceError(TopworkError):
+    """A device isn't there, or can't compute what is asked of it."""
+
+
 class TrainingError(TopworkError):
     """Fine-tuning can't start or go on (non-finite loss, changed inputs, unusable device)."""
 

@@ -5,14 +5,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from topwork.errors import TopworkError
 
 CHUNK_BYTES = 1 << 20
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def sha256_file(path: Path) -> str:
@@ -124,18 +126,23 @@ def read_json(path: Path) -> Any:
 
 
 class HeldInputs:
-    """Hashes of a stage's inputs, taken before it reads them and checked after.
+    """What a stage reads: hashed before it is read, and held against that at the end.
 
     DVC hashes a stage's deps after its command has run, so that an input edited meanwhile would be recorded as if it had been
     used. A stage therefore holds its inputs: `held = HeldInputs(paths)` first, `held.check()` before the outputs are put in place.
+
+    Args:
+        paths: name -> file or folder.
+        watched: name -> what gives the state of inputs that are too many to hash twice (size and time of each image).
     """
 
-    def __init__(self, paths: Mapping[str, Path]) -> None:
+    def __init__(self, paths: Mapping[str, Path], watched: Mapping[str, Callable[[], object]] = NOTHING) -> None:
         self.paths = dict(paths)
         for path in self.paths.values():
             if not path.exists():
                 raise TopworkError(f"{path}: no such file or folder, and this stage reads it. Run `dvc repro`, or mend params.yaml.")
         self.hashes = {name: sha256_path(path) for name, path in self.paths.items()}
+        self._watched = {name: (state, state()) for name, state in watched.items()}
 
     def check(self) -> None:
         """Hash again.
@@ -150,3 +157,6 @@ class HeldInputs:
                     f"{path}: changed while the stage was reading it (SHA-256 {self.hashes[name][:12]} before, {found[:12]} after). "
                     "Nothing was written; run the stage again."
                 )
+        for name, (state, before) in self._watched.items():
+            if state() != before:
+                raise TopworkError(f"{name}: changed while the stage was reading them. Nothing was written; run the stage again.")

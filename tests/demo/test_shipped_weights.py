@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
-from topwork.demo import RECORD, WEIGHTS
 from topwork.demo.street import STREET_CLASSES
 from topwork.demo.worlds import STREET
+from topwork.download.shipped import RECORD, WEIGHTS
 from topwork.files import sha256_file
 
 COLUMNS = ["__background__", *STREET_CLASSES]

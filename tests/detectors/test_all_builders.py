@@ -7,12 +7,12 @@ import torch
 
 from detectors import efficient, tiny
 from topwork import graft
-from topwork.detectors import record
 from topwork.detectors.axes import anatomy, randomize
 from topwork.detectors.builders import UninitializedParameters, build, resolve, torchvision_builders
 from topwork.detectors.families import family_of
-from topwork.detectors.receipt import same_bits
-from topwork.detectors.rows import rows_of
+from topwork.surgery import receipt
+from topwork.surgery.rows import rows_of
+from topwork.surgery.verification import same_bits
 
 COLUMNS = ("__background__", "person", "car", "N/A", "dog", "tree")
 NAMED = ("__background__", "person", "car", "cone", "dog", "tree")
@@ -32,8 +32,8 @@ def _id(builder):
 @pytest.fixture(autouse=True)
 def _quick_hashes(monkeypatch):
     """Receipts have their own tests; here the trunks' hundreds of megabytes aren't hashed each time."""
-    whole = record.sha256_tensor
-    monkeypatch.setattr(record, "sha256_tensor", lambda tensor: whole(tensor) if tensor.numel() < 10_000 else "0" * 64)
+    whole = receipt.sha256_tensor
+    monkeypatch.setattr(receipt, "sha256_tensor", lambda tensor: whole(tensor) if tensor.numel() < 10_000 else "0" * 64)
 
 
 @pytest.fixture(scope="module", params=BUILDERS, ids=_id)

@@ -12,7 +12,7 @@ from topwork import build, load
 from topwork.detectors.builders import UninitializedParameters, builder_name, resolve
 from topwork.errors import SurgeryError, WeightsError
 from topwork.files import sha256_file
-from topwork.weights.weights import Weights
+from topwork.weights.format import Weights
 
 COLUMNS = ("__background__", "person", "car")
 

@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from topwork.classes import BACKGROUND
-from topwork.coco.tables import Tables
-from topwork.params import Params, parse_params
-from topwork.weights.weights import Weights, write_weights
+from topwork.dataset.tables import Tables
+from topwork.params.document import Params, parse_params
+from topwork.stages import baseline, evaluate, predict
+from topwork.weights.format import Weights, write_weights
 
 COLOURS = {"person": (1.0, 0.0, 0.0), "truck": (0.0, 1.0, 0.0), "helmet": (0.0, 0.0, 1.0), "forklift": (1.0, 1.0, 0.0)}
 BUILDER = "evaluation.colours:detector"
@@ -96,27 +97,37 @@ def colour_params(**sections: Any) -> Params:
     document = {
         "dataset": {"root": "data", "train": {"annotations": "train.json", "images": "train"}},
         "surgery": {"classes": {"person": "keep", "helmet": "new", "forklift": {"like": "truck"}}},
-        "evaluate": {"bootstrap": 40, "device": "cpu", "batch_size": 4},
+        "predict": {"batch_size": 4},
+        "evaluate": {"bootstrap": 40},
+        "runtime": {"device": "cpu"},
         "retention": {"person": {"min": 0.65, "on": "source"}},
     }
     return parse_params({**document, **sections})
 
 
-def colour_project(root: Path, finetuned: dict[str, float] | None = None) -> None:
+def colour_project(root: Path, finetuned: dict[str, float] | None = None, helmet: str = "helmet") -> None:
     """All that `evaluate` and `unlabelled` read. Fine-tuned sizes default to a person found with an overlap of 0.81: AP 0.7."""
-    test = [["person", "helmet"], ["person", "forklift"], ["helmet"], ["person"], ["forklift", "helmet"], []] * 4
-    yard = {3: "forklift", 5: "helmet", 8: "person"}
+    COLOURS.setdefault(helmet, COLOURS["helmet"])
+    test = [["person", helmet], ["person", "forklift"], [helmet], ["person"], ["forklift", helmet], []] * 4
+    yard = {3: "forklift", 5: helmet, 8: "person"}
     Tables.join(
         [
-            colour_set(root, "train", yard, [["person", "helmet"], ["person"], ["helmet"]] * 10, labelled={"helmet"}),
+            colour_set(root, "train", yard, [["person", helmet], ["person"], [helmet]] * 10, labelled={helmet}),
             colour_set(root, "test", yard, test),
             colour_set(root, "source", {1: "person", 2: "truck"}, [["person"], ["truck"], ["person", "truck"]] * 10),
         ]
     ).write(root / "out/validate")
     write_weights(root / "out/fetch/pretrained.safetensors", colour_weights(("person", "truck", "N/A")))
-    target = ("person", "helmet", "forklift")
-    write_weights(root / "out/surgery/grafted.safetensors", colour_weights(target, {"helmet": 0.1, "forklift": 0.1}))
-    write_weights(root / "out/finetune/weights.safetensors", colour_weights(target, finetuned or {"person": 0.9, "helmet": 0.99}))
+    target = ("person", helmet, "forklift")
+    write_weights(root / "out/surgery/grafted.safetensors", colour_weights(target, {helmet: 0.1, "forklift": 0.1}))
+    write_weights(root / "out/finetune/weights.safetensors", colour_weights(target, finetuned or {"person": 0.9, helmet: 0.99}))
+
+
+def run_stages(root: Path, params: Params) -> None:
+    """Predict with all three detectors, and evaluate."""
+    baseline.run(params, root)
+    predict.run(params, root)
+    evaluate.run(params, root)
 
 
 def read(path: Path) -> Any:

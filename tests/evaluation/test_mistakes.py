@@ -8,11 +8,11 @@ import pytest
 from evaluation.worlds import random_world
 from topwork.evaluation.calibration import expected_error, reliability
 from topwork.evaluation.confusion import confident, confusion
-from topwork.evaluation.curves import best_threshold
-from topwork.evaluation.matching import Matches, match
-from topwork.evaluation.metrics import _datasets, score
 from topwork.evaluation.mistakes import KINDS, find_mistakes, worst_images
-from topwork.evaluation.truth import Truth, detections_of
+from topwork.metrics.coco import _datasets, score
+from topwork.metrics.curves import best_threshold
+from topwork.metrics.matching import Matches, match
+from topwork.metrics.truth import Truth, detections_of
 
 CLASSES = ("person", "helmet")
 

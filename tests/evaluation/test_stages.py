@@ -6,67 +6,95 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from evaluation.colours import colour_params, colour_project, colour_weights, read
-from topwork.coco.tables import Tables
+from evaluation.colours import colour_params, colour_project, colour_weights, read, run_stages
+from topwork.dataset.tables import Tables
 from topwork.errors import EvaluationError, RetentionError, TopworkError
-from topwork.evaluation.truth import truth_of
 from topwork.evaluation.unlabelled import find_unlabelled
-from topwork.files import write_text
-from topwork.params import UnlabelledParams
-from topwork.stages import evaluate, gate, unlabelled
-from topwork.weights.weights import write_weights
+from topwork.files import sha256_file, write_text
+from topwork.metrics.truth import truth_of
+from topwork.params.unlabelled import UnlabelledParams
+from topwork.project.evaluate import CLASSES, METRICS, TABLE
+from topwork.project.names import MODELS
+from topwork.project.predictions import PredictionRecord, predictions_folder, predictions_path, record_path
+from topwork.project.surgery import GRAFTED
+from topwork.stages import baseline, evaluate, gate, predict, unlabelled
+from topwork.weights.format import write_weights
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("colours")
     colour_project(root)
-    evaluate.run(colour_params(), root)
+    run_stages(root, colour_params())
     return root
 
 
 def test_metrics_by_hand(project: Path) -> None:
     """Overlap 0.81 is found at seven of ten thresholds, 0.98 at all; 0.01 at none."""
-    metrics = read(project / "out/evaluate/metrics.json")
-    assert metrics["test"]["pretrained"] == {"map": 1.0, "map_50": 1.0, "map_75": 1.0, "mar_100": 1.0, "person": {"ap": 1.0, "ap_50": 1.0}}
-    assert metrics["test"]["grafted"]["person"]["ap"] == 1.0
-    assert metrics["test"]["grafted"]["helmet"]["ap"] == 0.0
-    assert metrics["test"]["finetuned"]["person"] == {"ap": pytest.approx(0.7), "ap_50": 1.0}
-    assert metrics["test"]["finetuned"]["map"] == pytest.approx((0.7 + 1 + 1) / 3)
-    assert set(metrics["source"]["finetuned"]) == {"map", "map_50", "map_75", "mar_100", "person"}
-    assert metrics["retention"] == {"person": pytest.approx(0.7)}
+    sets = read(project / TABLE)["sets"]
+    means = {"map": 1.0, "map_50": 1.0, "map_75": 1.0, "mar_100": 1.0}
+    assert sets["test"]["pretrained"] == {**means, "classes": {"person": {"ap": 1.0, "ap_50": 1.0}}, "masks": None}
+    assert sets["test"]["grafted"]["classes"]["person"]["ap"] == 1.0
+    assert sets["test"]["grafted"]["classes"]["helmet"]["ap"] == 0.0
+    assert sets["test"]["finetuned"]["classes"]["person"] == {"ap": pytest.approx(0.7), "ap_50": 1.0}
+    assert sets["test"]["finetuned"]["map"] == pytest.approx((0.7 + 1 + 1) / 3)
+    assert set(sets["source"]["finetuned"]["classes"]) == {"person"}
+    assert read(project / METRICS) == {
+        "retention": {"person": pytest.approx(0.7)},
+        "ap": {"helmet": 1.0, "forklift": 1.0},
+        "map": pytest.approx((0.7 + 1 + 1) / 3),
+    }
+
+
+def test_a_class_named_like_a_metric_keeps_its_name(tmp_path: Path) -> None:
+    colour_project(tmp_path, helmet="map")
+    run_stages(tmp_path, colour_params(surgery={"classes": {"person": "keep", "map": "new", "forklift": {"like": "truck"}}}))
+    assert read(tmp_path / TABLE)["sets"]["test"]["finetuned"]["classes"]["map"] == {"ap": 1.0, "ap_50": 1.0}
+    assert read(tmp_path / METRICS)["ap"] == {"map": 1.0, "forklift": 1.0}
 
 
 def test_class_rows(project: Path) -> None:
-    rows = {(row["set"], row["class"]): row for row in read(project / "out/evaluate/classes.json")}
+    rows = {(row["set"], row["class"]): row for row in read(project / CLASSES)["classes"]}
     assert set(rows) == {("test", "person"), ("test", "helmet"), ("test", "forklift"), ("source", "person")}
     person = rows["source", "person"]
     assert (person["objects"], person["images"], person["origin"], person["note"]) == (20, 20, "keep", None)
-    assert (person["ap_pretrained"], person["ap_finetuned"], person["retention"]) == (1.0, pytest.approx(0.7), pytest.approx(0.7))
+    before, after = person["models"]["pretrained"], person["models"]["finetuned"]
+    assert (before["ap"], after["ap"], person["retention"]) == (1.0, pytest.approx(0.7), pytest.approx(0.7))
     assert person["interval_retention"] == [pytest.approx(0.7), pytest.approx(0.7)]
-    assert person["best_finetuned"]["threshold"] == pytest.approx(0.9)
-    assert person["ece_finetuned"] == pytest.approx(0.1)
-    assert person["figures_finetuned"]["ap_small"] == pytest.approx(0.7)
-    assert person["figures_finetuned"]["ap_large"] is None
+    assert after["best"]["threshold"] == pytest.approx(0.9)
+    assert after["ece"] == pytest.approx(0.1)
+    assert after["figures"]["ap_small"] == pytest.approx(0.7)
+    assert after["figures"]["ap_large"] is None
     helmet = rows["test", "helmet"]
-    assert (helmet["ap_pretrained"], helmet["retention"], helmet["figures_pretrained"]) == (None, None, None)
+    unknown = {"ap": None, "interval": None, "figures": None, "best": None, "ece": None}
+    assert (helmet["models"]["pretrained"], helmet["retention"]) == (unknown, None)
     assert "nothing to retain" in helmet["note"]
 
 
 def test_predictions_bear_target_names(project: Path) -> None:
-    folder = project / "out/evaluate/predictions"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        f"{model}.{split}.{kind}"
-        for model in ("pretrained", "grafted", "finetuned")
-        for split in ("test", "source")
-        for kind in ("json", "parquet")
-    )
-    table = pd.read_parquet(folder / "pretrained.source.parquet")
+    names = {model: sorted(path.name for path in (project / predictions_folder(model)).iterdir()) for model in MODELS}
+    expected = {
+        "pretrained": ("test", "source", "train"),
+        "grafted": ("test", "source"),
+        "finetuned": ("test", "source"),
+    }
+    files = {m: [f"{m}.{split}.{kind}" for split in splits for kind in ("json", "parquet")] for m, splits in expected.items()}
+    assert names["finetuned"] == sorted(files["finetuned"])
+    assert names["pretrained"] == names["grafted"] == sorted(files["pretrained"] + files["grafted"])
+    table = pd.read_parquet(project / predictions_path("pretrained", "source"))
     assert set(table["name"]) == {"person"}
     assert set(table["label"]) == {1}
-    results = read(folder / "finetuned.test.json")
+    results = read((project / predictions_path("finetuned", "test")).with_suffix(".json"))
     assert {result["category_id"] for result in results} == {3, 5, 8}  # the set's own ids
     assert results[0] == {"image_id": 10, "category_id": 8, "bbox": [3.0, 3.0, 18.0, 18.0], "score": 0.9}
+
+
+def test_predictions_say_how_they_were_computed(project: Path) -> None:
+    record = PredictionRecord.read(project / record_path("grafted"))
+    assert record.machine["device"] == "cpu"
+    assert record.batch_size == 4
+    assert record.weights["grafted"] == sha256_file(project / GRAFTED)
+    assert record.splits == {"pretrained": ["test", "source", "train"], "grafted": ["test", "source"]}
 
 
 def test_plots(project: Path) -> None:
@@ -82,9 +110,9 @@ def test_plots(project: Path) -> None:
     assert len(pd.read_csv(folder / "confusion_test.csv")) == 32
     calibration = pd.read_csv(folder / "calibration.csv")
     assert set(calibration["class"]) == {"all", "person", "helmet", "forklift"}
-    assert list(pd.read_csv(folder / "calibration_test.csv")) == ["score", "honest", "pretrained", "grafted", "finetuned"]
+    assert list(pd.read_csv(folder / "calibration_test.csv")) == ["score", "ideal", "pretrained", "grafted", "finetuned"]
     errors = read(folder / "errors.json")
-    grafted = errors["test"]["grafted"]
+    grafted = errors["sets"]["test"]["grafted"]
     assert grafted["kinds"]["missed"]["count"] + grafted["kinds"]["background"]["count"] == 40
     shares = [entry["share"] for entry in grafted["kinds"].values()]
     assert math.fsum(shares) == pytest.approx(1 - grafted["ap_50"], abs=1e-12)
@@ -94,15 +122,15 @@ def test_plots(project: Path) -> None:
 
 def test_outputs_repeat_to_the_byte(project: Path, tmp_path: Path) -> None:
     colour_project(tmp_path)
-    evaluate.run(colour_params(), tmp_path)
-    files = sorted(path.relative_to(project) for path in (project / "out/evaluate").rglob("*") if path.is_file())
-    assert len(files) > 15
+    run_stages(tmp_path, colour_params())
+    files = sorted(path.relative_to(project) for path in (project / "out").rglob("*") if path.is_file())
+    assert len(files) > 25
     for file in files:
         assert (project / file).read_bytes() == (tmp_path / file).read_bytes(), file
 
 
 def test_no_nan_and_no_path_in_json(project: Path) -> None:
-    for path in (project / "out/evaluate").rglob("*.json"):
+    for path in (project / "out").rglob("*.json"):
         text = path.read_text()
         assert "NaN" not in text
         assert "Infinity" not in text
@@ -117,13 +145,13 @@ def test_gate_fails_and_passes(project: Path) -> None:
     strict = colour_params(retention={"person": {"min": 0.95, "on": "source"}})
     with pytest.raises(RetentionError, match="verdict is older than the contract"):
         gate.run(strict, project)
-    before = (project / "out/evaluate/metrics.json").read_bytes()
+    before = (project / TABLE).read_bytes()
     evaluate.run(strict, project)  # a breach doesn't stop it
     with pytest.raises(
         RetentionError, match=r"person on source: AP 1\.000 pretrained, 0\.700 fine-tuned: retention 0\.700 .*asked for 0\.95 at least"
     ):
         gate.run(strict, project)
-    assert (project / "out/evaluate/metrics.json").read_bytes() == before
+    assert (project / TABLE).read_bytes() == before
     evaluate.run(colour_params(), project)
 
 
@@ -154,15 +182,16 @@ def _without(root: Path, split: str) -> None:
 
 def test_sets_that_are_missing(tmp_path: Path) -> None:
     colour_project(tmp_path)
+    baseline.run(colour_params(), tmp_path)
+    predict.run(colour_params(), tmp_path)
     _without(tmp_path, "source")
     with pytest.raises(EvaluationError, match=r"person: on: source, and dataset.source isn't given; sets to measure on are test"):
         evaluate.run(colour_params(), tmp_path)
-    evaluate.run(colour_params(retention={}), tmp_path)
-    metrics = read(tmp_path / "out/evaluate/metrics.json")
-    assert set(metrics) == {"test", "retention"}
-    assert metrics["retention"] == {"person": pytest.approx(0.7)}
+    run_stages(tmp_path, colour_params(retention={}))
+    assert set(read(tmp_path / TABLE)["sets"]) == {"test"}
+    assert read(tmp_path / METRICS)["retention"] == {"person": pytest.approx(0.7)}
     _without(tmp_path, "test")
-    with pytest.raises(EvaluationError, match="evaluate: no test set"):
+    with pytest.raises(EvaluationError, match=r"no test set; name one as dataset\.test"):
         evaluate.run(colour_params(retention={}), tmp_path)
 
 
@@ -173,9 +202,9 @@ def test_class_without_objects_has_a_note_and_no_ap(tmp_path: Path) -> None:
     Tables(tables.images, rows[~((rows["split"] == "test") & (rows["category_id"].isin([3, 8])))], tables.categories).write(
         tmp_path / "out/validate"
     )
-    evaluate.run(colour_params(retention={"person": {"min": 0.9, "on": "test"}}), tmp_path)
-    row = next(row for row in read(tmp_path / "out/evaluate/classes.json") if (row["set"], row["class"]) == ("test", "person"))
-    assert (row["ap_finetuned"], row["retention"]) == (None, None)
+    run_stages(tmp_path, colour_params(retention={"person": {"min": 0.9, "on": "test"}}))
+    row = next(row for row in read(tmp_path / CLASSES)["classes"] if (row["set"], row["class"]) == ("test", "person"))
+    assert (row["models"]["finetuned"]["ap"], row["retention"]) == (None, None)
     assert row["note"] == "the test set has no object of the class person: its AP is undefined"
     verdict = read(tmp_path / "out/evaluate/verdict.json")
     assert verdict["holds"] is False
@@ -183,15 +212,15 @@ def test_class_without_objects_has_a_note_and_no_ap(tmp_path: Path) -> None:
         verdict["contracts"][0]["sentence"]
         == "person on test: retention undefined (the test set has no object of the class), asked for 0.9 at least"
     )
-    assert read(tmp_path / "out/evaluate/metrics.json")["test"]["finetuned"]["map"] == pytest.approx(1.0)  # the helmet's alone
+    assert read(tmp_path / TABLE)["sets"]["test"]["finetuned"]["map"] == pytest.approx(1.0)  # the helmet's alone
 
 
 def test_contract_by_interval(tmp_path: Path) -> None:
     """A retention of 0.7 in each image: the interval has no width, and its lower end holds at 0.7 but for rounding."""
     colour_project(tmp_path)
-    evaluate.run(colour_params(retention={"person": {"min": 0.699, "on": "source", "by": "interval"}}), tmp_path)
+    run_stages(tmp_path, colour_params(retention={"person": {"min": 0.699, "on": "source", "by": "interval"}}))
     assert read(tmp_path / "out/evaluate/verdict.json")["holds"] is True
-    evaluate.run(colour_params(retention={"person": {"min": 0.1, "by": "interval"}}, evaluate={"bootstrap": 0, "device": "cpu"}), tmp_path)
+    evaluate.run(colour_params(retention={"person": {"min": 0.1, "by": "interval"}}, evaluate={"bootstrap": 0}), tmp_path)
     contract = read(tmp_path / "out/evaluate/verdict.json")["contracts"][0]
     assert (contract["holds"], contract["note"]) == (False, "no interval: evaluate.bootstrap is too small")
 
@@ -202,14 +231,16 @@ def test_spoiled_weights_write_nothing(tmp_path: Path) -> None:
     weights.state_dict["score"][1] = math.nan
     write_weights(tmp_path / "out/finetune/weights.safetensors", weights)
     with pytest.raises(EvaluationError, match=r"image 10: .* boxes or scores are NaN or infinite"):
-        evaluate.run(colour_params(), tmp_path)
-    assert not (tmp_path / "out/evaluate").exists()
+        predict.run(colour_params(), tmp_path)
+    assert not (tmp_path / "out/predict").exists()
 
 
 def test_masks_of_a_box_detector_are_refused(tmp_path: Path) -> None:
     colour_project(tmp_path)
+    baseline.run(colour_params(), tmp_path)
+    predict.run(colour_params(), tmp_path)
     with pytest.raises(EvaluationError, match="masks: the predictions have boxes alone"):
-        evaluate.run(colour_params(evaluate={"masks": True, "bootstrap": 0, "device": "cpu"}), tmp_path)
+        evaluate.run(colour_params(evaluate={"masks": True, "bootstrap": 0}), tmp_path)
     assert not (tmp_path / "out/evaluate").exists()
 
 
@@ -217,13 +248,15 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     colour_project(tmp_path)
     (tmp_path / "out/surgery/grafted.safetensors").unlink()
     with pytest.raises(TopworkError, match=r"grafted\.safetensors: no such file or folder, and this stage reads it"):
-        evaluate.run(colour_params(), tmp_path)
+        baseline.run(colour_params(), tmp_path)
 
 
 def test_unlabelled_kept_class(tmp_path: Path) -> None:
     """Twenty people in the training images, none labelled: all found, at 0.9 each; the labelled helmets aren't kept, so nobody asks."""
     colour_project(tmp_path)
-    unlabelled.run(colour_params(), tmp_path)
+    params = colour_params()
+    baseline.run(params, tmp_path)
+    unlabelled.run(params, tmp_path)
     boxes = pd.read_parquet(tmp_path / "out/unlabelled/boxes.parquet")
     assert list(boxes) == ["image_id", "name", "score", "x", "y", "width", "height"]
     assert len(boxes) == 20
@@ -250,7 +283,9 @@ def test_unlabelled_leaves_the_labelled_alone(tmp_path: Path) -> None:
     Tables(tables.images, pd.concat([tables.annotations, people[list(tables.annotations)]]), tables.categories).write(
         tmp_path / "out/validate"
     )
-    unlabelled.run(colour_params(), tmp_path)
+    params = colour_params()
+    baseline.run(params, tmp_path)
+    unlabelled.run(params, tmp_path)
     found = read(tmp_path / "out/unlabelled/findings.json")
     assert {row["image_id"] for row in found["rows"]} == set(train["image_id"][(train["image_id"] - 10) % 3 == 1])
     entry = found["classes"]["person"]
@@ -271,7 +306,9 @@ def test_unlabelled_leaves_parts_of_the_labelled_alone(tmp_path: Path, whole: tu
     Tables(tables.images, pd.concat([tables.annotations, person[list(tables.annotations)]]), tables.categories).write(
         tmp_path / "out/validate"
     )
-    unlabelled.run(colour_params(unlabelled={"max_iou": 0.31}), tmp_path)
+    params = colour_params(unlabelled={"max_iou": 0.31})
+    baseline.run(params, tmp_path)
+    unlabelled.run(params, tmp_path)
     assert read(tmp_path / "out/unlabelled/findings.json")["count"] == count
 
 
@@ -295,6 +332,8 @@ def test_unlabelled_inside_an_object_of_another_class(tmp_path: Path) -> None:
 
 def test_unlabelled_without_kept_class(tmp_path: Path) -> None:
     colour_project(tmp_path)
-    unlabelled.run(colour_params(surgery={"classes": {"helmet": "new"}}, retention={}), tmp_path)
+    params = colour_params(surgery={"classes": {"helmet": "new"}}, retention={})
+    baseline.run(params, tmp_path)
+    unlabelled.run(params, tmp_path)
     assert pd.read_parquet(tmp_path / "out/unlabelled/boxes.parquet").empty
     assert read(tmp_path / "out/unlabelled/findings.json")["count"] == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from topwork.evaluation.truth import Truth, detections_of
+from topwork.metrics.truth import Truth, detections_of
 
 
 def random_world(

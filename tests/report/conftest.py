@@ -30,6 +30,6 @@ def project(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def finished_run(finished: Path) -> Run:
     """The run, read."""
-    from topwork.params import load_params
+    from topwork.params.document import load_params
 
     return Run(WorkingFiles(finished), load_params(finished / "params.yaml"))

@@ -13,18 +13,23 @@ import numpy as np
 import pandas as pd
 import torch
 
-from topwork.classes import BACKGROUND, ClassPlan
-from topwork.coco.tables import Tables
+from topwork.classes import BACKGROUND
+from topwork.dataset.tables import Tables
 from topwork.demo.street import STREET_CLASSES
 from topwork.demo.worlds import draw_street, draw_yard
 from topwork.detectors.builders import build
-from topwork.evaluation.assess import assess, class_table, metrics_table, verdicts_of
-from topwork.evaluation.sets import truths_of
-from topwork.evaluation.written import write_evaluation, write_predictions
 from topwork.files import write_json
-from topwork.params import Params, parse_params
-from topwork.stages import surgery, validate
-from topwork.weights.weights import Weights, write_weights
+from topwork.inference.run import record_of, write_run
+from topwork.metrics.sets import held_out
+from topwork.params.document import Params, parse_params
+from topwork.project import finetune
+from topwork.project import unlabelled as unlabelled_outs
+from topwork.project.fetch import PRETRAINED, PROVENANCE
+from topwork.project.predictions import predictions_folder, record_path
+from topwork.project.surgery import GRAFTED
+from topwork.project.unlabelled import UnlabelledRecord
+from topwork.stages import check, evaluate, fetch, surgery, validate
+from topwork.weights.format import Weights, write_weights
 
 QUALITY = {  # model -> class -> (share of objects found, shake of the box, false detections an image)
     "pretrained": {"person": (0.85, 0.05, 0.3)},
@@ -67,22 +72,36 @@ def build_project(root: Path, test: int = 16, source: int = 12, train: int = 10,
     columns = (BACKGROUND, *STREET_CLASSES)
     with torch.random.fork_rng():
         model = build(builder, len(columns))
-    write_weights(root / "out/fetch/pretrained.safetensors", Weights(model.state_dict(), columns, builder, {}))
-    write_json(root / "out/fetch/provenance.json", {"source": "demo", "builder": builder, "licence": "Apache-2.0", "sha256": "ab" * 32})
+    provenance = {"source": "demo", "licence": "Apache-2.0", "sha256": "ab" * 32}
+    pretrained = Weights(model.state_dict(), columns, builder, {}, provenance=provenance)
+    write_weights(root / PRETRAINED, pretrained)
+    fetch.record_of(pretrained).write(root / PROVENANCE)
+    check.run(params, root)
     surgery.run(params, root)
-    (root / "out/finetune").mkdir()
-    (root / "out/finetune/weights.safetensors").write_bytes((root / "out/surgery/grafted.safetensors").read_bytes())
-    record = {
-        "determinism": "bit-exact",
-        "reasons": [],
-        "epochs": 12,
-        "versions": {"python": "3.11.2", "torch": "2.14.1", "topwork": "0.1.0"},
-    }
-    write_json(root / "out/finetune/record.json", record)
-    write_curves(root / "out/finetune/curves")
-    evaluate(root, params, seed)
+    (root / finetune.FOLDER).mkdir()
+    (root / finetune.FINETUNED).write_bytes((root / GRAFTED).read_bytes())
+    run_record().write(root / finetune.RECORD)
+    write_curves(root / finetune.CURVES)
+    predict_and_evaluate(root, params, seed)
     unlabelled(root)
     return params
+
+
+def run_record() -> finetune.RunRecord:
+    """The record of a fine-tuning in an environment that isn't this one."""
+    return finetune.RunRecord(
+        determinism=finetune.Determinism(level="bit-exact", reasons=("CPU",)),
+        machine={"device": "cpu", "torch": "2.14.0"},
+        versions={"python": "3.11.2", "torch": "2.14.0", "topwork": "0.0.9", "platform": "Linux-x86_64"},
+        epochs=12,
+        steps=96,
+        stopped_early=False,
+        interpolation=finetune.Interpolation(share=0.9, tried=()),
+        accumulate=1,
+        images={"train": 10, "replay": 0},
+        history=(),
+        notes=(),
+    )
 
 
 def _spoil(path: Path) -> None:
@@ -110,33 +129,21 @@ def write_curves(folder: Path) -> None:
     write_json(folder / "metrics.json", {name: values[-1] for name, values in curves.items()})
 
 
-def evaluate(root: Path, params: Params, seed: int = 0) -> None:
-    """What the stage does, with made-up detections."""
-    plan = ClassPlan.parse(params.surgery.classes, dropped=params.surgery.dropped)
-    tables = Tables.read(root / "out/validate")
-    truths = truths_of(plan, tables)
+def predict_and_evaluate(root: Path, params: Params, seed: int = 0) -> None:
+    """What the stages do, with made-up detections."""
+    plan = params.surgery.plan()
+    tables = Tables.read(root / validate.FOLDER)
     rng = np.random.default_rng(seed)
-    found = {split: {model: shaken(tables, split, plan, quality, rng) for model, quality in QUALITY.items()} for split in truths}
-    labels = {name: label for label, name in enumerate(plan.names, start=1)}
-    for split, models in found.items():
-        for model, frame in models.items():
-            write_predictions(root / f"out/evaluate/predictions/{model}.{split}", frame, tables, split, labels)
-    assessments = {
-        split: {
-            model: assess(truth, found[split][model], params.evaluate, classes=tuple(plan.kept) if model == "pretrained" else plan.names)
-            for model in QUALITY
-        }
-        for split, truth in truths.items()
-    }
-    verdicts = verdicts_of(params.retention, assessments)
-    write_evaluation(
-        root / "out/evaluate", metrics_table(assessments, verdicts, plan), class_table(assessments, plan), verdicts, assessments
-    )
+    splits = held_out(plan, tables)
+    found = {split: {model: shaken(tables, split, plan, quality, rng) for model, quality in QUALITY.items()} for split in splits}
+    for models in (("pretrained", "grafted"), ("finetuned",)):
+        of = {model: {split: found[split][model] for split in splits} for model in models}
+        write_run(root / predictions_folder(models[0]), of, tables, plan)
+        record_of(of, dict.fromkeys(models, "ab" * 32), 8, torch.device("cpu")).write(root / record_path(models[0]))
+    evaluate.run(params, root)
 
 
-def shaken(
-    tables: Tables, split: str, plan: ClassPlan, quality: dict[str, tuple[float, float, float]], rng: np.random.Generator
-) -> pd.DataFrame:
+def shaken(tables: Tables, split: str, plan: Any, quality: dict[str, tuple[float, float, float]], rng: np.random.Generator) -> pd.DataFrame:
     """Detections made of the ground truth: some objects missed, boxes shaken, a few false ones."""
     part, names = tables.split(split), tables.names(split)
     sizes = {
@@ -186,6 +193,8 @@ def unlabelled(root: Path) -> None:
     frame = pd.DataFrame(
         {"image_id": ids, "name": "person", "score": [0.93, 0.84, 0.71], "x": 60.0, "y": 90.0, "width": 80.0, "height": 160.0}
     )
-    (root / "out/unlabelled").mkdir(parents=True)
-    frame.to_parquet(root / "out/unlabelled/boxes.parquet")
-    write_json(root / "out/unlabelled/findings.json", {"count": len(ids), "estimate": 2.5, "rows": []})
+    (root / unlabelled_outs.FOLDER).mkdir(parents=True)
+    frame.to_parquet(root / unlabelled_outs.BOXES)
+    UnlabelledRecord(count=len(ids), estimate=2.5, classes={}, rows=(), min_score=0.6, max_iou=0.3, max_inside=0.5).write(
+        root / unlabelled_outs.FINDINGS
+    )

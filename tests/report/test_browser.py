@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from report.project import changed, evaluate
-from topwork.params import load_params
-from topwork.report.compare_page import render_comparison
-from topwork.report.comparison import compare_runs
+from report.project import changed, predict_and_evaluate
+from topwork.compare.comparison import compare_runs
+from topwork.compare.page import render_comparison
+from topwork.params.document import load_params
+from topwork.project.report import REPORT
 from topwork.report.run import Run, WorkingFiles
 from topwork.stages import report
-from topwork.weights.weights import read_weights, write_weights
+from topwork.weights.format import read_weights, write_weights
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package `playwright` isn't installed (extra: dev)")
 axe = pytest.importorskip(
@@ -42,14 +43,14 @@ def page_file(request: pytest.FixtureRequest, finished: Path, tmp_path_factory: 
     if request.param == "report":
         project = Path(shutil.copytree(finished, folder / "project"))
         report.run(load_params(project / "params.yaml"), project)
-        return project / report.OUT
+        return project / REPORT
     return write_comparison(finished, folder)
 
 
 def write_comparison(finished: Path, folder: Path) -> Path:
     """Three runs with everything that the page can show, one of a name that has no place to break."""
     runs = [finished, changed(finished, folder / "second"), changed(finished, folder / "third")]
-    evaluate(runs[1], load_params(runs[1] / "params.yaml"), seed=3)
+    predict_and_evaluate(runs[1], load_params(runs[1] / "params.yaml"), seed=3)
     path = runs[2] / "out/finetune/weights.safetensors"
     weights = read_weights(path)
     moved = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in weights.state_dict.items()}

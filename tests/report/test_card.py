@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from topwork.files import write_json
-from topwork.params import load_params
-from topwork.report.card import FINETUNED, model_card
+from topwork.params.document import load_params
+from topwork.project.fetch import PROVENANCE, ProvenanceRecord
+from topwork.project.finetune import FINETUNED
+from topwork.report.card import model_card
 from topwork.report.run import Run, WorkingFiles
 
 hub = pytest.importorskip("huggingface_hub", reason="the extra `hub` isn't installed")
@@ -26,10 +27,10 @@ def test_hugging_face_reads_it(finished: Path) -> None:
     assert card.data.pipeline_tag == "object-detection"
     assert {"person", "helmet", "forklift"} <= set(card.data.tags)
     figures = {(result.dataset_split, result.metric_name): result.metric_value for result in card.data.eval_results}
-    rows = Run(WorkingFiles(finished)).json("out/evaluate/classes.json")
+    rows = Run(WorkingFiles(finished)).classes.classes
     for row in rows:
-        if row["ap_finetuned"] is not None:
-            assert figures[row["set"], f"AP of {row['class']}"] == round(row["ap_finetuned"], 4)
+        if (ap := row.models["finetuned"].ap) is not None:
+            assert figures[row.split, f"AP of {row.name}"] == round(ap, 4)
     assert {split for split, _ in figures} == {"test", "source"}
     assert "Retention contract, " in card.text
     assert "- **Their licence**: Apache-2.0" in card.text
@@ -44,7 +45,8 @@ def test_other_weights_get_no_figures(finished: Path) -> None:
 
 def test_a_licence_in_words_is_other(project: Path) -> None:
     """Hugging Face takes identifiers alone; torchvision's weights come with a sentence."""
-    write_json(project / "out/fetch/provenance.json", {"source": "torchvision:x/COCO_V1", "licence": "not stated by torchvision; ask"})
+    record = ProvenanceRecord.read(project / PROVENANCE)
+    record.model_copy(update={"licence": "not stated by torchvision; ask"}).write(project / PROVENANCE)
     card = hub.ModelCard(card_of(project))
     assert card.data.license == "other"
     assert "- **Their licence**: not stated by torchvision; ask" in card.text

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from report.project import changed, document, evaluate
-from topwork.coco.tables import Tables
+from report.project import changed, document, predict_and_evaluate
 from topwork.commands import compare
+from topwork.compare.comparison import Comparison, changed_params, compare_runs, moved_rows
+from topwork.compare.page import render_comparison, sentence
+from topwork.dataset.tables import Tables
 from topwork.errors import TopworkError
-from topwork.params import load_params
-from topwork.report.compare_page import render_comparison, sentence
-from topwork.report.comparison import Comparison, changed_params, compare_runs, moved_rows
+from topwork.params.document import load_params
+from topwork.project.predictions import predictions_path
 from topwork.report.figures import Estimate
 from topwork.report.run import Run, WorkingFiles
-from topwork.weights.weights import Weights, read_weights, write_weights
+from topwork.weights.format import Weights, read_weights, write_weights
 
 
 def run_of(folder: Path, name: str) -> Run:
@@ -60,7 +61,7 @@ def test_better_and_worse_by_the_paired_interval(finished: Path, other: Path) ->
     good = dict(made.QUALITY)
     made.QUALITY["finetuned"] = {"person": (0.5, 0.12, 1.0), "helmet": (0.99, 0.01, 0.0), "forklift": good["finetuned"]["forklift"]}
     try:
-        evaluate(other, params, seed=3)
+        predict_and_evaluate(other, params, seed=3)
     finally:
         made.QUALITY.update(good)
     found = {(row.on, row.name): row for row in compared(finished, other).metrics}
@@ -84,7 +85,7 @@ def test_other_resamples_are_no_other_set(finished: Path, project: Path) -> None
     good = dict(made.QUALITY)
     made.QUALITY["finetuned"] = {"person": (0.2, 0.2, 1.0)}
     try:
-        evaluate(project, load_params(project / "params.yaml"))
+        predict_and_evaluate(project, load_params(project / "params.yaml"))
     finally:
         made.QUALITY.update(good)
     for order in ((finished, project), (project, finished)):
@@ -103,10 +104,10 @@ def test_another_set_and_no_interval_are_told_apart(finished: Path, project: Pat
     found = {(row.on, row.name): row.told(1) for row in changed.metrics}
     assert found.pop(("test", name)) == "other set"
     assert set(found.values()) == {"equal"}
-    (project / "out/evaluate/predictions/finetuned.test.parquet").unlink()
+    (project / predictions_path("finetuned", "test")).unlink()
     evaluated = json.loads((project / "out/evaluate/classes.json").read_text())
-    for row in evaluated:
-        row["ap_finetuned"] = 0.0
+    for row in evaluated["classes"]:
+        row["models"]["finetuned"]["ap"] = 0.0
     (project / "out/evaluate/classes.json").write_text(json.dumps(evaluated))
     assert {row.told(1) for row in compared(finished, project).metrics if row.on == "test"} == {"no interval"}
 
@@ -160,7 +161,7 @@ def test_one_revision_or_an_unevaluated_one_is_refused(finished: Path, project: 
 
 
 def test_told_by_hand() -> None:
-    from topwork.report.comparison import MetricRow
+    from topwork.compare.comparison import MetricRow
 
     def told(*estimate: float) -> str:
         return MetricRow("a", "test", [], [], {1: Estimate(*estimate)}).told(1)
@@ -213,7 +214,7 @@ def test_dvc_experiments(project: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     (project / "out").rename(project / "made-0.01")
     shutil.copytree(project / "made-0.01", project / "out")
     monkeypatch.setitem(made.QUALITY, "finetuned", {"person": (0.2, 0.2, 1.0)})
-    evaluate(project, load_params(project / "params.yaml"))
+    predict_and_evaluate(project, load_params(project / "params.yaml"))
     (project / "out").rename(project / "made-0.5")
     stage = {"cmd": "cp -r made-${finetune.lr} out", "deps": ["made-${finetune.lr}"], "params": ["finetune.lr"], "outs": ["out"]}
     (project / "dvc.yaml").write_text(json.dumps({"stages": {"all": stage}}))

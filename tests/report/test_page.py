@@ -11,7 +11,7 @@ import pytest
 from report.project import build_project, document
 from topwork.errors import TopworkError
 from topwork.files import write_json
-from topwork.params import load_params, parse_params
+from topwork.params.document import load_params, parse_params
 from topwork.report.page import render_report
 from topwork.report.run import Run, WorkingFiles
 from topwork.stages import report
@@ -114,7 +114,7 @@ def test_titles_and_names_are_escaped(project: Path) -> None:
         ("out/unlabelled", "The search for unlabelled objects of kept classes wasn"),
         ("out/finetune/curves", "No training curves"),
         ("out/evaluate/plots", "evaluate left no confusion matrix"),
-        ("out/evaluate/predictions", "evaluate left no predictions on the test set."),
+        ("out/predict", "evaluate left no predictions on the test set."),
         ("out/surgery", "The run has no surgery receipt."),
         ("out/validate/findings.parquet", "The data gate found nothing at fault."),
         ("out/evaluate/verdict.json", "No contract set"),

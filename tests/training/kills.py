@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from topwork.files import sha256_file
-from topwork.params import parse_params
+from topwork.params.document import parse_params
 from topwork.stages import finetune
 
 

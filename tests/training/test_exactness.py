@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from topwork.params import Params
+from topwork.params.document import Params
 from training.tiny import make_project
 
 HERE = Path(__file__).parent
@@ -27,10 +28,11 @@ class Runner:
     params: Params
     process: "subprocess.Popen[str]"
 
-    def __call__(self, sent: str = "SIGKILL", after: float | str = 0.0, **finetune: object) -> tuple[int, float, str]:
+    def __call__(self, sent: str = "SIGKILL", after: float | str = 0.0, workers: int = 0, **finetune: object) -> tuple[int, float, str]:
         raw = self.params.model_dump(mode="json", exclude={"dataset": {"train": {"images", "subset"}}, "demo": True}, exclude_defaults=True)
         raw["dataset"] = {"root": "data", "train": {"annotations": "train.json"}}
         raw["finetune"].update(finetune)
+        raw["runtime"]["workers"] = workers
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{json.dumps(raw)}\t{sent}\t{after}\n")
@@ -87,7 +89,7 @@ DDP_SIGNALS = ("SIGKILL", "SIGKILL:0", "SIGTERM", "SIGKILL:1")
 
 
 def _kill_and_resume(
-    runner: Runner, whole: tuple[float, str], count: int, seed: int, signals: tuple[str, ...] = SIGNALS, **finetune: object
+    runner: Runner, whole: tuple[float, str], count: int, seed: int, signals: tuple[str, ...] = SIGNALS, **finetune: Any
 ) -> None:
     seconds, expected = whole
     chance = random.Random(seed)
@@ -175,13 +177,14 @@ def test_two_processes_repeat_to_the_bit(runner: Runner, whole: tuple[float, str
 
 def test_a_stop_of_the_whole_process_group_ends_at_once(tmp_path: Path) -> None:
     """Also where nobody catches the error; the loaders ignore the signal and must not be waited for."""
-    params = make_project(tmp_path, epochs=500, workers=1, checkpoint_steps=None)
+    params = make_project(tmp_path, epochs=500, runtime={"workers": 1, "checkpoint_steps": None})
     raw = {
         "dataset": {"root": "data", "train": {"annotations": "train.json"}},
         "surgery": params.surgery.model_dump(mode="json"),
         "finetune": params.finetune.model_dump(mode="json"),
+        "runtime": params.runtime.model_dump(mode="json"),
     }
-    code = f"from topwork.params import parse_params; from topwork.stages import finetune; finetune.run(parse_params({raw!r}))"
+    code = f"from topwork.params.document import parse_params; from topwork.stages import finetune; finetune.run(parse_params({raw!r}))"
     path = os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE.parent)])
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},

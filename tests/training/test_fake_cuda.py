@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models.detection.image_list import ImageList
 
-from topwork.params import FinetuneParams
+from topwork.params.finetune import FinetuneParams
 from topwork.training.device import Device
 from topwork.training.distillation import Teacher
 from topwork.training.frozen_norm import fold_frozen_norms

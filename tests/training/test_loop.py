@@ -1,21 +1,25 @@
 """The loop as a whole, on a tiny detector."""
 
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
-from topwork.classes import ClassPlan
-from topwork.coco.tables import Tables
+from topwork.dataset.split_images import SplitImages
+from topwork.dataset.tables import Tables
 from topwork.errors import TrainingError
-from topwork.params import FinetuneParams
-from topwork.stages.finetune import training_set, validation
-from topwork.training.device import choose_device
+from topwork.params.finetune import FinetuneParams
+from topwork.params.runtime import RuntimeParams
+from topwork.project.unlabelled import BOXES
+from topwork.training.device import training_device
 from topwork.training.loop import Job, _Run, fine_tune
 from topwork.training.protection import row_masks
-from topwork.weights.weights import read_weights
+from topwork.training.setup import training_set, validation
+from topwork.weights.format import read_weights
 from training.tiny import make_project
 
 MakeJob = Callable[..., Job]
@@ -26,19 +30,20 @@ def make_job(tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
     folder = tmp_path_factory.mktemp("loop")
     base = make_project(folder)
 
-    def make(**options: object) -> Job:
+    def make(runtime: RuntimeParams = base.runtime, **options: object) -> Job:
         finetune = FinetuneParams.model_validate(
             {**base.finetune.model_dump(), "ema": None, "early_stop": None, "augmentation": "hflip", "interpolation": "off", **options}
         )
-        params = base.model_copy(update={"finetune": finetune})
-        plan = ClassPlan.parse(params.surgery.classes)
+        params = base.model_copy(update={"finetune": finetune, "runtime": runtime})
+        plan = params.surgery.plan()
         tables = Tables.read(folder / "out/validate")
         weights = read_weights(folder / "out/surgery/grafted.safetensors", trust=True)
-        dataset, train = training_set(params, plan, tables, weights, folder)
-        device = choose_device(finetune)
-        return Job(
-            weights, tuple(plan.kept), dataset, train, finetune, device, validation(tables, weights, folder, params, device), shown=False
-        )
+        with chdir(folder):
+            dataset, train = training_set(params, plan, tables, weights, pd.read_parquet(BOXES))
+            device = training_device(finetune, runtime.device)
+            validate = validation(tables, weights, SplitImages(tables, folder), params.predict.batch_size, device)
+            dataset.preload()
+        return Job(weights, tuple(plan.kept), dataset, train, finetune, device, runtime, validate, shown=False)
 
     return make
 
@@ -48,7 +53,7 @@ def _flat(job: Job) -> torch.Tensor:
 
 
 def test_the_loss_falls(make_job: MakeJob) -> None:
-    history = fine_tune(make_job(epochs=8, validate_every=0, distill=0.0)).record["history"]
+    history = fine_tune(make_job(epochs=8, validate_every=0, distill=0.0)).record.history
     assert history[-1]["train/loss"] < 0.95 * history[0]["train/loss"]
 
 
@@ -79,7 +84,7 @@ def test_a_frozen_trunk_is_bit_identical_and_the_head_is_not(make_job: MakeJob) 
 
 def test_micro_batches_give_the_same_step_where_losses_are_means_of_images(make_job: MakeJob) -> None:
     record = fine_tune(make_job(epochs=1, head_epochs=0, accumulate=2)).record
-    assert record["accumulate"] == 2
+    assert record.accumulate == 2
 
 
 def test_teacher_boxes_are_added(make_job: MakeJob) -> None:
@@ -91,7 +96,7 @@ def test_teacher_boxes_are_added(make_job: MakeJob) -> None:
 def test_distillation_starts_at_nothing_and_keeps_pretrained_classes_closer(make_job: MakeJob) -> None:
     def drift(distill: float) -> list[float]:
         record = fine_tune(make_job(epochs=4, distill=distill, distill_boxes=0.0, head_epochs=0, validate_every=0)).record
-        return [row["train/distill_classes"] / distill for row in record["history"]]
+        return [row["train/distill_classes"] / distill for row in record.history]
 
     barely, firmly = drift(1e-6), drift(20.0)
     assert firmly[-1] < 0.7 * barely[-1]
@@ -101,7 +106,7 @@ def test_distillation_starts_at_nothing_and_keeps_pretrained_classes_closer(make
 @pytest.mark.parametrize(("finetune", "count"), [({"distill": 0.0, "replay": 0.0}, 1), ({"distill": 0.0}, 0), ({"replay": 0.0}, 0)])
 def test_a_run_that_holds_nothing_says_so(make_job: MakeJob, capsys: pytest.CaptureFixture[str], finetune: dict, count: int) -> None:
     job = replace(make_job(epochs=1, **finetune), shown=True)
-    notes = fine_tune(job).record["notes"]
+    notes = fine_tune(job).record.notes
     assert len(notes) == count
     assert all(note.startswith("little holds person: no images to replay") for note in notes)
     assert capsys.readouterr().out.count("little holds person") == count
@@ -125,8 +130,8 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_goes_on(make_job: Make
 
     monkeypatch.setattr(_Run, "_gradients", small)
     record = fine_tune(make_job(epochs=1, head_epochs=0)).record
-    assert record["accumulate"] == 2
-    assert record["notes"] == ["out of memory at epoch 1, step 1: from there on each step is made of 2 micro-batches"]
+    assert record.accumulate == 2
+    assert list(record.notes) == ["out of memory at epoch 1, step 1: from there on each step is made of 2 micro-batches"]
 
 
 def test_out_of_memory_with_one_image_is_an_error(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,12 +147,12 @@ def test_early_stop_keeps_the_best(make_job: MakeJob) -> None:
     job = make_job(epochs=6, head_epochs=0, early_stop=2, validate_every=1)
     figures = iter([0.1, 0.5, 0.4, 0.3, 0.9, 0.9])
     record = fine_tune(replace(job, validate=lambda _: {"map": next(figures)})).record
-    assert record["stopped_early"]
-    assert record["epochs"] == 4
+    assert record.stopped_early
+    assert record.epochs == 4
 
 
 def test_replayed_images_are_counted(make_job: MakeJob) -> None:
-    assert fine_tune(make_job(epochs=1)).record["images"] == {"train": 12, "replay": 4}
+    assert fine_tune(make_job(epochs=1)).record.images == {"train": 12, "replay": 4}
 
 
 def test_curves_are_written(make_job: MakeJob, tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torchvision.ops import box_iou
 
-from topwork.detectors.graft import graft
-from topwork.errors import TopworkError, TrainingError
-from topwork.params import FinetuneParams
+from topwork.errors import DeviceError, TopworkError
+from topwork.params.finetune import FinetuneParams
+from topwork.surgery.graft import graft
 from topwork.training.augmentation import PRESETS, augmentation
 from topwork.training.batches import Share, epoch_batches
 from topwork.training.checkpoint import Checkpoints, restore_rng, rng_states, scratch_key
-from topwork.training.device import Device, choose_device, determinism
+from topwork.training.device import Device, determinism, training_device
 from topwork.training.distillation import Teacher
 from topwork.training.interpolation import choose_share, interpolate
 from topwork.training.masks import masks_of
@@ -228,22 +228,9 @@ def test_the_scratch_key_knows_every_input() -> None:
 # -- device ----------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"device": "toaster"}, "finetune.device: 'toaster' is no device"),
-        ({"device": "cpu", "precision": "float16"}, "float16 on a CPU"),
-    ],
-)
-def test_unusable_devices_are_refused(params: dict, message: str) -> None:
-    with pytest.raises(TrainingError, match=message):
-        choose_device(FinetuneParams(**params))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_told() -> None:
-    with pytest.raises(TrainingError, match="sees no CUDA device here"):
-        choose_device(FinetuneParams(device="cuda"))
+def test_half_precision_on_a_cpu_is_refused() -> None:
+    with pytest.raises(DeviceError, match="float16 on a CPU"):
+        training_device(FinetuneParams(precision="float16"), "cpu")
 
 
 def test_levels_of_determinism() -> None:

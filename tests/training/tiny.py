@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD, SSDHead
 
-from topwork.coco.tables import Tables
-from topwork.detectors.graft import graft
-from topwork.params import Params, parse_params
-from topwork.weights.weights import Weights, write_weights
+from topwork.dataset.tables import Tables
+from topwork.params.document import Params, parse_params
+from topwork.surgery.graft import graft
+from topwork.weights.format import Weights, write_weights
 
 SIDE = 64
 BUILDER = f"{Path(__file__).resolve()}:build"
@@ -52,7 +52,7 @@ def pretrained() -> Weights:
     return Weights(model.state_dict(), ("__background__", "person", "car", "tree", "dog"), BUILDER)
 
 
-def make_project(folder: Path, train: int = 12, **finetune: object) -> Params:
+def make_project(folder: Path, train: int = 12, runtime: dict[str, object] | None = None, **finetune: object) -> Params:
     """Write all that the finetune stage reads, and return its params."""
     images, annotations, categories = [], [], []
     random = np.random.default_rng(0)
@@ -89,12 +89,13 @@ def make_project(folder: Path, train: int = 12, **finetune: object) -> Params:
     grafted = graft(source, {"person": "keep", "box": "new"}, dropped="absorb").weights
     write_weights(folder / "out/surgery/grafted.safetensors", grafted)
     settings = {
-        "epochs": 4, "head_epochs": 1, "batch_size": 4, "lr": 0.02, "validate_every": 2, "threads": 1, "workers": 0,
-        "augmentation": "ssdlite", "device": "cpu", "ema": 0.9, "early_stop": 50, "checkpoint_steps": 2, **finetune,
+        "epochs": 4, "head_epochs": 1, "batch_size": 4, "lr": 0.02, "validate_every": 2, "threads": 1,
+        "augmentation": "ssdlite", "ema": 0.9, "early_stop": 50, **finetune,
     }  # fmt: skip
     raw = {
         "dataset": {"root": "data", "train": {"annotations": "train.json"}},
         "surgery": {"classes": {"person": "keep", "box": "new"}, "dropped": "absorb"},
         "finetune": settings,
+        "runtime": {"device": "cpu", "workers": 0, "checkpoint_steps": 2, **(runtime or {})},
     }
     return parse_params(raw)

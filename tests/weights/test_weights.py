@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from topwork.classes import BACKGROUND
 from topwork.cli import main
+from topwork.commands.reading import read
+from topwork.download import shipped
+from topwork.download.shipped import WEIGHTS, demo_weights
 from topwork.errors import ChecksumError, TopworkError, WeightsError
-from topwork.weights import weights as module
-from topwork.weights.weights import Weights, demo_weights, demo_weights_path, read_weights, write_weights
+from topwork.weights.format import Weights, read_weights, write_weights
 
 DTYPES = [
     torch.float64,
@@ -118,7 +120,7 @@ def test_bytes_repeat(tmp_path: Path, weights: Weights) -> None:
     write_weights(tmp_path / "a", weights)
     write_weights(tmp_path / "b", replace(weights, state_dict=dict(reversed(weights.state_dict.items()))))
     script = (
-        "import sys; from pathlib import Path; from topwork.weights.weights import *; "
+        "import sys; from pathlib import Path; from topwork.weights.format import *; "
         "write_weights(Path(sys.argv[2]), read_weights(Path(sys.argv[1])))"
     )
     source = str(Path(__file__).parents[2] / "src")
@@ -200,9 +202,14 @@ def test_the_projects_builder_is_trusted(tmp_path: Path, monkeypatch: pytest.Mon
     Path("params.yaml").write_text(
         "dataset: {root: d, train: {annotations: a.json, images: i}}\nsurgery: {classes: {a: keep}}\nfetch: {source: w.pth, builder: 'mine.py:build'}\n"
     )
-    assert same(read_weights(Path("w.safetensors")), foreign)
+    assert same(read(Path("w.safetensors"), None), foreign)
+    with pytest.raises(WeightsError, match="expected one of torchvision's"):
+        read_weights(Path("w.safetensors"))  # the current folder decides nothing
     Path("params.yaml").unlink()
-    assert same(read_weights(Path("w.safetensors"), trust=True), foreign)
+    with pytest.raises(WeightsError, match="expected one of torchvision's"):
+        read(Path("w.safetensors"), None)
+    for trust in (True, "mine.py:build"):
+        assert same(read_weights(Path("w.safetensors"), trust=trust), foreign)
 
 
 def test_what_cant_be_written_leaves_the_old_file(tmp_path: Path, weights: Weights) -> None:
@@ -218,20 +225,20 @@ def test_what_cant_be_written_leaves_the_old_file(tmp_path: Path, weights: Weigh
     assert {entry.name for entry in tmp_path.iterdir()} == {"w", "project"}
 
 
-@pytest.mark.skipif(not demo_weights_path().is_file(), reason="the demo's weights aren't trained yet")
 def test_demo_weights() -> None:
     weights = demo_weights()
     assert weights.builder == "ssdlite320_mobilenet_v3_large"
     assert weights.columns[0] == BACKGROUND
     assert "person" in weights.columns
-    assert demo_weights_path().stat().st_size <= 8_000_000
+    assert WEIGHTS.stat().st_size <= 8_000_000
     assert {tensor.dtype for tensor in weights.state_dict.values()} <= {torch.float16, torch.int64}
     assert all(torch.isfinite(tensor.float()).all() for tensor in weights.state_dict.values())
 
 
 def test_demo_weights_that_were_changed(tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "demo.safetensors"
-    monkeypatch.setattr(module, "demo_weights_path", lambda: path)
+    monkeypatch.setattr(shipped, "WEIGHTS", path)
+    monkeypatch.setattr(shipped, "RECORD", path.with_suffix(".json"))
     with pytest.raises(WeightsError, match=r"demo\.safetensors: not in the installed package"):
         demo_weights()
     write_weights(path, weights)

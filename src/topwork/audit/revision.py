@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from topwork.errors import AuditError
-from topwork.params import Params, parse_params
+from topwork.params.document import Params, parse_params
 
 
 @dataclass(frozen=True)

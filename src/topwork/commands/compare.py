@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from topwork.audit.revision import Revision
-    from topwork.report.comparison import Comparison
+    from topwork.compare.comparison import Comparison
     from topwork.report.run import Run
 
 WORKSPACE = "workspace"
@@ -29,10 +29,10 @@ def run(args: argparse.Namespace) -> int:
     """Print the comparison, and write the page."""
     from rich.console import Console
 
+    from topwork.compare.comparison import compare_runs
+    from topwork.compare.page import render_comparison
     from topwork.errors import TopworkError
     from topwork.files import write_text
-    from topwork.report.compare_page import render_comparison
-    from topwork.report.comparison import compare_runs
 
     if args.pictures < 0:
         raise TopworkError(f"compare: --pictures {args.pictures}, expected 0 or more.")
@@ -73,7 +73,7 @@ class RevisionFiles:
         """An image's bytes; of an archive it is unpacked."""
         import tempfile
 
-        from topwork.coco.images import ImageStore
+        from topwork.dataset.images import ImageStore
 
         path = f"{image_root}/{file_name}"
         if self.fingerprint(path) is not None:
@@ -104,15 +104,12 @@ def _open(rev: str) -> "tuple[Run, dict[str, Any]]":
     """A revision as a run, and its params.yaml."""
     from topwork.audit.revision import open_revision
     from topwork.errors import ParamsError
-    from topwork.params import PARAMS_FILE, load_params, parse_params
+    from topwork.params.document import load_params, parse_params
+    from topwork.params.section import read_document
     from topwork.report.run import Run, WorkingFiles
 
     if rev == WORKSPACE:
-        from ruamel.yaml import YAML
-
-        params = load_params()
-        document: dict[str, Any] = YAML(typ="safe", pure=True).load(PARAMS_FILE.read_text(encoding="utf-8"))
-        return Run(WorkingFiles(Path()), params, rev), document
+        return Run(WorkingFiles(Path()), load_params(), rev), read_document()
     revision = open_revision(Path(), rev)
     document = revision.params_document()
     try:
@@ -129,7 +126,7 @@ def tell(comparison: "Comparison", console: "Console") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from topwork.report.compare_page import class_table, data_table, metric_table, param_table, sentence, weight_table
+    from topwork.compare.page import class_table, data_table, metric_table, param_table, sentence, weight_table
     from topwork.report.sections import Table as Plain
 
     def show(item: Plain | None) -> None:

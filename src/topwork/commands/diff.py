@@ -18,9 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the table and a summary."""
     from topwork.commands.inspect import show
-    from topwork.detectors.inspection import diff
+    from topwork.commands.reading import read
+    from topwork.surgery.inspection import diff
 
-    table = diff(arguments.before, arguments.after, builder=arguments.builder)
+    before, after = (read(path, arguments.builder) for path in (arguments.before, arguments.after))
+    table = diff(before, after, builder=arguments.builder)
     if arguments.format == "table":
         counts = table["status"].str.replace(r"^reshaped.*", "reshaped", regex=True).value_counts()
         print(", ".join(f"{count} {status}" for status, count in counts.items()))

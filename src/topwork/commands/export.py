@@ -29,15 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, check, describe."""
+    from topwork.commands.reading import read
     from topwork.detectors.builders import load
-    from topwork.detectors.export import TOLERANCE, export_onnx
+    from topwork.export.onnx import TOLERANCE, export_onnx
     from topwork.files import atomic_path, write_text
-    from topwork.params import PARAMS_FILE, load_params
+    from topwork.params.document import load_params
+    from topwork.params.section import PARAMS_FILE
     from topwork.report.card import model_card
     from topwork.report.run import Run, WorkingFiles
-    from topwork.weights.weights import read_weights
 
-    weights = read_weights(args.weights, trust=args.builder is not None)
+    weights = read(args.weights, args.builder)
     project = Run(WorkingFiles(Path()), load_params()) if PARAMS_FILE.is_file() else None
     images, where = _images(args.images, project)
     model = load(weights, builder=args.builder)
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _images(given: list[Path], project: "Run | None") -> "tuple[list[Tensor], str]":
     """Images to check on, and where they come from in words."""
-    from topwork.coco.images import IMAGE_SUFFIXES
+    from topwork.dataset.images import IMAGE_SUFFIXES
     from topwork.errors import ExportError
 
     if given:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from topwork.errors import ParamsError, WeightsError
 
 if TYPE_CHECKING:
-    from topwork.params import FetchParams
-    from topwork.weights.weights import Weights
+    from topwork.params.fetch import FetchParams
+    from topwork.weights.format import Weights
 
 EXAMPLE = """\
 Examples:
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         return _list()
     from topwork.detectors.builders import shapes_of
+    from topwork.download.sources import fetch
     from topwork.weights.fit import check_fit
-    from topwork.weights.sources import fetch
-    from topwork.weights.weights import write_weights
+    from topwork.weights.format import write_weights
 
     params = _params(args)
     if args.out is not None and args.out.resolve() == Path(params.source).resolve():
@@ -77,7 +77,9 @@ def _params(args: argparse.Namespace) -> "FetchParams":
     """Section `fetch` of params.yaml where it speaks of this source, with the command line's own words in place of it."""
     from pydantic import ValidationError
 
-    from topwork.params import PARAMS_FILE, FetchParams, load_params
+    from topwork.params.document import load_params
+    from topwork.params.fetch import FetchParams
+    from topwork.params.section import PARAMS_FILE
 
     basis = FetchParams()
     if args.source is None and not PARAMS_FILE.is_file():
@@ -119,8 +121,8 @@ def _summary(weights: "Weights", out: Path | None) -> str:
 
 
 def _list() -> int:
+    from topwork.download.torchvision_enums import entries, entry_of
     from topwork.weights.categories import SETS
-    from topwork.weights.torchvision_enums import entries, entry_of
 
     for name in entries():
         entry = entry_of(name)
@@ -131,7 +133,7 @@ def _list() -> int:
 
 
 def _clean() -> int:
-    from topwork.weights.cache import Cache
+    from topwork.download.cache import Cache
 
     cache = Cache.default()
     freed, busy = cache.clean()

@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the tables."""
-    from topwork.detectors.inspection import inspect, inspect_classes
-    from topwork.weights.weights import read_weights
+    from topwork.commands.reading import read
+    from topwork.surgery.inspection import inspect, inspect_classes
 
-    weights = read_weights(arguments.weights, trust=arguments.builder is not None)
+    weights = read(arguments.weights, arguments.builder)
     if arguments.classes is not None:
         classes = inspect_classes(weights, builder=arguments.builder)
         if arguments.classes:

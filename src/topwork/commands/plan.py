@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from topwork.project.fetch import PRETRAINED
+
 if TYPE_CHECKING:
-    from topwork.detectors.preview import Preview
+    from topwork.surgery.preview import Preview
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         type=Path,
-        default=Path("out/fetch/pretrained.safetensors"),
-        help="pretrained weights (default: out/fetch/pretrained.safetensors)",
+        default=PRETRAINED,
+        help=f"pretrained weights (default: {PRETRAINED})",
     )
     parser.add_argument("--builder", help="in place of the builder that the weights name, and to say that you trust it")
     parser.add_argument("--rows", action="store_true", help="every row of every tensor, not just the classes")
@@ -32,15 +34,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the plan."""
     from dataclasses import asdict
 
-    from topwork.classes import ClassPlan
-    from topwork.detectors.preview import preview
+    from topwork.commands.reading import read
     from topwork.files import canonical_json
-    from topwork.params import load_params
-    from topwork.weights.weights import read_weights
+    from topwork.params.document import load_params
+    from topwork.surgery.preview import preview
 
-    section = load_params(arguments.params).surgery
-    plan = ClassPlan.parse(section.classes, dropped=section.dropped, prior=section.prior, seed=section.seed)
-    weights = read_weights(arguments.weights, trust=arguments.builder is not None)
+    plan = load_params(arguments.params).surgery.plan()
+    weights = read(arguments.weights, arguments.builder)
     shown = preview(weights, plan, builder=arguments.builder)
     if arguments.format == "json":
         print(canonical_json(asdict(shown)), end="")

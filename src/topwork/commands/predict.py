@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from topwork.coco.images import ImageStore
+    from topwork.dataset.images import ImageStore
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, draw and write."""
-    from topwork.coco.images import IMAGE_SUFFIXES, ImageStore
+    from topwork.commands.reading import read
+    from topwork.dataset.images import IMAGE_SUFFIXES, ImageStore
     from topwork.detectors.builders import load
     from topwork.errors import EvaluationError
-    from topwork.evaluation.draw import draw_boxes, write_picture
-    from topwork.evaluation.predict import predict
     from topwork.files import write_json
+    from topwork.inference.draw import draw_boxes, write_picture
+    from topwork.inference.predict import predict
 
     if not 0 <= args.score <= 1:
         raise EvaluationError(f"predict: --score {args.score:g}, expected 0 to 1.")
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         )
     stores = {folder: ImageStore(folder) for folder in {file.parent for file in files}}
     pictures = [(index, _opener(stores[file.parent], file.name)) for index, file in enumerate(files)]
-    model = load(args.weights, builder=args.builder)
+    model = load(read(args.weights, args.builder), builder=args.builder)
     table = predict(model, pictures, batch_size=args.batch_size, device=args.device)
     table = table[table["score"] >= args.score]
     entries = []
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         f"{len(files)} image{'s' if len(files) != 1 else ''}: {told} (score {args.score:g} or more). Pictures and predictions.json are in {args.out}."
     )
     if args.benchmark:
-        from topwork.evaluation.latency import measure, print_latency
+        from topwork.inference.latency import measure, print_latency
 
         print_latency(measure(model, [open_image() for _, open_image in pictures], device=args.device))
     return 0

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from topwork.errors import DataError
 
 if TYPE_CHECKING:
-    from topwork.coco.findings import Findings
-    from topwork.coco.validation import Validation
-    from topwork.params import DatasetParams
+    from topwork.params.dataset import DatasetParams
+    from topwork.validation.findings import Findings
+    from topwork.validation.gate import Validation
 
 LINES = 23  # of a screen, less one for the next prompt
 WIDEST = 280  # characters of a message, eight lines of the table's last column
@@ -56,7 +56,7 @@ def _positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Check, say what was found, and tell by the exit code."""
-    from topwork.coco.validation import stops, validate
+    from topwork.validation.gate import stops, validate
 
     _check_outputs(args)
     dataset, base, lacking = _dataset(args)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if args.fix_list is not None:
         _write_fix_list(found.findings, failing or ["error"], args.fix_list)
     if args.report is not None:
-        from topwork.coco.gallery import write_gallery
+        from topwork.validation.gallery import write_gallery
 
         page = write_gallery(found, base, args.report)
         if args.format == "text":
@@ -102,7 +102,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 def _dataset(args: argparse.Namespace) -> tuple["DatasetParams", Path, Path | None]:
     """What to check: (section, folder that its paths are relative to, an annotation file whose images weren't found)."""
-    from topwork.params import DatasetParams, load_params
+    from topwork.params.dataset import DatasetParams
+    from topwork.params.document import load_params
 
     if args.path is None:
         if args.images is not None or args.against is not None:
@@ -119,8 +120,8 @@ def _dataset(args: argparse.Namespace) -> tuple["DatasetParams", Path, Path | No
 
 def _sets(path: Path, images: Path | None, names: tuple[str, ...]) -> dict[str, Any]:
     """The sets at a path: one of a COCO file, each list of a VOC or YOLO set."""
-    from topwork.coco.reader import format_of, lists_of
-    from topwork.params import SetParams
+    from topwork.params.dataset import SetParams
+    from topwork.validation.reader import format_of, lists_of
 
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected a COCO JSON, a VOC folder or a YOLO data.yaml.")
@@ -135,7 +136,7 @@ def _sets(path: Path, images: Path | None, names: tuple[str, ...]) -> dict[str, 
 
 def _guess(path: Path) -> Path | None:
     """Where a COCO file's images are: the place beside it that has most of the first hundred."""
-    from topwork.coco.read_coco import first_names
+    from topwork.validation.read_coco import first_names
 
     names = first_names(path, 100)
     stem = path.name.split(".")[0].removeprefix("instances_").removeprefix("_annotations")
@@ -155,10 +156,10 @@ def _cache() -> Path:
 
 
 def _print_json(found: "Validation") -> None:
-    from topwork.coco.outputs import findings_json, summary
     from topwork.files import canonical_json
+    from topwork.validation.outputs import findings_record, summary
 
-    print(canonical_json({**findings_json(found.findings, found.dropped), "summary": summary(found)}), end="")
+    print(canonical_json({**findings_record(found.findings, found.dropped).document(), "summary": summary(found)}), end="")
 
 
 def _print_text(found: "Validation", with_images: bool) -> None:
@@ -167,7 +168,7 @@ def _print_text(found: "Validation", with_images: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from topwork.coco.rules import RULES
+    from topwork.validation.rules import RULES
 
     console = Console(highlight=False, soft_wrap=False)
     tables = found.tables
@@ -211,8 +212,8 @@ def _counted(number: int, one: str, many: str = "") -> str:
 
 def _write_fix_list(findings: "Findings", severities: list[str], path: Path) -> None:
     """A piece of params.yaml that leaves out what is at fault; faults of whole files have no id to leave out."""
-    from topwork.coco.fixes import fix_list
     from topwork.files import write_text
+    from topwork.validation.fixes import fix_list
 
     text = fix_list(findings, severities)
     if str(path) == "-":

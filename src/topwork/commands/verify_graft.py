@@ -17,8 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what holds; what doesn't is an error."""
-    from topwork.detectors.receipt import verify_graft
+    from topwork.commands.reading import trusted
+    from topwork.surgery.verification import verify_graft
 
-    for sentence in verify_graft(arguments.source, arguments.result, arguments.receipt, builder=arguments.builder):
+    held = verify_graft(
+        arguments.source,
+        arguments.result,
+        arguments.receipt,
+        builder=arguments.builder,
+        trust=trusted(arguments.builder),
+    )
+    for sentence in held:
         print(f"holds  {sentence}")
     return 0

@@ -24,7 +24,7 @@ from topwork.detectors.families import Family, family_of
 from topwork.errors import SurgeryError
 from topwork.files import sha256_file
 from topwork.weights.fit import check_fit
-from topwork.weights.weights import Weights, read_weights
+from topwork.weights.format import Weights, read_weights
 
 # A key of builder_args for torchvision's builders: its COCO weights of some detectors were trained with frozen batch norms, of this
 # epsilon, which torchvision puts in only when it downloads the weights itself.

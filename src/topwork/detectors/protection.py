@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from topwork.detectors.axes import anatomy
-from topwork.weights.weights import Weights
+from topwork.weights.format import Weights
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Evaluation: prediction, COCO metrics with intervals, retention, what went wrong."""
+"""What predictions are worth: retention and its contract, mistakes, calibration, confusion, plots."""

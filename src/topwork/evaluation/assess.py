@@ -1,24 +1,33 @@
 """One model on one set, and the tables made of all models on all sets."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from topwork.classes import ClassPlan
-from topwork.evaluation.bootstrap import Interval, draw_weights, interval, mean_of_classes, weighted_ap
 from topwork.evaluation.calibration import expected_error
-from topwork.evaluation.curves import BestThreshold, best_threshold
-from topwork.evaluation.matching import Matches, match
-from topwork.evaluation.metrics import IouType, Scores, score
-from topwork.evaluation.retention import Verdict, judge, ratio, ratio_interval
-from topwork.evaluation.truth import Detections, Truth, detections_of
-from topwork.params import EvaluateParams, KeepParams
-
-MODELS = ("pretrained", "grafted", "finetuned")
+from topwork.evaluation.retention import Verdict, ratio, ratio_interval, verdict_of
+from topwork.metrics.bootstrap import Interval, draw_weights, interval, mean_of_classes, weighted_ap
+from topwork.metrics.coco import IouType, Scores, score
+from topwork.metrics.curves import BestThreshold, best_threshold
+from topwork.metrics.matching import Matches, match
+from topwork.metrics.truth import Detections, Truth, detections_of
+from topwork.params.evaluate import EvaluateParams
+from topwork.params.retention import KeepParams
+from topwork.project.evaluate import (
+    BestThresholdRecord,
+    ClassAp,
+    ClassesRecord,
+    ClassRecord,
+    MeanFigures,
+    MetricsRecord,
+    ModelFigures,
+    ModelTable,
+    TableRecord,
+)
 
 
 @dataclass(frozen=True)
@@ -102,40 +111,50 @@ Assessments = Mapping[str, Mapping[str, Assessment]]
 """Set -> model -> assessment."""
 
 
-def metrics_table(assessments: Assessments, verdicts: Sequence[Verdict], plan: ClassPlan) -> dict[str, Any]:
-    """For metrics.json: set -> model -> means and classes' figures; and each kept class's retention."""
-    table: dict[str, Any] = {}
-    for split, models in assessments.items():
-        table[split] = {}
-        for model, assessment in models.items():
-            means = _means(assessment)
-            classes = {
-                name if name not in means else f"class {name}": {
-                    "ap": assessment.scores.ap(name), "ap_50": assessment.scores.ap(name, iou=0.5),
-                }
-                for name in assessment.classes
-            }  # fmt: skip
-            table[split][model] = {**means, **classes}
-    table["retention"] = {name: _retention(assessments, verdicts, name) for name in plan.kept}
-    return table
+def metrics_record(assessments: Assessments, verdicts: Sequence[Verdict], plan: ClassPlan) -> MetricsRecord:
+    """The figures that one decides by: retention of kept classes, AP of the others, mAP."""
+    test = assessments["test"]["finetuned"]
+    return MetricsRecord(
+        retention={name: _retention(assessments, verdicts, name) for name in plan.kept},
+        ap={row.name: test.ap(row.name) for row in plan.rows if row.origin != "keep"},
+        map=test.scores.ap(),
+    )
 
 
-def mask_table(assessment: Assessment) -> dict[str, Any]:
-    """The same figures for one model's masks, for `metrics.json`'s set -> model -> masks.
+def table_record(assessments: Assessments, *, masks: bool = False) -> TableRecord:
+    """Set -> model -> means and classes' figures; of masks, too, where asked for.
 
     Raises:
-        EvaluationError: the predictions or an annotation have no masks.
+        EvaluationError: masks are asked for, and the predictions or an annotation have none.
     """
-    scores = score(assessment.truth, assessment.detections, "segm")
+    return TableRecord(
+        sets={
+            split: {
+                model: ModelTable(
+                    **_means(assessment.scores, assessment.classes).model_dump(),
+                    masks=_mask_means(assessment) if masks else None,
+                )
+                for model, assessment in models.items()
+            }
+            for split, models in assessments.items()
+        }
+    )
+
+
+def _means(scores: Scores, classes: Sequence[str]) -> MeanFigures:
     full = scores.table()
-    means = {key: full[key] for key in ("map", "map_50", "map_75", "mar_100")}
-    classes = {name: {"ap": scores.ap(name), "ap_50": scores.ap(name, iou=0.5)} for name in scores.classes}
-    return {**means, **{name if name not in means else f"class {name}": figures for name, figures in classes.items()}}
+    return MeanFigures(
+        map=full["map"],
+        map_50=full["map_50"],
+        map_75=full["map_75"],
+        mar_100=full["mar_100"],
+        classes={name: ClassAp(ap=scores.ap(name), ap_50=scores.ap(name, iou=0.5)) for name in classes},
+    )
 
 
-def _means(assessment: Assessment) -> dict[str, float | None]:
-    full = assessment.scores.table()
-    return {key: full[key] for key in ("map", "map_50", "map_75", "mar_100")}
+def _mask_means(assessment: Assessment) -> MeanFigures:
+    scores = score(assessment.truth, assessment.detections, "segm")
+    return _means(scores, scores.classes)
 
 
 def _retention(assessments: Assessments, verdicts: Sequence[Verdict], name: str) -> float | None:
@@ -150,36 +169,47 @@ def _retention(assessments: Assessments, verdicts: Sequence[Verdict], name: str)
     return None
 
 
-def class_table(assessments: Assessments, plan: ClassPlan) -> list[dict[str, Any]]:
-    """For classes.json: one row a set and class, with intervals, sizes, best thresholds, and a note where something is undefined."""
-    return [
-        _class_row(split, models, name, next(row.origin for row in plan.rows if row.name == name))
-        for split, models in assessments.items()
-        for name in models["finetuned"].truth.classes
-    ]
+def classes_record(assessments: Assessments, plan: ClassPlan) -> ClassesRecord:
+    """One row a set and class, with intervals, sizes, best thresholds, and a note where something is undefined."""
+    origins = {row.name: row.origin for row in plan.rows}
+    return ClassesRecord(
+        classes=tuple(
+            _class_record(split, models, name, origins[name])
+            for split, models in assessments.items()
+            for name in models["finetuned"].truth.classes
+        )
+    )
 
 
-def _class_row(split: str, models: Mapping[str, Assessment], name: str, origin: str) -> dict[str, Any]:
-    truth = models["finetuned"].truth
+def _class_record(split: str, models: Mapping[str, Assessment], name: str, origin: str) -> ClassRecord:
+    before, after = models["pretrained"], models["finetuned"]
+    truth = after.truth
     label = truth.classes.index(name) + 1
     objects = truth.objects[name]
-    row: dict[str, Any] = {
-        "set": split, "class": name, "origin": origin, "objects": objects,
-        "images": len(np.unique(truth.image[(truth.label == label) & ~truth.crowd])),
-        "note": _note(split, name, origin, objects),
-    }  # fmt: skip
-    for model, assessment in models.items():
-        has = name in assessment.classes
-        between = assessment.interval(name)
-        row[f"ap_{model}"] = assessment.ap(name)
-        row[f"interval_{model}"] = list(between) if between else None
-        row[f"figures_{model}"] = assessment.scores.table(name) if has else None
-        row[f"best_{model}"] = assessment.threshold(name).__dict__ if has else None
-        row[f"ece_{model}"] = expected_error(assessment.matches, assessment.truth.classes.index(name) + 1) if has else None
-    before, after = models["pretrained"], models["finetuned"]
-    row["retention"] = ratio(after.ap(name), before.ap(name))
-    row["interval_retention"] = _paired(before, after, name)
-    return row
+    return ClassRecord(
+        split=split,
+        name=name,
+        origin=origin,
+        objects=objects,
+        images=len(np.unique(truth.image[(truth.label == label) & ~truth.crowd])),
+        note=_note(split, name, origin, objects),
+        models={model: _figures(assessment, name) for model, assessment in models.items()},
+        retention=ratio(after.ap(name), before.ap(name)),
+        interval_retention=_paired(before, after, name),
+    )
+
+
+def _figures(assessment: Assessment, name: str) -> ModelFigures:
+    if name not in assessment.classes:
+        return ModelFigures(ap=None, interval=None, figures=None, best=None, ece=None)
+    label = assessment.truth.classes.index(name) + 1
+    return ModelFigures(
+        ap=assessment.ap(name),
+        interval=assessment.interval(name),
+        figures=assessment.scores.table(name),
+        best=BestThresholdRecord(**asdict(assessment.threshold(name))),
+        ece=expected_error(assessment.matches, label),
+    )
 
 
 def _note(split: str, name: str, origin: str, objects: int) -> str | None:
@@ -188,19 +218,18 @@ def _note(split: str, name: str, origin: str, objects: int) -> str | None:
     return None if origin == "keep" else "learned: the pretrained detector has no such class, so there is nothing to retain"
 
 
-def _paired(before: Assessment, after: Assessment, name: str) -> list[float] | None:
+def _paired(before: Assessment, after: Assessment, name: str) -> Interval | None:
     if name not in before.resampled or name not in after.resampled:
         return None
-    between = ratio_interval(after.resampled[name], before.resampled[name], after.confidence)
-    return list(between) if between else None
+    return ratio_interval(after.resampled[name], before.resampled[name], after.confidence)
 
 
 def verdicts_of(contract: Mapping[str, KeepParams], assessments: Assessments) -> list[Verdict]:
-    """Every contract, judged."""
+    """Every contract, held against what was measured."""
     verdicts = []
     for name, asked in contract.items():
         before, after = assessments[asked.on]["pretrained"], assessments[asked.on]["finetuned"]
-        between = _paired(before, after, name)
         note = None if after.truth.objects[name] else f"the {asked.on} set has no object of the class"
-        verdicts.append(judge(name, asked, before.ap(name), after.ap(name), (between[0], between[1]) if between else None, note))
+        between = _paired(before, after, name)
+        verdicts.append(verdict_of(name, asked, before.ap(name), after.ap(name), between, note))
     return verdicts

@@ -9,7 +9,7 @@ Source: Guo et al., On Calibration of Modern Neural Networks (ICML 2017).
 import pandas as pd
 from hotcoco.metrics import calibration_curve, calibration_error
 
-from topwork.evaluation.matching import Matches
+from topwork.metrics.matching import Matches
 
 BINS = 10
 

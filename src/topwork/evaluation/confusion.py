@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from topwork.evaluation.matching import Matches
 from topwork.evaluation.mistakes import FOUND_IOU
+from topwork.metrics.matching import Matches
 
 BACKGROUND_NAME = "background"
 

@@ -30,8 +30,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.evaluation.matching import Matches
-from topwork.evaluation.metrics import RECALL_THRESHOLDS
+from topwork.metrics.coco import RECALL_THRESHOLDS
+from topwork.metrics.matching import Matches
 
 KINDS = ("localisation", "class", "both", "duplicate", "background", "missed")
 FOUND_IOU = 0.5

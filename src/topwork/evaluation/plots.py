@@ -5,7 +5,8 @@ draws a column a line: pr_SET.csv and calibration_SET.csv have a column a model,
 fine-tuned model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -15,9 +16,10 @@ import pandas as pd
 from topwork.evaluation.assess import Assessment, Assessments
 from topwork.evaluation.calibration import expected_error, reliability
 from topwork.evaluation.confusion import confident, confusion
-from topwork.evaluation.curves import pr_curves
-from topwork.evaluation.metrics import RECALL_THRESHOLDS
 from topwork.evaluation.mistakes import KINDS, Mistakes, find_mistakes, worst_images
+from topwork.metrics.coco import RECALL_THRESHOLDS
+from topwork.metrics.curves import pr_curves
+from topwork.project.evaluate import ErrorsRecord, KindRecord, ModelErrors, WorstImageRecord
 
 
 class Plots:
@@ -53,22 +55,24 @@ class Plots:
         return pd.DataFrame({"recall": RECALL_THRESHOLDS, **{model: means[model].to_numpy() for model in models}})
 
     def calibration_wide(self, split: str) -> pd.DataFrame:
-        """Precision of each bin of scores, a column a model, beside the diagonal that honest scores would follow."""
+        """Precision of each bin of scores, a column a model, beside the diagonal that calibrated scores would follow."""
         rows = self.calibration[(self.calibration["set"] == split) & (self.calibration["class"] == "all")]
         table = rows.pivot_table(index=["low", "high"], columns="model", values="precision").reset_index()
         table.insert(0, "score", (table["low"] + table["high"]) / 2)
-        table.insert(1, "honest", table["score"])
+        table.insert(1, "ideal", table["score"])
         models = [model for model in self.assessments[split] if model in table]
-        return table[["score", "honest", *models]].rename_axis(columns=None)
+        return table[["score", "ideal", *models]].rename_axis(columns=None)
 
     def confusion_rows(self, split: str) -> pd.DataFrame:
         """The fine-tuned model's confusion, each pair as often as it occurs: what DVC's template `confusion` counts."""
         rows = self.confusion[(self.confusion["set"] == split) & (self.confusion["model"] == "finetuned")]
         return rows.loc[rows.index.repeat(rows["count"]), ["actual", "predicted"]].reset_index(drop=True)
 
-    def errors(self) -> dict[str, Any]:
-        """For errors.json: set -> model -> AP at IoU 0.5, and each kind's count, cost, share, classes, worst images."""
-        return {split: {model: _errors(assessment) for model, assessment in models.items()} for split, models in self.assessments.items()}
+    def errors(self) -> ErrorsRecord:
+        """Set -> model -> AP at IoU 0.5, and each kind's count, cost, share, classes, worst images."""
+        return ErrorsRecord(
+            sets={split: {model: _errors(assessment) for model, assessment in models.items()} for split, models in self.assessments.items()}
+        )
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """File name -> table."""
@@ -98,25 +102,28 @@ def _calibration(assessment: Assessment) -> pd.DataFrame:
     return table[["class", "low", "high", "confidence", "precision", "count"]]
 
 
-def _errors(assessment: Assessment) -> dict[str, Any]:
+def _errors(assessment: Assessment) -> ModelErrors:
     everything = find_mistakes(assessment.matches)
     sure = find_mistakes(assessment.matches, confident_of(assessment))
     counts, sure_counts, costs, shares = everything.counts(), sure.counts(), everything.costs(), everything.shares()
-    return {
-        "ap_50": everything.ap_50,
-        "ece": expected_error(assessment.matches),
-        "kinds": {
-            kind: {
-                "count": counts[kind], "confident": sure_counts[kind], "cost": costs[kind], "share": shares[kind],
-                "classes": _by_class(sure, assessment, kind),
-                "worst": [image.__dict__ for image in worst_images(sure, kind)],
-            }
+    return ModelErrors(
+        ap_50=everything.ap_50,
+        ece=expected_error(assessment.matches),
+        kinds={
+            kind: KindRecord(
+                count=counts[kind],
+                confident=sure_counts[kind],
+                cost=costs[kind],
+                share=shares[kind],
+                classes=_by_class(sure, assessment, kind),
+                worst=tuple(WorstImageRecord(**asdict(image)) for image in worst_images(sure, kind)),
+            )
             for kind in KINDS
         },
-    }  # fmt: skip
+    )
 
 
-def _by_class(mistakes: Mistakes, assessment: Assessment, kind: str) -> Mapping[str, int]:
+def _by_class(mistakes: Mistakes, assessment: Assessment, kind: str) -> dict[str, int]:
     return {name: mistakes.counts(assessment.truth.classes.index(name) + 1)[kind] for name in assessment.classes}
 
 

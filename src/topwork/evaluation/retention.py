@@ -4,17 +4,14 @@ Both are measured on the same images, so the interval is a paired bootstrap: eac
 their ratio. The contract in params.yaml (`retention: {person: {min: 0.95, on: source}}`) is judged here and enforced by the gate.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.classes import ClassPlan
-from topwork.errors import EvaluationError
-from topwork.evaluation.bootstrap import Interval, interval
-from topwork.params import KeepParams
+from topwork.metrics.bootstrap import Interval, interval
+from topwork.params.retention import KeepParams
+from topwork.project.evaluate import ContractRecord
 
 
 def ratio(finetuned: float | None, pretrained: float | None) -> float | None:
@@ -69,48 +66,24 @@ class Verdict:
             f"asked for {self.min:g} at least{judged}"
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """For verdict.json; `class` is the class's key there."""
-        fields = asdict(self)
-        return {
-            "class": fields.pop("name"),
-            **fields,
-            "interval": list(self.interval) if self.interval else None,
-            "sentence": self.sentence(),
-        }
+    def record(self) -> ContractRecord:
+        """As verdict.json holds it."""
+        return ContractRecord(
+            name=self.name,
+            on=self.on,
+            min=self.min,
+            by=self.by,
+            pretrained=self.pretrained,
+            finetuned=self.finetuned,
+            found=self.found,
+            interval=self.interval,
+            holds=self.holds,
+            note=self.note,
+            sentence=self.sentence(),
+        )
 
 
-def check_contract(contract: Mapping[str, KeepParams], plan: ClassPlan, sets: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse a contract that can't be measured, before anything is.
-
-    Args:
-        contract: class -> what is asked.
-        plan: the class plan.
-        sets: set -> kept classes that its categories have.
-
-    Raises:
-        EvaluationError: a class that isn't kept, a set that isn't given, or one whose categories lack the class; all are named.
-    """
-    faults = []
-    for name, asked in contract.items():
-        if name not in plan.names:
-            faults.append(f"{name}: no target class (surgery.classes has {', '.join(plan.names)})")
-        elif name not in plan.kept:
-            origin = next(row.origin for row in plan.rows if row.name == name)
-            faults.append(
-                f"{name}: not a kept class (`{origin}` in surgery.classes), so there is no pretrained AP to retain; kept are {', '.join(plan.kept) or 'none'}"
-            )
-        elif asked.on not in sets:
-            faults.append(f"{name}: on: {asked.on}, and dataset.{asked.on} isn't given; sets to measure on are {', '.join(sets) or 'none'}")
-        elif name not in sets[asked.on]:
-            faults.append(
-                f"{name}: on: {asked.on}, and that set's categories don't have it (they have {', '.join(sets[asked.on]) or 'no kept class'})"
-            )
-    if faults:
-        raise EvaluationError(f"params.yaml: retention: {'; '.join(faults)}. Mend the contract, surgery.classes or dataset.")
-
-
-def judge(
+def verdict_of(
     name: str, asked: KeepParams, pretrained: float | None, finetuned: float | None, between: Interval | None, note: str | None
 ) -> Verdict:
     """Hold one class's retention against its contract."""

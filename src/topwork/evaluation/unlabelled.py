@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from topwork.evaluation.matching import match
-from topwork.evaluation.truth import Detections, Truth, detections_of
-from topwork.params import UnlabelledParams
+from topwork.metrics.matching import match
+from topwork.metrics.truth import Detections, Truth, detections_of
+from topwork.params.unlabelled import UnlabelledParams
 
 LEAST_LABELLED = 20
 """Labelled objects of a class from which the detector's recall on them says something."""

@@ -1,1 +1,1 @@
-"""The report: one self-contained page of a run, and the comparison of several."""
+"""The page of one run and its model card; every figure on it was computed by an earlier stage."""

@@ -11,12 +11,11 @@ from typing import Any
 
 from topwork import __version__
 from topwork.classes import BACKGROUND, UNUSED
+from topwork.project.finetune import FINETUNED
 from topwork.report.figures import ClassFigures, class_figures, clauses, mean_ap, percent
 from topwork.report.headline import headline
 from topwork.report.page import render
 from topwork.report.run import Run
-
-FINETUNED = "out/finetune/weights.safetensors"
 
 
 def model_card(
@@ -32,12 +31,11 @@ def model_card(
         run: the project's run, or None.
         parity: what the ONNX check found: `images`, `detections`, `boxes_px`, `scores`; None where no ONNX goes with the card.
     """
-    digest = hashlib.sha256(weights).hexdigest()
-    known = run is not None and FINETUNED in run.paths and hashlib.sha256(run.files.read_bytes(FINETUNED)).hexdigest() == digest
-    figures = class_figures(run) if run is not None and known else []
-    contract = clauses(run) if run is not None and known else []
+    digest = _sha256(weights)
+    known = run if run is not None and run.has(FINETUNED) and _sha256(run.read_bytes(FINETUNED)) == digest else None
+    figures, contract = (class_figures(known), clauses(known)) if known else ([], [])
     names = [(label, column) for label, column in enumerate(columns) if column not in (BACKGROUND, UNUSED)]
-    provenance = run.provenance if run is not None and known else {}
+    provenance = known.provenance.document() if known and known.provenance else {}
     return render(
         "card.md.j2",
         front=front_matter(name, names, figures, provenance),
@@ -49,12 +47,16 @@ def model_card(
         headline=headline(figures, contract) if figures else None,
         contract=contract,
         provenance=provenance,
-        record=run.record if run is not None and known else {},
-        splits=_splits(run) if run is not None and known else [],
+        record=known.training if known else None,
+        splits=_splits(known) if known else [],
         parity=parity,
         digest=digest,
         version=__version__,
     )
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def front_matter(name: str, names: Sequence[tuple[int, str]], figures: Sequence[ClassFigures], provenance: Mapping[str, Any]) -> str:

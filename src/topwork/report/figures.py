@@ -1,11 +1,10 @@
 """The figures that the page speaks of: AP by class, set and model, retention, and the contract's verdict."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from topwork.report.run import MODELS, Run
+from topwork.project.names import MODELS
+from topwork.report.run import Run
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Clause:
     by: str = "estimate"
 
     @property
-    def judged(self) -> float | None:
+    def measured(self) -> float | None:
         """What is held against `least`: the retention, or its interval's lower end; None where it is undefined."""
         if self.found is None:
             return None
@@ -78,55 +77,37 @@ def class_figures(run: Run) -> list[ClassFigures]:
     """The class table of evaluate, in its order."""
     return [
         ClassFigures(
-            name=str(row["class"]),
-            origin=str(row["origin"]),
-            on=str(row["set"]),
-            ap={model: estimate(row, f"ap_{model}", f"interval_{model}") for model in MODELS},
-            retention=estimate(row, "retention", "interval_retention"),
-            objects=int(row.get("objects") or 0),
-            images=int(row.get("images") or 0),
-            threshold={model: (row.get(f"best_{model}") or {}).get("threshold") for model in MODELS},
-            note=row.get("note"),
+            name=row.name,
+            origin=row.origin,
+            on=row.split,
+            ap={model: estimate(row.models[model].ap, row.models[model].interval) for model in MODELS},
+            retention=estimate(row.retention, row.interval_retention),
+            objects=row.objects,
+            images=row.images,
+            threshold={model: best.threshold if (best := row.models[model].best) else None for model in MODELS},
+            note=row.note,
         )
-        for row in run.json("out/evaluate/classes.json") or []
+        for row in (run.classes.classes if run.classes else ())
     ]
 
 
 def clauses(run: Run) -> list[Clause]:
-    """The retention contract's lines as evaluate judged them."""
+    """The retention contract's lines as evaluate found them."""
     return [
-        Clause(
-            str(row["class"]),
-            str(row["on"]),
-            float(row["min"]),
-            estimate(row, "found", "interval"),
-            bool(row["holds"]),
-            str(row.get("sentence", "")),
-            str(row.get("by", "estimate")),
-        )
-        for row in (run.verdict or {}).get("contracts", [])
+        Clause(row.name, row.on, row.min, estimate(row.found, row.interval), row.holds, row.sentence, row.by)
+        for row in (run.verdict.contracts if run.verdict else ())
     ]
 
 
-def estimate(row: Mapping[str, Any], key: str, between: str) -> Estimate | None:
-    """A figure of a row with its interval: `ap_finetuned` with `interval_finetuned`, `retention` with `interval_retention`."""
-    value, pair = row.get(key), row.get(between)
-    if not _finite(value):
-        return None
-    assert value is not None
-    if isinstance(pair, Sequence) and len(pair) == 2 and all(_finite(end) for end in pair):
-        return Estimate(float(value), float(pair[0]), float(pair[1]))
-    return Estimate(float(value))
+def estimate(value: float | None, between: tuple[float, float] | None) -> Estimate | None:
+    """A figure with its interval; None where it is undefined."""
+    return None if value is None else Estimate(value, *(between or (None, None)))
 
 
 def mean_ap(figures: Iterable[ClassFigures], model: str) -> float | None:
     """Mean AP over the classes for which it is defined; None where there is none."""
     values = [found.value for figure in figures if (found := figure.ap.get(model)) is not None]
     return sum(values) / len(values) if values else None
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def words(names: Sequence[str]) -> str:

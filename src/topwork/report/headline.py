@@ -44,8 +44,8 @@ def _state(contract: Sequence[Clause]) -> State:
 
 def _worst(figures: Sequence[ClassFigures], contract: Sequence[Clause]) -> tuple[str, str, Estimate, float | None] | None:
     """The kept class that stands worst: (name, set, retention, least asked)."""
-    judged = [(clause, clause.found, clause.judged) for clause in contract]
-    asked = [(clause, found, -1.0 if value is None else value / clause.least) for clause, found, value in judged if found is not None]
+    measured = [(clause, clause.found, clause.measured) for clause in contract]
+    asked = [(clause, found, -1.0 if value is None else value / clause.least) for clause, found, value in measured if found is not None]
     if asked:
         clause, found, _ = min(asked, key=lambda item: item[2])
         return clause.name, clause.on, found, clause.least

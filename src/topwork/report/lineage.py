@@ -5,42 +5,38 @@ No clock time and no absolute path; of dvc.lock only the stages upstream of the 
 
 import hashlib
 import io
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from topwork import __version__
 from topwork.errors import TopworkError
-from topwork.params import Params
+from topwork.params.document import Params
+from topwork.project.evaluate import CLASSES
+from topwork.project.fetch import PRETRAINED
+from topwork.project.gate import PASSED
+from topwork.project.report import REPORT
+from topwork.project.surgery import GRAFTED, RECEIPT
 from topwork.report.run import Run
 from topwork.report.sections import Table
 
-STAGES = ("validate", "fetch", "surgery", "unlabelled", "finetune", "evaluate")
-PACKAGES = ("torch", "torchvision", "dvc", "dvclive", "prefect", "pandas", "pyarrow", "pillow", "hotcoco", "safetensors")
-_ROOMS = {"report", "gate"}
+STAGES = ("validate", "fetch", "check", "surgery", "baseline", "unlabelled", "finetune", "predict", "evaluate")
+FIRST = ("topwork", "python", "platform", "torch", "torchvision", "pillow", "numpy", "dvc", "dvclive", "safetensors")
+AFTER = (REPORT.parent.as_posix(), PASSED.parent.as_posix())
+"""Folders of the stages after this one."""
 
 
 def versions(run: Run) -> list[tuple[str, str]]:
-    """Versions as the fine-tuning recorded them; where it didn't, as they are installed here."""
-    recorded = run.record.get("versions")
-    if isinstance(recorded, Mapping) and recorded:
-        return [(str(name), str(value)) for name, value in sorted(recorded.items())]
-    found = [("topwork", __version__), ("python", platform.python_version())]
-    for name in PACKAGES:
-        try:
-            found.append((name, version(name)))
-        except PackageNotFoundError:
-            continue
-    return found
+    """What the fine-tuning ran with, as its record has it: the libraries that matter first, then every other distribution."""
+    found = dict(run.training.versions) if run.training else {}
+    first = [(name, found.pop(name)) for name in FIRST if name in found]
+    return [*first, *sorted(found.items())]
 
 
 def flat_params(params: Params | None) -> list[tuple[str, str]]:
-    """params.yaml as dotted keys, defaults included; the demo's only where it was drawn here."""
+    """params.yaml as dotted keys, defaults included; without what the demo draws and how the run was carried out."""
     if params is None:
         return []
-    document = params.model_dump(mode="json", exclude={"demo"})
+    document = params.model_dump(mode="json", exclude={"demo", "runtime"})
     return [(key, value) for key, value in flatten(document) if value != ""]
 
 
@@ -56,19 +52,19 @@ def flatten(document: Mapping[str, Any], start: str = "") -> list[tuple[str, str
         if isinstance(value, Mapping) and value:
             rows += flatten(value, f"{start}{key}.")
         else:
-            rows.append((f"{start}{key}", _said(value)))
+            rows.append((f"{start}{key}", _text(value)))
     return rows
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None or value == {} or value == []:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return "; ".join(map(_said, value)) if any(isinstance(item, Mapping) for item in value) else ", ".join(map(_said, value))
+        return "; ".join(map(_text, value)) if any(isinstance(item, Mapping) for item in value) else ", ".join(map(_text, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_said(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, str) and Path(value).is_absolute():
@@ -80,7 +76,7 @@ def hashes(run: Run) -> Table:
     """SHA-256 and size of every file that the stages before this one wrote."""
     rows = []
     for path in sorted(run.paths):
-        if path.split("/")[1] in _ROOMS:
+        if path.startswith(AFTER):
             continue
         content = run.files.read_bytes(path)
         rows.append([path, hashlib.sha256(content).hexdigest(), f"{len(content):,}"])
@@ -125,7 +121,7 @@ def commands(run: Run) -> list[tuple[str, str]]:
     """(what it does, command) to find this run in history, run it again and check it."""
     outs = {out["path"]: out.get("md5") for stage in lock(run).values() for out in stage.get("outs", [])}
     steps = []
-    if mark := outs.get("out/evaluate/classes.json"):
+    if mark := outs.get(CLASSES.as_posix()):
         steps.append(("Find the commit that recorded this run", f"git log --oneline -S {mark} -- dvc.lock"))
     else:
         steps.append(
@@ -138,7 +134,7 @@ def commands(run: Run) -> list[tuple[str, str]]:
         ("Run what isn't fresh; from nothing, everything with --force", "dvc repro"),
         (
             "Recompute the surgery's receipt from the two files",
-            "topwork verify-graft out/fetch/pretrained.safetensors out/surgery/grafted.safetensors out/surgery/receipt.json",
+            f"topwork verify-graft {PRETRAINED} {GRAFTED} {RECEIPT}",
         ),
         ("Check every recorded hash", "topwork audit verify COMMIT"),
     ]

@@ -8,10 +8,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from topwork.errors import TopworkError
+from topwork.project.evaluate import CLASSES
 from topwork.report import lineage, sections, story
 from topwork.report.figures import ClassFigures, class_figures, clauses
 from topwork.report.headline import headline
@@ -28,8 +29,8 @@ def render_report(run: Run) -> str:
     """
     if run.params is None:
         raise TopworkError("report: the run has no params; pass those of params.yaml.")
-    if "out/evaluate/classes.json" not in run.paths:
-        raise TopworkError("out/evaluate/classes.json: no such file, and the report tells of it. Run `dvc repro evaluate` first.")
+    if not run.has(CLASSES):
+        raise TopworkError(f"{CLASSES}: no such file, and the report is about it. Run `dvc repro evaluate` first.")
     params = run.params.report
     figures, contract = class_figures(run), clauses(run)
     pictures, why_none = story.before_after(run, params.pictures, thresholds(figures, params.min_score))
@@ -57,8 +58,8 @@ def render_report(run: Run) -> str:
         unlabelled=run.unlabelled,
         unlabelled_pictures=story.unlabelled_pictures(run, min(params.pictures, 3)),
         surgery=story.surgery_story(run),
-        provenance=lineage.flatten(run.provenance),
-        record=lineage.flatten({key: value for key, value in run.record.items() if key not in ("versions", "history")}),
+        provenance=lineage.flatten(run.provenance.document() if run.provenance else {}),
+        record=lineage.flatten(run.training.model_dump(exclude={"versions", "history"}) if run.training else {}),
         params=lineage.flat_params(run.params),
         versions=lineage.versions(run),
         hashes=lineage.hashes(run),
@@ -101,16 +102,16 @@ def class_notes(run: Run, figures: Sequence[ClassFigures]) -> list[str]:
     return notes
 
 
-def render(template: str, **context: Any) -> str:
-    """Fill a template of this package; every value is escaped unless it is markup."""
+def render(template: str, package: str = "topwork.report", **context: Any) -> str:
+    """Fill a template of a package, which may build on this one's; every value is escaped unless it is markup."""
     style = Markup(files("topwork.report").joinpath("templates/style.css").read_text(encoding="utf-8"))
-    return _environment().get_template(template).render(style=style, **context)
+    return _environment(package).get_template(template).render(style=style, **context)
 
 
 @cache
-def _environment() -> Environment:
+def _environment(package: str) -> Environment:
     return Environment(
-        loader=PackageLoader("topwork.report"),
+        loader=ChoiceLoader([PackageLoader("topwork.report"), PackageLoader(package)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

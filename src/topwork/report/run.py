@@ -5,22 +5,29 @@ A run is read through `Files`, so that the working tree and a past revision (fro
 
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import pandas as pd
 
-from topwork.coco.images import ImageStore
-from topwork.coco.tables import ANNOTATION_COLUMNS, CATEGORY_COLUMNS, IMAGE_COLUMNS, Tables
+from topwork.dataset.images import ImageStore
+from topwork.dataset.tables import ANNOTATION_COLUMNS, CATEGORY_COLUMNS, IMAGE_COLUMNS, Tables
 from topwork.errors import TopworkError
-from topwork.params import Params
+from topwork.params.document import Params
+from topwork.project import evaluate, fetch, finetune, surgery, unlabelled, validate
+from topwork.project.evaluate import ClassesRecord, ErrorsRecord, VerdictRecord
+from topwork.project.fetch import ProvenanceRecord
+from topwork.project.finetune import RunRecord
+from topwork.project.predictions import predictions_path
+from topwork.project.record import Record
+from topwork.project.surgery import ReceiptRecord
+from topwork.project.unlabelled import UnlabelledRecord
+from topwork.project.validate import FindingsRecord
 
-MODELS = ("pretrained", "grafted", "finetuned")
-SETS = ("test", "source")
+Kind = TypeVar("Kind", bound=Record)
 
 
 class Files(Protocol):
@@ -107,106 +114,116 @@ class Run:
         """Every file below out/, and dvc.lock where there is one."""
         return frozenset(self.files.names("out"))
 
-    def json(self, path: str) -> Any:
-        """A JSON file of the run, or None.
+    def has(self, path: Path) -> bool:
+        """Whether the run left that file."""
+        return path.as_posix() in self.paths
+
+    def read_bytes(self, path: Path) -> bytes:
+        """Content of a file of the run."""
+        return self.files.read_bytes(path.as_posix())
+
+    def record(self, path: Path, kind: type[Kind]) -> Kind | None:
+        """A record of the run, or None where there's no such file.
 
         Raises:
-            TopworkError: the file is there and isn't JSON.
+            TopworkError: the file is there and isn't such a record.
         """
-        if path not in self.paths:
-            return None
-        try:
-            return json.loads(self.files.read_bytes(path))
-        except ValueError as error:
-            raise TopworkError(f"{path}: not readable as JSON ({error}). Run the stage that writes it again: dvc repro --force.") from error
+        return kind.parse(self.read_bytes(path), path) if self.has(path) else None
 
-    def frame(self, path: str) -> pd.DataFrame | None:
+    def frame(self, path: Path) -> pd.DataFrame | None:
         """A Parquet, CSV or TSV table of the run, or None.
 
         Raises:
             TopworkError: the file is there and isn't such a table.
         """
-        if path not in self.paths:
+        if not self.has(path):
             return None
-        stream = io.BytesIO(self.files.read_bytes(path))
+        stream = io.BytesIO(self.read_bytes(path))
         try:
-            if path.endswith(".parquet"):
+            if path.suffix == ".parquet":
                 return pd.read_parquet(stream)
-            if path.endswith(".json"):
-                return pd.DataFrame(json.loads(stream.getvalue()))
-            return pd.read_csv(stream, sep="\t" if path.endswith(".tsv") else ",", keep_default_na=False, na_values=["", "nan", "NaN"])
+            separator = "\t" if path.suffix == ".tsv" else ","
+            return pd.read_csv(stream, sep=separator, keep_default_na=False, na_values=["", "nan", "NaN"])
         except (ValueError, OSError) as error:
             raise TopworkError(f"{path}: not readable as a table ({error}). Run the stage that writes it again.") from error
 
     @cached_property
     def tables(self) -> Tables:
         """The validated data set; empty tables where validate hasn't run."""
-        parts = []
-        for name, columns in (("images", IMAGE_COLUMNS), ("annotations", ANNOTATION_COLUMNS), ("categories", CATEGORY_COLUMNS)):
-            frame = self.frame(f"out/validate/{name}.parquet")
-            parts.append(pd.DataFrame(columns=list(columns)) if frame is None else frame)
-        return Tables(*parts)
+        frames = []
+        for path, columns in (
+            (validate.IMAGES, IMAGE_COLUMNS),
+            (validate.ANNOTATIONS, ANNOTATION_COLUMNS),
+            (validate.CATEGORIES, CATEGORY_COLUMNS),
+        ):
+            frame = self.frame(path)
+            frames.append(pd.DataFrame(columns=list(columns)) if frame is None else frame)
+        return Tables(*frames)
 
     @cached_property
-    def findings(self) -> dict[str, Any]:
+    def findings(self) -> FindingsRecord | None:
         """What validate found: counts by rule and severity, dropped ids."""
-        return self.json("out/validate/findings.json") or {}
+        return self.record(validate.FINDINGS, FindingsRecord)
 
     @cached_property
     def finding_rows(self) -> pd.DataFrame:
         """Findings one a row."""
-        frame = self.frame("out/validate/findings.parquet")
+        frame = self.frame(validate.FINDINGS_TABLE)
         return pd.DataFrame(columns=["rule", "severity", "split", "image_id"]) if frame is None else frame
 
     @cached_property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> ProvenanceRecord | None:
         """Where the pretrained weights came from."""
-        return self.json("out/fetch/provenance.json") or {}
+        return self.record(fetch.PROVENANCE, ProvenanceRecord)
 
     @cached_property
-    def receipt(self) -> dict[str, Any]:
+    def receipt(self) -> ReceiptRecord | None:
         """What the surgery did."""
-        return self.json("out/surgery/receipt.json") or {}
+        return self.record(surgery.RECEIPT, ReceiptRecord)
 
     @cached_property
-    def record(self) -> dict[str, Any]:
+    def training(self) -> RunRecord | None:
         """How the fine-tuning ran."""
-        return self.json("out/finetune/record.json") or {}
+        return self.record(finetune.RECORD, RunRecord)
 
     @cached_property
-    def metrics(self) -> dict[str, Any]:
-        """DVC metrics of evaluate."""
-        return self.json("out/evaluate/metrics.json") or {}
+    def classes(self) -> ClassesRecord | None:
+        """The class table of evaluate."""
+        return self.record(evaluate.CLASSES, ClassesRecord)
 
     @cached_property
-    def verdict(self) -> Any:
+    def verdict(self) -> VerdictRecord | None:
         """The retention contract's verdict."""
-        return self.json("out/evaluate/verdict.json")
+        return self.record(evaluate.VERDICT, VerdictRecord)
 
     @cached_property
-    def unlabelled(self) -> dict[str, Any] | None:
+    def errors(self) -> ErrorsRecord | None:
+        """Error kinds by set and model."""
+        return self.record(evaluate.ERRORS, ErrorsRecord)
+
+    @cached_property
+    def unlabelled(self) -> UnlabelledRecord | None:
         """Kept-class objects that the training annotations may lack; None where the stage hasn't run."""
-        found = self.json("out/unlabelled/findings.json")
-        return found if isinstance(found, dict) else None
+        return self.record(unlabelled.FINDINGS, UnlabelledRecord)
 
     @cached_property
     def unlabelled_boxes(self) -> pd.DataFrame | None:
         """The boxes of those objects."""
-        return self.frame("out/unlabelled/boxes.parquet")
+        return self.frame(unlabelled.BOXES)
 
-    def predictions(self, model: str, name: str) -> pd.DataFrame | None:
-        """Detections of one of the three models on a set (`test`, `source`), or None."""
-        return self.frame(f"out/evaluate/predictions/{model}.{name}.parquet")
+    def predictions(self, model: str, split: str) -> pd.DataFrame | None:
+        """Detections of one of the three models on a split, or None."""
+        return self.frame(predictions_path(model, split))
 
     @cached_property
     def curves(self) -> list[Curve]:
         """DVCLive's training curves, by name."""
         found = []
-        start = "out/finetune/curves/plots/metrics/"
+        start = f"{(finetune.CURVES / 'plots' / 'metrics').as_posix()}/"
         for path in sorted(self.paths):
             if not path.startswith(start) or not path.endswith(".tsv"):
                 continue
-            frame = self.frame(path)
+            frame = self.frame(Path(path))
             if frame is None or frame.empty:
                 continue
             name = str(PurePosixPath(path.removeprefix(start)).with_suffix(""))

@@ -9,8 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from topwork.project.evaluate import CALIBRATION, CONFUSION, PR
+from topwork.project.names import MODELS
 from topwork.report.figures import ClassFigures, Clause, Estimate, exact_percent, percent
-from topwork.report.run import MODELS, Run
+from topwork.report.run import Run
 from topwork.report.svg import Line, Mark, Row, bar_chart, interval_chart, line_chart
 
 STYLES = {"pretrained": "before", "grafted": "grafted", "finetuned": "tuned"}
@@ -121,7 +123,7 @@ def training_charts(run: Run) -> list[Markup]:
 
 def pr_charts(run: Run, figures: Sequence[ClassFigures]) -> list[Markup]:
     """Precision over recall: one panel a target class, one line a model, on the test set."""
-    frame = run.frame("out/evaluate/plots/pr.csv")
+    frame = run.frame(PR)
     if frame is None:
         return []
     frame = frame[frame["set"] == "test"]
@@ -154,7 +156,7 @@ class Confusion:
 
 def confusion(run: Run, figures: Sequence[ClassFigures]) -> Confusion | None:
     """The fine-tuned detector's confusion on the test set; a large one is cut to the classes with most counts, background stays."""
-    frame = run.frame("out/evaluate/plots/confusion.csv")
+    frame = run.frame(CONFUSION)
     if frame is None:
         return None
     frame = frame[(frame["set"] == "test") & (frame["model"] == "finetuned")]
@@ -177,7 +179,7 @@ def confusion(run: Run, figures: Sequence[ClassFigures]) -> Confusion | None:
 
 def calibration_chart(run: Run) -> Markup | None:
     """Precision among the detections of a bin of scores, against their mean score: all three models on the test set."""
-    frame = run.frame("out/evaluate/plots/calibration.csv")
+    frame = run.frame(CALIBRATION)
     if frame is None:
         return None
     frame = frame[(frame["set"] == "test") & (frame["class"] == "all")].dropna(subset=["confidence", "precision"]).sort_values("confidence")
@@ -228,12 +230,11 @@ class Errors:
 
 def errors(run: Run) -> Errors | None:
     """What each kind of error takes from AP at IoU 0.5, dearest first."""
-    document = run.json("out/evaluate/plots/errors.json")
-    found = ((document or {}).get("test") or {}).get("finetuned")
-    if not found or found.get("ap_50") is None:
+    found = run.errors.sets.get("test", {}).get("finetuned") if run.errors else None
+    if found is None or found.ap_50 is None:
         return None
-    kinds: list[tuple[str, dict[str, Any]]] = sorted(found["kinds"].items(), key=lambda item: (-(item[1]["share"] or 0.0), item[0]))
-    bars = [(kind, float(row["share"] or 0.0), f"{row['share'] or 0.0:.3f}") for kind, row in kinds]
+    kinds = sorted(found.kinds.items(), key=lambda item: (-(item[1].share or 0.0), item[0]))
+    bars = [(kind, row.share or 0.0, f"{row.share or 0.0:.3f}") for kind, row in kinds]
     chart = bar_chart(
         "errors-chart",
         "What each kind of error takes from AP",
@@ -241,14 +242,14 @@ def errors(run: Run) -> Errors | None:
         bars,
         "AP at IoU 0.5 that is lost",
     )
-    rows = [
+    rows: list[list[Any]] = [
         [
             kind,
             KIND_WORDS.get(kind, ""),
-            f"{row['count']:,}",
-            f"{row['confident']:,}",
-            f"{row['cost'] or 0.0:.3f}",
-            f"{row['share'] or 0.0:.3f}",
+            f"{row.count:,}",
+            f"{row.confident:,}",
+            f"{row.cost or 0.0:.3f}",
+            f"{row.share or 0.0:.3f}",
         ]
         for kind, row in kinds
     ]
@@ -258,7 +259,5 @@ def errors(run: Run) -> Errors | None:
         "AP at IoU 0.5 rises when this kind alone is mended. Share: the kind's part of what is missing from 1; shares add up to it.",
         ("Kind", "What it is", "At any score", "At the best score", "Gain", "Share"), rows, (2, 3, 4, 5),
     )  # fmt: skip
-    said = (
-        f"AP at IoU 0.5 is {found['ap_50']:.3f}. The kinds of error share among them the {1 - found['ap_50']:.3f} that is missing from 1."
-    )
-    return Errors(chart, table, said, [kind for kind, row in kinds if row["confident"]])
+    said = f"AP at IoU 0.5 is {found.ap_50:.3f}. The kinds of error share among them the {1 - found.ap_50:.3f} that is missing from 1."
+    return Errors(chart, table, said, [kind for kind, row in kinds if row.confident])

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from topwork.project.evaluate import MISTAKES
+from topwork.project.surgery import ChangedTensor, PlanRecord, PlanRow
 from topwork.report.pictures import Box, Picture, Shown, boxes_of, choose, draw, image_scores
 from topwork.report.run import Run
 from topwork.report.sections import Table
@@ -23,8 +25,8 @@ def named(frame: pd.DataFrame, names: Mapping[int, str]) -> pd.DataFrame:
 
 def kinds_of(run: Run) -> dict[str, str]:
     """Class name -> `kept` or `new` by the surgery's plan."""
-    plan = run.receipt.get("plan") or {}
-    return {str(row["name"]): "kept" if row.get("origin") == "keep" else "new" for row in plan.get("classes", [])}
+    rows = run.receipt.plan.classes if run.receipt else []
+    return {row.name: "kept" if row.origin == "keep" else "new" for row in rows}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def before_after(run: Run, count: int, thresholds: Thresholds) -> tuple[list[Pic
 
 def mistake_pictures(run: Run, kinds: Sequence[str], count: int) -> list[Picture]:
     """The worst test image of each error kind, dearest kind first: what was annotated in grey, the mistakes in amber."""
-    boxes = run.frame("out/evaluate/plots/mistakes.parquet")
+    boxes = run.frame(MISTAKES)
     if boxes is None or "test" not in run.tables.splits:
         return []
     boxes = boxes[(boxes["set"] == "test") & (boxes["model"] == "finetuned")]
@@ -130,8 +132,9 @@ def data_story(run: Run, pictures: int) -> DataStory:
     heads = ("", *(SPLIT_NAMES.get(split, split).capitalize() for split in splits))
     sizes = Table("Data set", "Images, and boxes by class, in each split.", heads, rows, tuple(range(1, len(heads))))
     found = run.finding_rows
+    dropped = len(run.findings.dropped) if run.findings else 0
     if found.empty:
-        return DataStory(sizes, None, "The data gate found nothing at fault.", [], len(run.findings.get("dropped", [])))
+        return DataStory(sizes, None, "The data gate found nothing at fault.", [], dropped)
     order = {"error": 0, "warning": 1, "note": 2}
     counts = Counter(zip(found["severity"].astype(str), found["rule"].astype(str), strict=True))
     findings_rows: list[list[Any]] = []
@@ -147,7 +150,7 @@ def data_story(run: Run, pictures: int) -> DataStory:
         findings_rows,
         (2,),
     )
-    return DataStory(sizes, table, f"The data gate found {said}.", finding_pictures(run, pictures), len(run.findings.get("dropped", [])))
+    return DataStory(sizes, table, f"The data gate found {said}.", finding_pictures(run, pictures), dropped)
 
 
 def finding_pictures(run: Run, count: int) -> list[Picture]:
@@ -209,64 +212,61 @@ class Surgery:
 def surgery_story(run: Run) -> Surgery | None:
     """What the graft kept, seeded, started anew and dropped."""
     receipt = run.receipt
-    tensors: Sequence[dict[str, Any]] = receipt.get("tensors", [])
-    if not tensors:
+    if receipt is None or not receipt.tensors:
         return None
-    changed = [tensor for tensor in tensors if tensor.get("status") != "untouched"]
-    untouched = len(tensors) - len(changed)
-    same = all(tensor.get("sha256_before") == tensor.get("sha256_after") for tensor in tensors if tensor.get("status") == "untouched")
-    dropped = receipt.get("dropped") or {}
-    names = [str(name) for name in dropped.get("classes", [])]
-    done = {"absorbed": "folded, frozen, into background (absorb)", "removed": "taken out (remove)"}.get(
-        str(dropped.get("done")), str(dropped.get("done"))
-    )
+    changed, untouched = receipt.changed(), receipt.untouched()
+    same = all(tensor.sha256_before == tensor.sha256_after for tensor in untouched)
+    names = receipt.dropped.classes
+    done = {"absorbed": "folded, frozen, into background (absorb)", "removed": "taken out (remove)"}[receipt.dropped.done]
+    listed = f": {', '.join(names[:30])}{', …' if len(names) > 30 else ''}" if names else ""
+    hashes = ", each with the same hash before and after" if same else ""
     facts = [
-        ("Detector", f"{receipt.get('builder', '?')} ({receipt.get('activation', '?')} head)"),
-        ("Untouched tensors", f"{untouched} of {len(tensors)}{', each with the same hash before and after' if same else ''}"),
+        ("Detector", f"{receipt.builder} ({receipt.activation} head)"),
+        ("Untouched tensors", f"{len(untouched)} of {len(receipt.tensors)}{hashes}"),
         ("Changed tensors", f"{len(changed)}, along the class axis only"),
-        ("Dropped classes", f"{len(names)}, {done}" + (f": {', '.join(names[:30])}{', …' if len(names) > 30 else ''}" if names else "")),
+        ("Dropped classes", f"{len(names)}, {done}{listed}"),
     ]
-    return Surgery(facts, _row_table(receipt, changed), _tensor_table(changed))
+    return Surgery(facts, _row_table(receipt.plan, changed), _tensor_table(changed))
 
 
-def _row_table(receipt: Mapping[str, Any], changed: Sequence[Mapping[str, Any]]) -> Table:
-    plan = {str(row["name"]): row for row in (receipt.get("plan") or {}).get("classes", [])}
-    rows = []
-    for name, planned in plan.items():
-        mine = [row for tensor in changed for row in tensor.get("rows", []) if row.get("class") == name]
-        count = sum(len(row.get("rows", [])) for row in mine)
-        same = sum(bool(row.get("from")) and row["from"][0].get("sha256") == row.get("sha256") and len(row["from"]) == 1 for row in mine)
-        copied = planned.get("origin") == "keep" or len(planned.get("sources") or {}) == 1
-        rows.append([name, _origin_words(planned), f"{count:,}", f"{same} of {len(mine)} tensors" if copied else "–"])
+def _row_table(plan: PlanRecord, changed: Sequence[ChangedTensor]) -> Table:
+    rows: list[list[Any]] = []
+    for planned in plan.classes:
+        mine = [row for tensor in changed for row in tensor.rows if row.name == planned.name]
+        count = sum(len(row.rows) for row in mine)
+        same = sum(len(row.sources) == 1 and row.sources[0].sha256 == row.sha256 for row in mine)
+        copied = planned.origin == "keep" or len(planned.sources) == 1
+        rows.append([planned.name, _origin_words(planned), f"{count:,}", f"{same} of {len(mine)} tensors" if copied else "–"])
     caption = "Where each target class's head rows come from; bit-identical: tensors in which the copied rows have the source's very hash."
     return Table("Head rows by class", caption, ("Class", "Rows start as", "Rows", "Bit-identical"), rows, (2, 3))
 
 
-def _origin_words(row: Mapping[str, Any]) -> str:
-    sources: Mapping[str, float] = row.get("sources") or {}
-    if row.get("origin") == "keep":
-        (source,) = sources or ("?",)
-        return "kept" if source == row["name"] else f"kept, from {source}"
-    if row.get("origin") == "like":
-        even = len(set(sources.values())) <= 1
-        parts = [name if even else f"{weight:.2f} {name}" for name, weight in sources.items()]
+def _origin_words(row: PlanRow) -> str:
+    if row.origin == "keep":
+        (source,) = row.sources
+        return "kept" if source == row.name else f"kept, from {source}"
+    if row.origin == "like":
+        even = len(set(row.sources.values())) <= 1
+        parts = [name if even else f"{weight:.2f} {name}" for name, weight in row.sources.items()]
         return f"copied from {parts[0]}" if len(parts) == 1 else f"mean of {', '.join(parts)}"
-    return f"new ({row.get('init', 'prior')})"
+    return f"new ({row.init or 'prior'})"
 
 
-def _tensor_table(changed: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [
+def _tensor_table(changed: Sequence[ChangedTensor]) -> Table:
+    rows: list[list[Any]] = [
         [
-            tensor.get("name", "?"),
-            " × ".join(map(str, tensor.get("shape_before", []))),
-            " × ".join(map(str, tensor.get("shape_after", []))),
-            f"{(tensor.get('layout') or {}).get('name', '?')}, axis {tensor.get('axis', '?')}",
-            str(tensor.get("sha256_before", ""))[:12],
-            str(tensor.get("sha256_after", ""))[:12],
+            tensor.name,
+            " × ".join(map(str, tensor.shape_before)),
+            " × ".join(map(str, tensor.shape_after)),
+            f"{tensor.layout.name}, axis {tensor.axis}",
+            tensor.sha256_before[:12],
+            tensor.sha256_after[:12],
         ]
         for tensor in changed
     ]
     return Table(
-        "Changed tensors", "Every tensor that the surgery changed; the others are byte for byte what they were.",
-        ("Tensor", "Shape before", "Shape after", "Class axis", "Hash before", "Hash after"), rows,
-    )  # fmt: skip
+        "Changed tensors",
+        "Every tensor that the surgery changed; the others are byte for byte what they were.",
+        ("Tensor", "Shape before", "Shape after", "Class axis", "Hash before", "Hash after"),
+        rows,
+    )

@@ -2,15 +2,30 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import chdir
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
 
 from topwork.errors import TopworkError
-from topwork.params import Params, load_params
+from topwork.params.section import parse, read_document
+
+Params = TypeVar("Params", bound=BaseModel)
 
 
-def main_of(run: Callable[[Params], None]) -> int:
-    """Run a stage on the params.yaml of the current folder; an error that a user can mend becomes one paragraph and exit code 1."""
+def main_of(run: Callable[[Params], None], sections: type[Params]) -> int:
+    """Run a stage on the params.yaml of the current folder; an error that a user can mend becomes one paragraph and exit code 1.
+
+    The whole file is checked first, so that a misspelt key of a later stage is told before hours are spent. That check is imported by
+    name, since it can stop a stage but not change what it writes: a stage's code is what the sections it reads are made of.
+    """
     try:
-        run(load_params())
+        document = read_document()
+        import_module("topwork.params.document").parse_params(document)
+        run(parse(sections, document))
     except TopworkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -18,3 +33,14 @@ def main_of(run: Callable[[Params], None]) -> int:
         print(f"error: out of memory ({error}); lower the batch size in params.yaml, then run again.", file=sys.stderr)
         return 1
     return 0
+
+
+def in_project(run: Callable[[Params], None]) -> Callable[..., None]:
+    """A stage's `run(params)` as `run(params, root)`: all that it names is relative to the project's folder, and so it works there."""
+
+    @wraps(run)
+    def from_anywhere(params: Params, root: Path = Path()) -> None:
+        with chdir(root):
+            run(params)
+
+    return from_anywhere

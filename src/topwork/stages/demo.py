@@ -7,22 +7,37 @@ JPEG. Repeats to the byte for a seed. A project whose `dataset.root` is another 
 from pathlib import Path
 
 from topwork.demo.worlds import write_demo
-from topwork.params import Params
-from topwork.stages import main_of
+from topwork.params.demo import DemoParams
+from topwork.params.section import Sections
+from topwork.stages import in_project, main_of
+
+FOLDER = Path("data/demo")
 
 
+class Params(Sections):
+    """What the stage reads of params.yaml."""
+
+    demo: DemoParams = DemoParams()
+
+
+@in_project
 def run(params: Params) -> None:
-    """Draw the demo into data/demo."""
+    """Draw the demo."""
     demo = params.demo
     write_demo(
-        Path("data/demo"), demo.seed,
-        street_test=demo.street_test, street_replay=demo.street_replay, yard_train=demo.yard_train, yard_val=demo.yard_val, yard_test=demo.yard_test,
-    )  # fmt: skip
+        FOLDER,
+        demo.seed,
+        street_test=demo.street_test,
+        street_replay=demo.street_replay,
+        yard_train=demo.yard_train,
+        yard_val=demo.yard_val,
+        yard_test=demo.yard_test,
+    )
 
 
 def main() -> int:
     """Run the stage alone."""
-    return main_of(run)
+    return main_of(run, Params)
 
 
 if __name__ == "__main__":

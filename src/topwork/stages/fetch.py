@@ -1,44 +1,42 @@
 """Stage `fetch`: get the pretrained weights, whole, known and safe.
 
-Reads params `fetch` and what they name (the demo, torchvision's enums, a URL, a local file, DVC, a hub), and weights.lock. Writes
-out/fetch/pretrained.safetensors and out/fetch/provenance.json, and the hash of a source seen for the first time into weights.lock (which is
-neither dep nor out of the stage: it is the project's memory, committed by hand). The outputs depend on the source's bytes, the params and
-the versions of torch and torchvision, to the byte. Stopped by a hash that isn't the known one, a file that is more than tensors, NaN or
-infinite values, and tensors that don't fit the builder.
+Reads params `fetch` and what they name (the demo, torchvision's enums, a URL, a file, DVC, a hub), and weights.lock. Writes
+out/fetch/pretrained.safetensors, out/fetch/provenance.json, and the hash of a source seen for the first time into weights.lock, the
+project's memory, which git keeps. The outputs depend on the source's bytes, the params and the versions of torch and torchvision, to the
+byte. Stopped by a hash that isn't the known one, a file that is more than tensors, NaN or infinite values, tensors that don't fit the
+builder, and a file of the project that DVC doesn't watch.
 """
 
-from pathlib import Path
-
 from topwork.detectors.builders import shapes_of
-from topwork.files import HeldInputs, write_json
-from topwork.params import FetchParams, Params
-from topwork.stages import main_of
+from topwork.download.lock import keep_lock, parent_lock
+from topwork.download.sources import fetch
+from topwork.download.watched import check_watched, files_named
+from topwork.files import HeldInputs
+from topwork.params.fetch import FetchParams
+from topwork.params.section import Sections
+from topwork.project.fetch import PRETRAINED, PROVENANCE, WEIGHTS_LOCK, ProvenanceRecord
+from topwork.stages import in_project, main_of
 from topwork.weights.fit import check_fit
-from topwork.weights.lock import LOCK_FILE
-from topwork.weights.sources import fetch
-from topwork.weights.weights import Weights, write_weights
-
-FOLDER = Path("out/fetch")
+from topwork.weights.format import Weights, write_weights
 
 
-def run(params: Params, root: Path = Path()) -> None:
-    """Fetch the weights of params `fetch` into out/fetch."""
-    held = HeldInputs(_files_read(params.fetch))
-    weights = fetch(params.fetch, lock=root / LOCK_FILE)
+class Params(Sections):
+    """What the stage reads of params.yaml."""
+
+    fetch: FetchParams = FetchParams()
+
+
+@in_project
+def run(params: Params) -> None:
+    """Fetch the weights of params `fetch`."""
+    check_watched(params.fetch)
+    held = HeldInputs(files_named(params.fetch))
+    weights = fetch(params.fetch, lock=WEIGHTS_LOCK, also_known=parent_lock(WEIGHTS_LOCK))
     check_fits_builder(weights)
     held.check()
-    write_weights(root / FOLDER / "pretrained.safetensors", weights)
-    write_json(root / FOLDER / "provenance.json", provenance_of(weights))
-
-
-def _files_read(params: FetchParams) -> dict[str, Path]:
-    """The local files among what params `fetch` name."""
-    named = {
-        "source": params.source,
-        "builder": (params.builder or "").rpartition(":")[0],
-        "classes": params.classes if isinstance(params.classes, str) else "",
-    }
-    return {name: Path(text) for name, text in named.items() if text and Path(text).is_file()}
+    write_weights(PRETRAINED, weights)
+    record_of(weights).write(PROVENANCE)
+    keep_lock(WEIGHTS_LOCK)
 
 
 def check_fits_builder(weights: Weights) -> None:
@@ -51,21 +49,23 @@ def check_fits_builder(weights: Weights) -> None:
     check_fit(weights, shapes_of(weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed)))
 
 
-def provenance_of(weights: Weights) -> dict[str, object]:
-    """What provenance.json says: the source's facts, the detector and its columns."""
-    return {
+def record_of(weights: Weights) -> ProvenanceRecord:
+    """The source's facts, the detector and its columns."""
+    tensors = weights.state_dict.values()
+    facts = {
         **weights.provenance,
         "builder": weights.builder,
         "builder_args": weights.builder_args,
-        "columns": list(weights.columns),
-        "tensors": len(weights.state_dict),
-        "values": sum(tensor.numel() for tensor in weights.state_dict.values()),
+        "columns": weights.columns,
+        "tensors": len(tensors),
+        "values": sum(tensor.numel() for tensor in tensors),
     }
+    return ProvenanceRecord.model_validate(facts)
 
 
 def main() -> int:
     """Run the stage alone."""
-    return main_of(run)
+    return main_of(run, Params)
 
 
 if __name__ == "__main__":

@@ -4,47 +4,53 @@ Reads params `retention`, out/evaluate/verdict.json, and asks that the report is
 holds. Stopped by a breach, with the figures; metrics, predictions and report are safely written by then, since the stage runs last.
 """
 
-from pathlib import Path
-
 from topwork.errors import RetentionError
-from topwork.files import HeldInputs, read_json, write_json
-from topwork.params import Params
-from topwork.stages import main_of
-
-VERDICT = Path("out/evaluate/verdict.json")
-REPORT = Path("out/report/report.html")
-PASSED = Path("out/gate/verdict.json")
+from topwork.files import HeldInputs
+from topwork.params.retention import KeepParams
+from topwork.params.section import Sections
+from topwork.project.evaluate import VERDICT, VerdictRecord
+from topwork.project.gate import PASSED
+from topwork.project.report import REPORT
+from topwork.stages import in_project, main_of
 
 Contract = dict[str, tuple[float, str, str]]
 """Class -> least retention, set, by estimate or interval."""
 
 
-def run(params: Params, root: Path = Path()) -> None:
+class Params(Sections):
+    """What the stage reads of params.yaml."""
+
+    retention: dict[str, KeepParams] = {}
+
+
+@in_project
+def run(params: Params) -> None:
     """Hold the verdict against the contract of params.yaml.
 
     Raises:
-        RetentionError: a contract is breached, or the verdict speaks of another contract.
+        RetentionError: a contract is breached, or the verdict is about another contract.
     """
-    held = HeldInputs({"verdict": root / VERDICT, "report": root / REPORT})
-    verdict = read_json(root / VERDICT)
+    held = HeldInputs({"verdict": VERDICT, "report": REPORT})
+    verdict = VerdictRecord.read(VERDICT)
     asked: Contract = {name: (contract.min, contract.on, contract.by) for name, contract in params.retention.items()}
-    judged: Contract = {entry["class"]: (entry["min"], entry["on"], entry["by"]) for entry in verdict["contracts"]}
-    if asked != judged:
+    measured: Contract = {entry.name: (entry.min, entry.on, entry.by) for entry in verdict.contracts}
+    if asked != measured:
         raise RetentionError(
-            f"{VERDICT}: judges {_contract(judged)}, and retention in params.yaml asks {_contract(asked)}. "
+            f"{VERDICT}: is about {_contract(measured)}, and retention in params.yaml asks {_contract(asked)}. "
             "The verdict is older than the contract; run `dvc repro`."
         )
-    breached = [entry["sentence"] for entry in verdict["contracts"] if not entry["holds"]]
+    breached = [entry.sentence for entry in verdict.contracts if not entry.holds]
     if breached:
         raise RetentionError(
-            f"retention contract breached: {'; '.join(breached)}. The report ({REPORT}) and the metrics are written: look there at what was "
-            "lost. Protect more in finetune (lower learning rate of the trunk, teacher, replay, interpolation), or lower retention.*.min."
+            f"retention contract breached: {'; '.join(breached)}. The report ({REPORT}) and the metrics are written: look "
+            "there at what was lost. Protect more in finetune (lower learning rate of the trunk, teacher, replay, "
+            "interpolation), or lower retention.*.min."
         )
     held.check()
-    write_json(root / PASSED, verdict)
-    for entry in verdict["contracts"]:
-        print(f"contract holds: {entry['sentence']}")
-    if not verdict["contracts"]:
+    verdict.write(PASSED)
+    for line in verdict.lines():
+        print(line)
+    if not verdict.contracts:
         print("no retention contract in params.yaml: nothing to hold")
 
 
@@ -54,7 +60,7 @@ def _contract(contract: Contract) -> str:
 
 def main() -> int:
     """Run the stage alone."""
-    return main_of(run)
+    return main_of(run, Params)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ is passed over.
 import hashlib
 import io
 import random
+import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,20 @@ from topwork.files import atomic_path, canonical_json
 SCRATCH = Path(".topwork/scratch")
 KEPT = 2
 SUFFIX = ".checkpoint"
+ABANDONED_DAYS = 14.0
+KEY = re.compile("[0-9a-f]{32}")
 
 
 def scratch_key(inputs: dict[str, Any]) -> str:
     """A folder name from all that decides a run's bits."""
     return hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:32]
+
+
+def sweep(scratch: Path) -> None:
+    """Remove scratch folders of runs that nobody went on with."""
+    for folder in scratch.iterdir() if scratch.is_dir() else ():
+        if KEY.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > ABANDONED_DAYS * 86400:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Checkpoints:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as vision
 
-from topwork.coco.images import ImageStore
-from topwork.coco.tables import Tables
+from topwork.dataset.images import ImageStore
+from topwork.dataset.tables import Tables
 from topwork.errors import TrainingError
 from topwork.training.augmentation import augmentation, mirrored
 from topwork.training.masks import masks_of

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torchvision
 
-from topwork.errors import TrainingError
-from topwork.params import FinetuneParams
+from topwork.errors import DeviceError
+from topwork.inference.device import choose_device, machine_facts, usable_cores
+from topwork.params.finetune import FinetuneParams
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 
@@ -54,33 +53,13 @@ class Device:
         return value
 
 
-def choose_device(params: FinetuneParams, local_rank: int = 0) -> Device:
-    """The device that params ask for; `auto` takes the accelerator that torch finds, or the CPU.
+def training_device(params: FinetuneParams, name: str = "auto", local_rank: int = 0) -> Device:
+    """The device of that name (`inference.device.choose_device`), at the precision that params ask for.
 
     Raises:
-        TrainingError: the device isn't there, or can't compute at the precision.
+        DeviceError: the device isn't there, or can't compute at the precision.
     """
-    if params.device != "auto":
-        try:
-            device = torch.device(params.device)
-        except RuntimeError as error:
-            raise TrainingError(
-                f"finetune.device: {params.device!r} is no device of torch ({str(error).splitlines()[0]}); write `auto`, `cpu` or `cuda`."
-            ) from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise TrainingError(
-                f"finetune.device: {params.device}: torch {torch.__version__} sees no CUDA device here. Write `auto` or `cpu`, or mend the driver."
-            )
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", local_rank)
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise TrainingError(
-                f"finetune.device: cuda:{device.index}: torch sees {torch.cuda.device_count()} CUDA devices (counted from 0). Lower it, or finetune.processes."
-            )
-    elif (found := torch.accelerator.current_accelerator(check_available=True)) is not None:
-        device = torch.device(found.type, local_rank)
-    else:
-        device = torch.device("cpu")
+    device = choose_device(name, local_rank)
     return Device(device, _dtype(params, device), params.precision == "float16")
 
 
@@ -89,7 +68,7 @@ def _dtype(params: FinetuneParams, device: torch.device) -> torch.dtype:
         usable = device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if usable else torch.float32
     if params.precision == "float16" and device.type == "cpu":
-        raise TrainingError(
+        raise DeviceError(
             "finetune.precision: float16 on a CPU is slower than float32 and less exact; write `auto`, `float32` or `bfloat16`."
         )
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[params.precision]
@@ -127,11 +106,6 @@ def keep_freed_memory() -> None:
             library.mallopt(option, 1 << 30)
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def determinism(params: FinetuneParams, device: Device) -> tuple[Level, list[str]]:
     """How exactly a run repeats itself, and why."""
     if not params.deterministic:
@@ -142,18 +116,9 @@ def determinism(params: FinetuneParams, device: Device) -> tuple[Level, list[str
 
 
 def machine(params: FinetuneParams, device: Device) -> dict[str, Any]:
-    """What of the machine decides the bits: part of a run's record and of its scratch key."""
-    facts: dict[str, Any] = {
-        "device": device.device.type,
+    """What of the machine decides the bits: part of a run's record and of its resume key."""
+    return {
+        **machine_facts(device.device, params.threads or usable_cores()),
         "precision": str(device.dtype).removeprefix("torch."),
-        "threads": params.threads or usable_cores(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "architecture": platform.machine(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
         "processes": params.processes,
     }
-    if device.device.type == "cuda" and torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name(device.device)
-        facts["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return facts

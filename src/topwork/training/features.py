@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from topwork.params import FinetuneParams
+from topwork.params.finetune import FinetuneParams
 from topwork.training.dataset import DetectionDataset, Key, Target, Variant
 from topwork.training.device import Device
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topwork.params import FinetuneParams
+from topwork.params.finetune import FinetuneParams
 from topwork.training.protection import RowMasks
 
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from topwork.detectors.axes import anatomy
 from topwork.detectors.builders import load
 from topwork.errors import TrainingError
-from topwork.params import FinetuneParams
+from topwork.params.finetune import FinetuneParams
+from topwork.params.runtime import RuntimeParams
+from topwork.project.finetune import Determinism, Interpolation, RunRecord
 from topwork.training.batches import Share, epoch_batches, loader
 from topwork.training.checkpoint import Checkpoints
 from topwork.training.curves import Curves
@@ -40,7 +42,8 @@ from topwork.training.roi_pool import pool_in_groups
 from topwork.training.schedule import Schedule
 from topwork.training.seeds import seed_of
 from topwork.training.state import State
-from topwork.weights.weights import Weights
+from topwork.training.versions import installed_versions
+from topwork.weights.format import Weights
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -56,6 +59,7 @@ class Job:
         train: how many of the dataset's images are for training; the others are replayed.
         params: finetune.
         device: where to train.
+        runtime: loader processes, steps between checkpoints.
         validate: detector in evaluation mode -> {"map": mAP, "ap/CLASS": AP...} on validation images; None where there are none.
         scratch: folder of checkpoints, or None.
         curves: folder for DVCLive, or None.
@@ -69,6 +73,7 @@ class Job:
     train: int
     params: FinetuneParams
     device: Device
+    runtime: RuntimeParams = field(default_factory=RuntimeParams)
     validate: Validate | None = None
     scratch: Path | None = None
     curves: Path | None = None
@@ -81,7 +86,7 @@ class Outcome:
     """What training ends with: the weights, and the record of how (no clock time in it)."""
 
     weights: Weights
-    record: dict[str, Any]
+    record: RunRecord
 
 
 def fine_tune(job: Job) -> Outcome:
@@ -201,7 +206,7 @@ class _Run:
                         self._end_epoch()
                         state.model.train()
                         self.protection.freeze(state.model, trunk=thawed)
-                    elif params.checkpoint_steps and state.step % params.checkpoint_steps == 0:
+                    elif (steps := self.job.runtime.checkpoint_steps) and state.step % steps == 0:
                         self._save()
                     if asked.is_set():
                         self._save()
@@ -222,7 +227,7 @@ class _Run:
         if not batches:
             return iter(())
         self.job.dataset.preload()
-        loaded = loader(self.job.dataset, batches, workers=self.params.workers, pin_memory=self.device.on_gpu)
+        loaded = loader(self.job.dataset, batches, workers=self.job.runtime.workers, pin_memory=self.device.on_gpu)
         return zip(batches, loaded, strict=True)
 
     def _banked(self, bank: FeatureBank, until: int) -> Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]]:
@@ -374,18 +379,19 @@ class _Run:
     def _outcome(self, share: float, tried: list[dict[str, Any]]) -> Outcome:
         level, reasons = determinism(self.params, self.device)
         state, weights = self.state, self.job.weights
-        record = {
-            "determinism": {"level": level, "reasons": reasons},
-            "machine": machine(self.params, self.device),
-            "epochs": len(state.history),
-            "steps": len(state.history) * self.schedule.steps,
-            "stopped_early": self._stopped_early(),
-            "interpolation": {"share": share, "tried": tried},
-            "accumulate": state.accumulate,
-            "images": {"train": self.job.train, "replay": self._replays()},
-            "history": state.history,
-            "notes": state.notes,
-        }
+        record = RunRecord(
+            determinism=Determinism(level=level, reasons=tuple(reasons)),
+            machine=machine(self.params, self.device),
+            versions=installed_versions(),
+            epochs=len(state.history),
+            steps=len(state.history) * self.schedule.steps,
+            stopped_early=self._stopped_early(),
+            interpolation=Interpolation(share=share, tried=tuple(tried)),
+            accumulate=state.accumulate,
+            images={"train": self.job.train, "replay": self._replays()},
+            history=tuple(state.history),
+            notes=tuple(state.notes),
+        )
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.model.state_dict().items()}
         provenance = {**weights.provenance, "finetune": {"share": share, "epochs": len(state.history), "seed": self.params.seed}}
         return Outcome(Weights(tensors, weights.columns, weights.builder, dict(weights.builder_args), weights.absorbed, provenance), record)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topwork.params import FinetuneParams
+from topwork.params.finetune import FinetuneParams
 from topwork.training.distillation import Teacher
 from topwork.training.features import FeatureBank
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from topwork.detectors.axes import Anatomy, anatomy
 from topwork.detectors.protection import RowGroup, protection_of
 from topwork.errors import TrainingError
-from topwork.params import FinetuneParams
-from topwork.weights.weights import Weights
+from topwork.params.finetune import FinetuneParams
+from topwork.weights.format import Weights
 
 
 @dataclass(frozen=True)

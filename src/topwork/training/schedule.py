@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from topwork.params import FinetuneParams
+from topwork.params.finetune import FinetuneParams
 
 
 @dataclass(frozen=True)

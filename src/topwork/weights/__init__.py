@@ -1,1 +1,1 @@
-"""weights."""
+"""Weights as files: the safetensors format that topwork writes, category sets, raw checkpoints, and whether tensors fit."""

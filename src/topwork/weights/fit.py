@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from topwork.errors import WeightsError
-from topwork.weights.load_raw import prefix_hint
-from topwork.weights.weights import Weights
+from topwork.weights.format import Weights
 
 # A counter that batch norm adds and evaluation never reads; files of old PyTorch, and of frozen batch norm, lack it.
 OPTIONAL_SUFFIX = ".num_batches_tracked"
+KNOWN_PREFIXES = ("module.", "_orig_mod.", "model.", "ema.", "ema_model.", "net.", "detector.", "student.")
 
 
 def check_fit(weights: Weights, expected: Mapping[str, Sequence[int]]) -> None:
@@ -77,3 +77,14 @@ def _fitting_columns(weights: Weights, expected: Mapping[str, Sequence[int]]) ->
         if len(counts) == 1 and (count := counts.pop()).is_integer():
             return int(count)
     return None
+
+
+def prefix_hint(names: list[str]) -> str | None:
+    """The wrapper prefix (`module.`, `_orig_mod.`...) that most tensor names share, chained where wrappers are nested; None without one."""
+    chain = ""
+    while True:
+        rest = [name.removeprefix(chain) for name in names if name.startswith(chain)]
+        step = next((p for p in KNOWN_PREFIXES if sum(name.startswith(p) for name in rest) > 0.5 * len(names)), None)
+        if step is None:
+            return chain or None
+        chain += step

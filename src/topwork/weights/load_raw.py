@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from topwork.errors import NotWeightsError, WeightsError
+from topwork.weights.fit import prefix_hint
 
 MAX_BYTES = 16 << 30
-KNOWN_PREFIXES = ("module.", "_orig_mod.", "model.", "ema.", "ema_model.", "net.", "detector.", "student.")
 
 
 def read_state_dict(path: Path, prefix: str | None = None, *, max_bytes: int = MAX_BYTES, label: str | None = None) -> dict[str, Tensor]:
@@ -188,17 +188,6 @@ def _choices(loaded: Any, path: str = "", depth: int = 3) -> Iterator[str]:
     if depth:
         for key, value in loaded.items():
             yield from _choices(value, f"{path}/{key}" if path else str(key), depth - 1)
-
-
-def prefix_hint(names: list[str]) -> str | None:
-    """The wrapper prefix (`module.`, `_orig_mod.`...) that most tensor names share, chained where wrappers are nested; None without one."""
-    chain = ""
-    while True:
-        rest = [name.removeprefix(chain) for name in names if name.startswith(chain)]
-        step = next((p for p in KNOWN_PREFIXES if sum(name.startswith(p) for name in rest) > 0.5 * len(names)), None)
-        if step is None:
-            return chain or None
-        chain += step
 
 
 def _check_tensors(state_dict: Mapping[str, Tensor], file: _File, max_bytes: int) -> None:

@@ -1,1 +1,0 @@
-"""The checks, a module a subject: each looks at parts and adds findings; none changes anything."""

@@ -1,0 +1,154 @@
+"""`fetch`: weights of any source, whole, known, safe, and named."""
+
+import importlib.metadata
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from topwork.download.cache import Cache
+from topwork.download.locate import Desk, Located, Say, locate
+from topwork.download.lock import LOCK_FILE, read_lock, record
+from topwork.download.shipped import demo_source
+from topwork.errors import ChecksumError, NotWeightsError, WeightsError
+from topwork.files import sha256_file
+from topwork.params.fetch import FetchParams
+from topwork.weights.categories import check_same_names, columns_of
+from topwork.weights.format import Weights, read_weights
+from topwork.weights.load_raw import read_state_dict
+
+
+def say_on_stderr(text: str) -> None:
+    """The default way to tell the user something that isn't an error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def fetch(
+    params: FetchParams,
+    *,
+    lock: Path = LOCK_FILE,
+    also_known: Path | None = None,
+    accept: bool = False,
+    cache: Cache | None = None,
+    say: Say = say_on_stderr,
+) -> Weights:
+    """Get the weights that `params` names: whole, known, and as plain tensors.
+
+    Args:
+        params: section `fetch` of params.yaml.
+        lock: the lock file that holds each source's SHA-256; a source seen for the first time is added when all is well.
+        also_known: a second lock file whose hashes hold, too; it is never written.
+        accept: fetch afresh, and write a changed hash into the lock instead of refusing it.
+        cache: downloads go here; the user's shared cache by default.
+        say: called with each line that the user should read.
+
+    Raises:
+        ChecksumError: the file isn't the pinned or locked one.
+        WeightsError: it can't be had, isn't plain tensors, or comes without builder or class names and `params` gives none.
+    """
+    if params.source == "demo":
+        demo = demo_source()
+        if params.sha256 is not None and params.sha256.lower() != demo.provenance["sha256"]:
+            raise ChecksumError(
+                f"demo: the shipped weights have SHA-256 {demo.provenance['sha256']}, fetch.sha256 expects {params.sha256.lower()}. "
+                "Take fetch.sha256 out of params.yaml, or install the version of topwork that it was written for."
+            )
+        return _overridden(demo, params, params.source)
+    desk = Desk(params, lock, also_known, cache or Cache.default(), accept, say)
+    located = locate(desk)
+    try:
+        weights = _read(located, params)
+    except NotWeightsError:
+        desk.cache.forget(located.source)  # a login page, say: what the source has next time may be better
+        raise
+    _remember(located, lock, say)
+    return weights
+
+
+def _remember(located: Located, lock: Path, say: Say) -> None:
+    """Trust on first use, said aloud."""
+    before = read_lock(lock).get(located.source)
+    if before == located.sha256:
+        return
+    record(located.source, located.sha256, lock)
+    what = "seen for the first time" if before is None else f"changed (before: {before})"
+    say(f"{located.source}: {what}, SHA-256 {located.sha256} written to {lock.name}. Commit it: from now on no other content is accepted.")
+
+
+def _read(located: Located, params: FetchParams) -> Weights:
+    """Tensors, columns, builder and provenance of a located file."""
+    provenance: dict[str, Any] = {
+        **{key: value for key, value in located.facts.items() if value is not None},
+        "source": located.source,
+        "file": located.file,
+        "bytes": located.path.stat().st_size,
+        "sha256": located.sha256,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "safetensors")},
+    }
+    own = _own_weights(located.path) if params.prefix is None else None
+    if own is not None:
+        _check_builder_is_trusted(own, located, params)
+        return _overridden(replace(own, provenance={**provenance, "origin": own.provenance}), params, located.source)
+    builder = params.builder or located.builder
+    columns = columns_of(params.classes) if params.classes is not None else located.columns
+    if columns is not None and located.columns is not None:
+        check_same_names(columns, located.columns, located.source)
+    if builder is None:
+        raise WeightsError(
+            f"{located.source}: says nothing about its detector. Name it under fetch.builder in params.yaml (or --builder): a torchvision builder such as "
+            "`ssdlite320_mobilenet_v3_large`, `module:function` or `path/to/file.py:function`."
+        )
+    if columns is None:
+        raise WeightsError(
+            f"{located.source}: comes without class names. Name its columns under fetch.classes in params.yaml (or --classes): "
+            "a category set such as `coco-91`, a list, or a text file with one name a line."
+        )
+    state_dict = read_state_dict(located.path, params.prefix, max_bytes=int(params.max_gib * (1 << 30)), label=located.source)
+    provenance |= {key: value for key, value in (("prefix", params.prefix), ("builder_sha256", _builder_hash(builder))) if value}
+    zero_eps = located.facts.get("frozen_batch_norm_eps") if params.builder is None else None
+    own_args = {} if zero_eps is None else {"frozen_batch_norm": zero_eps}  # as torchvision builds it when it downloads them itself
+    return Weights(state_dict, columns, builder, {**own_args, **params.builder_args}, provenance=provenance)
+
+
+def _check_builder_is_trusted(own: Weights, located: Located, params: FetchParams) -> None:
+    """A builder that isn't torchvision's is a function of this machine, called with the file's arguments: a file mustn't choose it.
+
+    Raises:
+        WeightsError: the file names one, and params.yaml doesn't.
+    """
+    if ":" in own.builder and params.builder is None:
+        raise WeightsError(
+            f"{located.source}: its metadata asks for the builder {own.builder!r} with {own.builder_args}, which would run code of this machine "
+            "that the file chose; expected one of torchvision's. If you know the builder and trust it, "
+            f"write `fetch.builder: {own.builder}` in params.yaml (or --builder)."
+        )
+
+
+def _builder_hash(builder: str) -> str | None:
+    """SHA-256 of the builder's file, where it is one."""
+    file = Path(builder.rpartition(":")[0])
+    return sha256_file(file) if file.suffix == ".py" and file.is_file() else None
+
+
+def _own_weights(path: Path) -> Weights | None:
+    """The weights of a file that topwork itself wrote, None of any other."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            if "topwork" not in (stored.metadata() or {}):
+                return None
+    except (SafetensorError, OSError):
+        return None
+    return read_weights(path, trust=True)  # fetch asks params.yaml
+
+
+def _overridden(weights: Weights, params: FetchParams, source: str) -> Weights:
+    """Weights that know their builder and columns, with the builder that params.yaml says in place of their own."""
+    if params.classes is not None:
+        check_same_names(columns_of(params.classes), weights.columns, source)
+    return replace(
+        weights,
+        builder=params.builder or weights.builder,
+        builder_args={**weights.builder_args, **params.builder_args},
+    )

@@ -1,0 +1,57 @@
+"""What the stage `evaluate` writes, file by file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from topwork.classes import ClassPlan
+from topwork.evaluation.assess import Assessments, classes_record, metrics_record, table_record, verdicts_of
+from topwork.evaluation.plots import Plots, mistake_boxes
+from topwork.files import atomic_path, write_text
+from topwork.params.evaluate import EvaluateParams
+from topwork.params.retention import KeepParams
+from topwork.project.evaluate import (
+    CLASSES,
+    ERRORS,
+    METRICS,
+    MISTAKES,
+    PLOTS,
+    TABLE,
+    VERDICT,
+    ClassesRecord,
+    VerdictRecord,
+)
+
+
+def write_evaluation(
+    assessments: Assessments,
+    plan: ClassPlan,
+    params: EvaluateParams,
+    contract: Mapping[str, KeepParams],
+) -> tuple[ClassesRecord, VerdictRecord]:
+    """Write out/metrics.json and all of out/evaluate ; returns the class table and the verdict.
+
+    Raises:
+        EvaluationError: masks are asked for, and the predictions or an annotation have none.
+    """
+    verdicts = verdicts_of(contract, assessments)
+    classes = classes_record(assessments, plan)
+    verdict = VerdictRecord(holds=all(found.holds for found in verdicts), contracts=tuple(found.record() for found in verdicts))
+    table = table_record(assessments, masks=params.masks)
+    plots = Plots(assessments)
+    for name, frame in plots.tables().items():
+        write_csv(PLOTS / name, frame)
+    plots.errors().write(ERRORS)
+    with atomic_path(MISTAKES) as temporary:
+        mistake_boxes(assessments).to_parquet(temporary, index=False, compression="zstd")
+    classes.write(CLASSES)
+    verdict.write(VERDICT)
+    table.write(TABLE)
+    metrics_record(assessments, verdicts, plan).write(METRICS)
+    return classes, verdict
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV; 6 significant digits, which is more than a plot shows."""
+    write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))

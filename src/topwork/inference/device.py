@@ -1,0 +1,72 @@
+"""The device: which one, and what of the machine decides the bits that it computes."""
+
+import os
+import platform
+from typing import Any
+
+import torch
+import torchvision
+
+from topwork.errors import DeviceError
+
+
+def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """The device of that name; `auto` takes the accelerator that torch finds, else the CPU.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, `cuda:1`...
+        local_rank: number of this process on its machine: which of several devices it takes where the name has no number.
+
+    Raises:
+        DeviceError: the name is unknown, or that device isn't there.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else torch.device(found.type, local_rank)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(
+            f"device {name!r}: not a device of torch ({reason}); write `auto`, `cpu`, `cuda` or `cuda:1` (runtime.device)."
+        ) from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise DeviceError(
+                f"device {name!r}: torch {torch.__version__} sees no CUDA device here. "
+                "Write `auto` or `cpu` (runtime.device), or repair the driver."
+            )
+        device = device if device.index is not None else torch.device("cuda", local_rank)
+        if (device.index or 0) >= count:
+            raise DeviceError(
+                f"device 'cuda:{device.index}': torch sees {count} CUDA devices (counted from 0). "
+                "Lower runtime.device, or finetune.processes."
+            )
+    return device
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_facts(device: torch.device, threads: int | None = None) -> dict[str, Any]:
+    """What of the machine decides the bits of a computation: device, threads, instruction set, library versions.
+
+    Args:
+        device: where it is computed.
+        threads: CPU threads; those of torch in this process where left out.
+    """
+    facts: dict[str, Any] = {
+        "device": device.type,
+        "threads": threads or torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "architecture": platform.machine(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+    }
+    if device.type == "cuda" and torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return facts

@@ -1,0 +1,1 @@
+"""COCO metrics: ground truth, matching, average precision, confidence intervals, curves."""

@@ -1,0 +1,63 @@
+"""The whole of params.yaml: every section, put together in this one place."""
+
+from pathlib import Path
+from typing import Any
+
+from topwork.params.dataset import DatasetParams
+from topwork.params.demo import DemoParams
+from topwork.params.evaluate import EvaluateParams
+from topwork.params.fetch import FetchParams
+from topwork.params.finetune import FinetuneParams
+from topwork.params.predict import PredictParams
+from topwork.params.report import ReportParams
+from topwork.params.retention import KeepParams
+from topwork.params.runtime import RuntimeParams
+from topwork.params.section import PARAMS_FILE, Section, parse, read_document
+from topwork.params.surgery import SurgeryParams
+from topwork.params.unlabelled import UnlabelledParams
+
+MOVED = {
+    "evaluate.batch_size": "predict.batch_size",
+    "evaluate.device": "runtime.device",
+    "finetune.checkpoint_steps": "runtime.checkpoint_steps",
+    "finetune.device": "runtime.device",
+    "finetune.image_cache_mib": "runtime.image_cache_mib",
+    "finetune.workers": "runtime.workers",
+    "unlabelled.batch_size": "predict.batch_size",
+    "unlabelled.device": "runtime.device",
+}
+"""Keys of earlier versions -> what they are called now."""
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    demo: DemoParams = DemoParams()
+    dataset: DatasetParams
+    fetch: FetchParams = FetchParams()
+    surgery: SurgeryParams
+    unlabelled: UnlabelledParams = UnlabelledParams()
+    finetune: FinetuneParams = FinetuneParams()
+    predict: PredictParams = PredictParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    retention: dict[str, KeepParams] = {}
+    report: ReportParams = ReportParams()
+    runtime: RuntimeParams = RuntimeParams()
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        ParamsError: the file is missing, isn't YAML, or a key or value is at fault; all faults are named together.
+    """
+    return parse_params(read_document(path), path)
+
+
+def parse_params(raw: dict[str, Any], path: Path = PARAMS_FILE) -> Params:
+    """Check params that are already read; `path` is for messages.
+
+    Raises:
+        ParamsError: a key or value is at fault; all faults are named together.
+    """
+    return parse(Params, raw, path, MOVED)

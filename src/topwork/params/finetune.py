@@ -1,0 +1,85 @@
+"""Section `finetune`: training, and what protects kept classes in it."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from topwork.params.section import Section
+
+
+class FinetuneParams(Section):
+    """Fine-tuning: read by `finetune`. What each option of protection is worth stands in docs/training.md."""
+
+    epochs: int = Field(default=12, ge=0)
+    """Passes over the training images; 0 leaves the grafted weights as they are."""
+    head_epochs: int = Field(default=1, ge=0)
+    """Of these, at first, with a frozen trunk: new rows settle before they pull at the features that kept rows stand on."""
+    batch_size: int = Field(default=8, ge=1)
+    """Images a step and process."""
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches that a step's images are parted into, their gradients added up; less memory, the same step."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """SGD with momentum, or AdamW."""
+    lr: float = Field(default=0.001, gt=0)
+    """Peak learning rate of the head; for SGD rather 0.01."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD."""
+    weight_decay: float = Field(default=0.0005, ge=0)
+    """Pull of weights towards zero; class rows, norms and biases are spared."""
+    warmup_steps: int = Field(default=30, ge=0)
+    """Steps over which the learning rate rises from nothing."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How it goes on from there."""
+    clip_norm: float | None = Field(default=10.0, gt=0)
+    """Longest gradient; longer ones are scaled down. Null: never."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of a moving average of the weights, which is then what is validated and written. Null: none."""
+    early_stop: int | None = Field(default=None, ge=1)
+    """Validations without a better mAP after which training ends, with the best weights. Null: never."""
+    validate_every: int = Field(default=4, ge=0)
+    """Epochs between validations; 0: only to choose the interpolation."""
+    seed: int = 0
+    """Order of images, augmentation, dropout, sampling of proposals."""
+    augmentation: Literal["none", "hflip", "multiscale", "ssd", "ssdlite"] = "hflip"
+    """torchvision's reference presets."""
+
+    trunk_lr: float = Field(default=0.5, ge=0)
+    """Learning rate of the trunk over that of the head; 0 freezes the trunk (its features are then computed once, if memory allows)."""
+    freeze_batch_norm: bool = True
+    """Leave the running statistics and scales of batch norm as pretrained."""
+    distill: float = Field(default=1.0, ge=0)
+    """Weight of a loss that holds the logits of pretrained classes (kept and absorbed) to what the pretrained detector says of the same image."""
+    distill_boxes: float = Field(default=1.0, ge=0)
+    """The same for box regression where the pretrained detector sees an object; times `distill`."""
+    teacher_boxes: bool = True
+    """Add the confident boxes of kept classes that the `unlabelled` stage found missing from the annotations."""
+    teacher_min_score: float = Field(default=0.7, gt=0, le=1)
+    """Score from which such a box is added."""
+    interpolation: Literal["validation", "off"] | float = "validation"
+    """Share of the way from the grafted to the fine-tuned weights that is kept at the end (new rows go all the way): a number,
+    or chosen on validation images as the smallest share that costs no mAP. `off` is 1.0."""
+    interpolation_tolerance: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the best validation mAP that counts as no cost."""
+    replay: float = Field(default=0.25, ge=0, lt=1)
+    """Share of each batch taken from dataset.replay, where that is given."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the forward pass: `auto` is bfloat16 on a GPU that has it, float32 elsewhere."""
+    compile: bool = False
+    """Compile trunk and head by torch.compile; worth its minutes on long runs on a GPU."""
+    deterministic: bool = True
+    """Only deterministic algorithms; same inputs and machine kind, same bits."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; null: as many as there are cores. Part of what decides the bits."""
+    processes: int = Field(default=1, ge=1)
+    """Training processes (DDP), one a GPU; each takes batch_size images a step."""
+    feature_cache_mib: int = Field(default=1024, ge=0)
+    """Memory for the frozen trunk's features and the pretrained detector's outputs."""
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> "FinetuneParams":
+        if isinstance(self.interpolation, float) and not 0 <= self.interpolation <= 1:
+            raise ValueError(f"interpolation is {self.interpolation}, must lie in 0..1")
+        if self.head_epochs > self.epochs:
+            raise ValueError(f"head_epochs is {self.head_epochs}, more than epochs ({self.epochs})")
+        return self

@@ -1,0 +1,63 @@
+"""Stage `baseline`: what the pretrained and the grafted detector see, before any training.
+
+Reads params `predict` and `surgery.classes`, the tables of `validate` with the held-out images and, for the stage `unlabelled`, the
+training images, and both weights. Writes out/baseline: predictions/ (Parquet and COCO results by model and split) and record.json. A
+sweep of training params doesn't run it again. On the CPU of one kind of machine it repeats to the byte; a GPU may differ in the last
+digits. Stopped by weights that give NaN, a device that isn't there, and inputs that change meanwhile.
+"""
+
+from topwork.dataset.split_images import SplitImages
+from topwork.dataset.tables import Tables
+from topwork.files import HeldInputs
+from topwork.inference.device import choose_device
+from topwork.inference.run import predict_splits, record_of, write_run
+from topwork.metrics.sets import held_out
+from topwork.params.predict import PredictParams
+from topwork.params.runtime import RuntimeParams
+from topwork.params.section import Sections
+from topwork.params.surgery import SurgeryParams
+from topwork.project.fetch import PRETRAINED
+from topwork.project.predictions import predictions_folder, record_path
+from topwork.project.surgery import GRAFTED
+from topwork.project.validate import FOLDER, table_paths
+from topwork.stages import in_project, main_of
+
+WEIGHTS = {"pretrained": PRETRAINED, "grafted": GRAFTED}
+
+
+class Params(Sections):
+    """What the stage reads of params.yaml."""
+
+    surgery: SurgeryParams
+    predict: PredictParams = PredictParams()
+    runtime: RuntimeParams = RuntimeParams()
+
+
+@in_project
+def run(params: Params) -> None:
+    """Run both detectors."""
+    plan = params.surgery.plan()
+    tables = Tables.read(FOLDER, segmentation=False)
+    images = SplitImages(tables)
+    splits = {"pretrained": held_out(plan, tables), "grafted": held_out(plan, tables)}
+    if plan.kept and "train" in tables.splits:
+        splits["pretrained"] = [*splits["pretrained"], "train"]
+    held = HeldInputs({**WEIGHTS, **table_paths()}, {"images": lambda: images.stamps(splits["pretrained"])})
+    device, batch_size = choose_device(params.runtime.device), params.predict.batch_size
+    found = {
+        model: predict_splits(model, path, splits[model], images, plan, batch_size=batch_size, device=device)
+        for model, path in WEIGHTS.items()
+    }
+    held.check()
+    write_run(predictions_folder("pretrained"), found, tables, plan)
+    weights = {model: held.hashes[model] for model in WEIGHTS}
+    record_of(found, weights, batch_size, device).write(record_path("pretrained"))
+
+
+def main() -> int:
+    """Run the stage alone."""
+    return main_of(run, Params)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

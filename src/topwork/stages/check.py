@@ -1,0 +1,52 @@
+"""Stage `check`: hold data, weights and class plan against each other, before anything that costs time.
+
+Reads params `surgery.classes` and `retention`, the tables of `validate` and the pretrained weights. Writes out/check/verdict.json, which
+says the same whenever all is well, so that nothing downstream runs again for it. Stopped by a plan that names what the weights
+don't have, and by a contract that can't be measured.
+"""
+
+from topwork.dataset.tables import Tables
+from topwork.evaluation.contract import check_measurable
+from topwork.files import HeldInputs
+from topwork.params.retention import KeepParams
+from topwork.params.section import Sections
+from topwork.params.surgery import SurgeryParams
+from topwork.project.check import VERDICT, CheckRecord
+from topwork.project.fetch import PRETRAINED
+from topwork.project.validate import FOLDER, table_paths
+from topwork.stages import in_project, main_of
+from topwork.weights.format import read_weights
+
+
+class Params(Sections):
+    """What the stage reads of params.yaml."""
+
+    surgery: SurgeryParams
+    retention: dict[str, KeepParams] = {}
+
+
+@in_project
+def run(params: Params) -> None:
+    """Check the plan against the weights, the contract against plan and data.
+
+    Raises:
+        ClassPlanError: the plan names what the weights don't have.
+        EvaluationError: there is no test set, or the contract can't be measured.
+    """
+    held = HeldInputs({"pretrained": PRETRAINED, **table_paths()})
+    plan = params.surgery.plan()
+    weights = read_weights(PRETRAINED, trust=True)
+    plan.check((*weights.columns, *weights.absorbed))
+    tables = Tables.read(FOLDER, segmentation=False)
+    check_measurable(params.retention, plan, tables)
+    held.check()
+    CheckRecord(checked=("plan", "test set", "contract")).write(VERDICT)
+
+
+def main() -> int:
+    """Run the stage alone."""
+    return main_of(run, Params)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

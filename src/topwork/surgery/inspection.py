@@ -1,0 +1,193 @@
+"""Looking into weights: tensors, class rows, neighbours, and what moved between two files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from topwork.classes import UNUSED
+from topwork.detectors.axes import Anatomy, anatomy
+from topwork.detectors.builders import Builder
+from topwork.detectors.layouts import ClassAxis
+from topwork.errors import SurgeryError
+from topwork.surgery.rows import rows_of
+from topwork.weights.fit import check_fit
+from topwork.weights.format import Weights, read_weights
+
+
+def inspect(weights: Weights | Path | str, *, builder: Builder | None = None) -> pd.DataFrame:
+    """A table of tensors, one row each, class-dependent ones with their layout.
+
+    Columns: tensor, shape, dtype, numbers, bytes, norm (Euclidean), finite, role, axis, layout, rows (a class); the last four are
+    empty where a tensor doesn't depend on the classes. `.attrs` has builder, columns, absorbed, activation.
+
+    Raises:
+        WeightsError, SurgeryError: the file can't be read or doesn't fit its builder.
+
+    Example:
+        table = topwork.inspect("out/fetch/pretrained.safetensors")
+        table[table.role == "scores"]
+    """
+    weights, found = _anatomy(weights, builder)
+    records = []
+    for name, tensor in weights.state_dict.items():
+        axis = found.axis_of(name)
+        records.append(
+            {
+                "tensor": name,
+                "shape": tuple(tensor.shape),
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "numbers": tensor.numel(),
+                "bytes": tensor.numel() * tensor.element_size(),
+                "norm": _norm(tensor),
+                "finite": bool(torch.isfinite(tensor).all()) if tensor.is_floating_point() else True,
+                "role": axis.role if axis else "",
+                "axis": str(axis.axis) if axis else "",
+                "layout": axis.layout if axis else "",
+                "rows": str(axis.multiplicity) if axis else "",
+            }
+        )
+    table = pd.DataFrame(records)
+    table.attrs = {
+        "builder": weights.builder,
+        "columns": list(weights.columns),
+        "absorbed": list(weights.absorbed),
+        "activation": "softmax" if found.softmax else "sigmoid",
+    }
+    return table
+
+
+def inspect_classes(weights: Weights | Path | str, *, neighbours: int = 3, builder: Builder | None = None) -> pd.DataFrame:
+    """A table of class columns: norms of their score rows, and the classes whose score rows point the same way.
+
+    Columns: column, class, origin (as the graft wrote it; empty in pretrained weights), rows (of all tensors), weight_norm, bias_mean,
+    nearest (list of (class, cosine), nearest first). The cosine is over the centred score weights: the mean of all classes is taken
+    off first, since what all rows share says nothing of a class.
+    """
+    weights, found = _anatomy(weights, builder)
+    names = [*weights.columns, *weights.absorbed]
+    origins = weights.provenance.get("graft", {}).get("rows", {})
+    vectors = _score_vectors(weights, found, names)
+    centred = torch.nn.functional.normalize(vectors - vectors.mean(0), dim=1)
+    cosines = centred @ centred.T
+    records = []
+    for column, name in enumerate(names):
+        order = [
+            other for other in cosines[column].argsort(descending=True).tolist() if other not in (0, column) and names[other] != UNUSED
+        ]
+        absorbed = column >= len(weights.columns)
+        records.append(
+            {
+                "column": column,
+                "class": name,
+                "origin": "absorbed" if absorbed else origins.get(name, ""),
+                "rows": sum(len(axis.rows(column)) for axis in found.axes),
+                "weight_norm": float(vectors[column].norm()),
+                "bias_mean": _bias_mean(weights, found, column),
+                "nearest": [(names[other], round(float(cosines[column, other]), 3)) for other in order[:neighbours]]
+                if column and name != UNUSED
+                else [],
+            }
+        )
+    return pd.DataFrame(records)
+
+
+def diff(before: Weights | Path | str, after: Weights | Path | str, *, builder: Builder | None = None) -> pd.DataFrame:
+    """What moved between two weights of the same builder, tensor by tensor, and row by row by class name.
+
+    Columns: tensor, class (empty for a whole tensor), status (`same`, `moved`, `only before`, `only after`), moved (Euclidean norm of the
+    difference), relative (over the norm before), largest (single difference), cosine. Class-dependent tensors are compared class by
+    class, so that files with other classes, or in another order, can be held side by side.
+
+    Raises:
+        SurgeryError: the two have different builders.
+    """
+    one, other = (
+        weights if isinstance(weights, Weights) else read_weights(Path(weights), trust=builder is not None) for weights in (before, after)
+    )
+    if builder is None and (one.builder, one.builder_args) != (other.builder, other.builder_args):
+        raise SurgeryError(
+            f"diff: the first is of {one.builder} {one.builder_args}, the second of {other.builder} {other.builder_args}; expected the same builder."
+        )
+    (one, found_one), (other, found_other) = _anatomy(one, builder), _anatomy(other, builder)
+    records = []
+    for name in dict.fromkeys([*one.state_dict, *other.state_dict]):
+        axis, axis_other = found_one.axis_of(name), found_other.axis_of(name)
+        if axis is None or axis_other is None:
+            records.append({"tensor": name, "class": "", **_moved(one.state_dict.get(name), other.state_dict.get(name))})
+        else:
+            records += _moved_rows(name, one, other, axis, axis_other)
+    return pd.DataFrame(records, columns=["tensor", "class", "status", "moved", "relative", "largest", "cosine"])
+
+
+def _moved_rows(name: str, one: Weights, other: Weights, axis: ClassAxis, axis_other: ClassAxis) -> Iterator[dict[str, Any]]:
+    """One record a class of a class-dependent tensor; classes that both have come in the first's order."""
+    columns = dict(_named_columns(one, axis))
+    columns_other = dict(_named_columns(other, axis_other))
+    for label in dict.fromkeys([*columns, *columns_other]):
+        rows = rows_of(one.state_dict[name], axis, columns[label]) if label in columns else None
+        rows_other = rows_of(other.state_dict[name], axis_other, columns_other[label]) if label in columns_other else None
+        yield {"tensor": name, "class": label, **_moved(rows, rows_other)}
+
+
+def _named_columns(weights: Weights, axis: ClassAxis) -> Iterator[tuple[str, int]]:
+    for column, name in enumerate([*weights.columns, *weights.absorbed]):
+        if axis.rows(column) and name != UNUSED:
+            yield name, column
+
+
+def _moved(one: Tensor | None, other: Tensor | None) -> dict[str, Any]:
+    nothing = {"moved": float("nan"), "relative": float("nan"), "largest": float("nan"), "cosine": float("nan")}
+    if one is None or other is None or one.shape != other.shape:
+        status = "only after" if one is None else "only before" if other is None else f"reshaped {list(one.shape)} -> {list(other.shape)}"
+        return {"status": status, **nothing}
+    if one.dtype == other.dtype and torch.equal(one, other):
+        return {"status": "same", "moved": 0.0, "relative": 0.0, "largest": 0.0, "cosine": 1.0}
+    a, b = one.detach().double().flatten(), other.detach().double().flatten()
+    difference, norm = b - a, float(a.norm())
+    largest = float(difference.abs().max())
+    moved = float(difference.norm())
+    return {
+        "status": "moved" if largest else "same",
+        "moved": moved,
+        "relative": moved / norm if norm else float("nan"),
+        "largest": largest,
+        "cosine": float(torch.nn.functional.cosine_similarity(a, b, dim=0)),
+    }
+
+
+def _anatomy(weights: Weights | Path | str, builder: Builder | None) -> tuple[Weights, Anatomy]:
+    if not isinstance(weights, Weights):
+        weights = read_weights(Path(weights), trust=builder is not None)
+    found = anatomy(builder or weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed))
+    check_fit(weights, found.shapes)
+    return weights, found
+
+
+def _score_vectors(weights: Weights, found: Anatomy, names: list[str]) -> Tensor:
+    """float64[columns, values]: each column's score weights, all tensors and rows behind one another; zeros where it has no rows."""
+    parts = []
+    for axis in found.axes:
+        tensor = weights.state_dict[axis.tensor]
+        if axis.role != "scores" or tensor.dim() == 1:
+            continue
+        empty = torch.zeros(tensor.numel() // tensor.shape[axis.axis] * axis.multiplicity, dtype=torch.float64)
+        rows = [rows_of(tensor, axis, column).double().flatten() if axis.rows(column) else empty for column in range(len(names))]
+        parts.append(torch.stack(rows))
+    return torch.cat(parts, dim=1)
+
+
+def _bias_mean(weights: Weights, found: Anatomy, column: int) -> float:
+    rows = [
+        rows_of(weights.state_dict[axis.tensor], axis, column).double()
+        for axis in found.axes
+        if axis.role == "scores" and weights.state_dict[axis.tensor].dim() == 1 and axis.rows(column)
+    ]
+    return float(torch.cat(rows).mean()) if rows else float("nan")
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach().to(torch.float64 if tensor.numel() < 1e6 else torch.float32)))

@@ -1,0 +1,1 @@
+"""The data gate: readers of COCO, VOC and YOLO, the rules that annotations must keep, findings and their gallery."""

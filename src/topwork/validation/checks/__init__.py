@@ -1,0 +1,1 @@
+"""The checks of the data gate, a module a kind of fault; each adds findings and changes nothing."""

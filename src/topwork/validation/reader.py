@@ -1,0 +1,45 @@
+"""Which reader a set needs: COCO JSON, a Pascal VOC folder, or a YOLO data.yaml."""
+
+from pathlib import Path
+from typing import Literal
+
+from topwork.params.dataset import SetParams
+from topwork.validation.findings import Findings
+from topwork.validation.raw_split import Part
+from topwork.validation.read_coco import read_coco
+from topwork.validation.read_voc import read_voc
+from topwork.validation.read_yolo import read_yolo, yolo_lists
+from topwork.validation.splits import SPLITS
+
+Format = Literal["coco", "voc", "yolo"]
+
+
+def format_of(path: Path) -> Format:
+    """The format that a path looks like: *.yaml is YOLO, a folder with Annotations or XML files is VOC, everything else COCO."""
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return "yolo"
+    if path.is_dir():
+        if (path / "data.yaml").is_file():
+            return "yolo"
+        if (path / "Annotations").is_dir() or next(path.glob("*.xml"), None) is not None:
+            return "voc"
+    return "coco"
+
+
+def lists_of(path: Path, kind: Format) -> list[str]:
+    """Which of train, val and test a VOC or YOLO set has; none for a VOC folder without lists."""
+    if kind == "voc":
+        return [name for name in SPLITS if (path / "ImageSets" / "Main" / f"{name}.txt").is_file()]
+    return yolo_lists(path / "data.yaml" if path.is_dir() else path)
+
+
+def read_part(entry: SetParams, split: str, base: Path, findings: Findings, *, segmentation: bool = True, fields: bool = False) -> Part:
+    """Read one split; paths of `entry` are relative to `base`, and findings say them as written."""
+    path, file = base / entry.annotations, entry.annotations.as_posix()
+    kind = format_of(path)
+    if kind == "voc":
+        return read_voc(path, split, base, entry, findings)
+    if kind == "yolo":
+        return read_yolo(path / "data.yaml" if path.is_dir() else path, split, base, entry, findings)
+    root = entry.images.as_posix() if entry.images is not None else entry.annotations.parent.as_posix()
+    return read_coco(path, split, root, findings, segmentation=segmentation, fields=fields, file=file)

@@ -1,0 +1,252 @@
+"""Prediction: the bare model's own detections, in one table."""
+
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from evaluation.colours import BUILDER, COLOURS, ColourDetector, colour_set, colour_weights
+from topwork.dataset.images import ImageStore
+from topwork.dataset.split_images import SplitImages
+from topwork.detectors.builders import load
+from topwork.errors import DataError, DeviceError, EvaluationError
+from topwork.inference.device import choose_device
+from topwork.inference.outputs import coco_results
+from topwork.inference.predict import predict
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return load(colour_weights(("person", "truck", "N/A", "forklift"), {"truck": 0.5}))
+
+
+def pictures(count: int) -> list[tuple[int, object]]:
+    """Image i (id 100 - i) has a person at x = i, and the odd ones a truck."""
+    opened = []
+    for index in range(count):
+        pixels = np.zeros((40, 80, 3), dtype=np.uint8)
+        pixels[5:15, index : index + 10] = np.asarray(COLOURS["person"]) * 255
+        if index % 2:
+            pixels[20:30, 50:60] = np.asarray(COLOURS["truck"]) * 255
+        image = Image.fromarray(pixels)
+        opened.append((100 - index, lambda image=image: image))
+    return opened
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_table_by_hand(model: nn.Module, batch_size: int) -> None:
+    table = predict(model, pictures(5), batch_size=batch_size, device="cpu")  # type: ignore[arg-type]
+    assert table["image_id"].tolist() == [100, 99, 99, 98, 97, 97, 96]
+    assert table["name"].tolist() == ["person", "person", "truck", "person", "person", "truck", "person"]
+    assert table["label"].tolist() == [1, 1, 2, 1, 1, 2, 1]
+    assert table.loc[1, ["x", "y", "width", "height"]].tolist() == [1, 5, 10, 10]
+    assert table.loc[2, ["x", "y", "width", "height"]].tolist() == [52.5, 22.5, 5, 5]
+    assert table["score"].tolist() == [float(np.float32(0.9))] * 7
+    assert [str(kind) for kind in table.dtypes] == ["int64", "int64", "str", *["float64"] * 5]
+
+
+def test_equals_the_bare_model() -> None:
+    """torchvision's SSDLite on the same batches: the same numbers, to the bit."""
+    from topwork.detectors.builders import build
+
+    torch.manual_seed(0)
+    detector = build("ssdlite320_mobilenet_v3_large", 4).eval()
+    random = np.random.default_rng(0)
+    images = [Image.fromarray(random.integers(0, 255, (120, 160, 3), dtype=np.uint8)) for _ in range(3)]
+    table = predict(
+        detector,
+        [(index, lambda image=image: image) for index, image in enumerate(images)],
+        batch_size=2,
+        device="cpu",
+        columns=("__background__", "a", "b", "c"),
+    )  # type: ignore[misc]
+    tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 for image in images]
+    with torch.inference_mode():
+        bare = [*detector(tensors[:2]), *detector(tensors[2:])]
+    assert len(table) == sum(len(found["scores"]) for found in bare) > 0
+    assert table["score"].tolist() == [value for found in bare for value in found["scores"].tolist()]
+    xyxy = np.concatenate([found["boxes"].double().numpy() for found in bare])
+    np.testing.assert_array_equal(table["width"], xyxy[:, 2] - xyxy[:, 0])
+
+
+def test_no_images_no_rows(model: nn.Module) -> None:
+    table = predict(model, [], device="cpu")
+    assert len(table) == 0
+    assert [str(kind) for kind in table.dtypes] == ["int64", "int64", "str", *["float64"] * 5]
+
+
+def test_nothing_found_keeps_the_columns(model: nn.Module) -> None:
+    grey = Image.new("RGB", (30, 30), (128, 128, 128))
+    table = predict(model, [(1, lambda: grey)], device="cpu")
+    assert len(table) == 0
+    assert list(table) == ["image_id", "label", "name", "score", "x", "y", "width", "height"]
+
+
+def test_mode_is_left_as_it_was(model: nn.Module) -> None:
+    model.train()
+    predict(model, pictures(1), device="cpu")  # type: ignore[arg-type]
+    assert model.training
+
+
+def test_unused_columns_are_no_classes() -> None:
+    detector = ColourDetector(3)
+    with torch.no_grad():
+        detector.colour[1], detector.colour[2] = torch.tensor(COLOURS["person"]), torch.tensor(COLOURS["truck"])
+    table = predict(detector, pictures(2), device="cpu", columns=("__background__", "N/A", "truck"))  # type: ignore[arg-type]
+    assert table["name"].tolist() == ["truck"]
+
+
+class Fixed(nn.Module):
+    """Says the same of each image."""
+
+    def __init__(self, **fields: Tensor) -> None:
+        super().__init__()
+        self.fields = fields
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [self.fields for _ in images]
+
+
+BOX = torch.tensor([[1.0, 2.0, 11.0, 22.0]])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"boxes": BOX, "scores": torch.tensor([float("nan")]), "labels": torch.tensor([1])}, "image 100: 1 boxes or scores are NaN"),
+        (
+            {"boxes": BOX * float("inf"), "scores": torch.tensor([0.5]), "labels": torch.tensor([1])},
+            "image 100: 1 boxes or scores are NaN or infinite",
+        ),
+        ({"boxes": BOX, "scores": torch.tensor([0.5]), "labels": torch.tensor([7])}, "label 7 .*columns are 0 to 1"),
+    ],
+    ids=["nan score", "infinite box", "unknown label"],
+)
+def test_unsound_detections_are_refused(fields: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        predict(Fixed(**fields), pictures(1), device="cpu", columns=("__background__", "a"))  # type: ignore[arg-type]
+
+
+def test_columns_are_needed() -> None:
+    with pytest.raises(EvaluationError, match="the model has no `columns`"):
+        predict(Fixed(), pictures(1))  # type: ignore[arg-type]
+    with pytest.raises(EvaluationError, match="batch_size is 0, expected 1 or more"):
+        predict(Fixed(), pictures(1), columns=("__background__", "a"), batch_size=0)  # type: ignore[arg-type]
+
+
+def test_masks_become_rle() -> None:
+    """Soft masks are cut at 0.5; pycocotools reads the text back."""
+    from pycocotools import mask
+
+    soft = torch.zeros(1, 1, 40, 80)
+    soft[0, 0, 2:22, 1:11], soft[0, 0, 0, 0] = 0.5, 0.49
+    table = predict(
+        Fixed(boxes=BOX, scores=torch.tensor([0.5]), labels=torch.tensor([1]), masks=soft),
+        pictures(2),
+        device="cpu",
+        columns=("__background__", "a"),
+    )  # type: ignore[arg-type]
+    assert len(table) == 2
+    np.testing.assert_array_equal(mask.decode(json.loads(table["segmentation"][0])), (soft[0, 0] >= 0.5).numpy())
+    assert coco_results(table, {"a": 3})[0]["segmentation"] == json.loads(table["segmentation"][0])
+
+
+def test_unreadable_image_is_named(tmp_path: Path, model: nn.Module) -> None:
+    tables = colour_set(tmp_path, "test", {1: "person"}, [["person"], ["person"]])
+    image = tmp_path / "data/test/1.png"
+    image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"1\.png"):
+        predict(model, SplitImages(tables, tmp_path).openers("test"), device="cpu")
+    with pytest.raises(DataError, match=r"gone\.png: no such image"):
+        predict(model, [(1, lambda: ImageStore(tmp_path / "data/test").open("gone.png"))], device="cpu")
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    assert choose_device().type == ("cpu" if found is None else found.type)
+    with pytest.raises(DeviceError, match=r"device 'toaster': not a device of torch .*write `auto`"):
+        choose_device("toaster")
+    with pytest.raises(DeviceError, match=r"device 'cuda:99': torch .*sees"):
+        choose_device("cuda:99")
+
+
+def test_results_are_read_by_pycocotools(model: nn.Module) -> None:
+    from pycocotools.coco import COCO
+
+    results = coco_results(predict(model, pictures(3), device="cpu"), {"person": 17})  # type: ignore[arg-type]
+    coco = COCO()
+    coco.dataset = {"images": [{"id": 100 - index} for index in range(3)], "categories": [{"id": 17, "name": "person"}], "annotations": []}
+    with redirect_stdout(io.StringIO()):
+        coco.createIndex()
+        loaded = coco.loadRes([dict(result) for result in results])  # it adds to them
+    assert sorted(loaded.getImgIds()) == [98, 99, 100]
+    assert results[0] == {"image_id": 100, "category_id": 17, "bbox": [0.0, 5.0, 10.0, 10.0], "score": 0.9}
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from topwork.cli import main
+    from topwork.weights.format import write_weights
+
+    colour_set(tmp_path, "test", {1: "person"}, [["person", "truck"], ["truck"], []])
+    write_weights(tmp_path / "w.safetensors", colour_weights(("person", "truck")))
+    images = [str(tmp_path / "data/test"), str(tmp_path / "data/test/0.png")]
+    assert (
+        main(
+            [
+                "predict",
+                *images,
+                "--weights",
+                str(tmp_path / "w.safetensors"),
+                "--builder",
+                BUILDER,
+                "--out",
+                str(tmp_path / "out"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "4 images: 2 person, 3 truck (score 0.5 or more)" in said
+    written = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [entry["picture"] for entry in written["images"]] == ["0.png", "1.png", "2.png", "0-2.png"]
+    assert written["images"][1]["objects"] == [{"class": "truck", "score": 0.9, "bbox": [2.0, 2.0, 20.0, 20.0]}]
+    with Image.open(tmp_path / "out/2.png") as untouched, Image.open(tmp_path / "out/1.png") as drawn:
+        assert np.unique(np.asarray(untouched)).tolist() == [128]
+        assert drawn.size == (64, 64)
+        assert len(np.unique(np.asarray(drawn).reshape(-1, 3), axis=0)) > 2
+    assert (
+        main(
+            [
+                "predict",
+                str(tmp_path / "none"),
+                "--weights",
+                str(tmp_path / "w.safetensors"),
+                "--builder",
+                BUILDER,
+                "--out",
+                str(tmp_path / "out2"),
+            ]
+        )
+        == 1
+    )
+    assert "none" in capsys.readouterr().err
+    assert not (tmp_path / "out2").exists()
+
+
+def test_benchmark_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from topwork.inference.latency import measure, print_latency
+
+    rows = measure(load(colour_weights(("person",))), [Image.new("RGB", (20, 20))], batch_sizes=(1, 3), device="cpu", repeats=2, warmup=1)
+    assert [row.batch_size for row in rows] == [1, 3]
+    assert all(row.median_s > 0 and row.images_per_s == pytest.approx(row.batch_size / row.median_s) for row in rows)
+    print_latency(rows)
+    assert "images/s" in capsys.readouterr().out
