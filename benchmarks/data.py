@@ -4,7 +4,8 @@
     python benchmarks/data.py --annotations 100000
     python benchmarks/data.py --only images
 
-Every measurement runs in a process of its own, so that peak memory is its own; the peer is pycocotools' `COCO(file)`, which only loads.
+Every measurement runs in a process of its own, so that peak memory is its own; the peer is
+pycocotools' `COCO(file)`, which only loads.
 """
 
 import argparse
@@ -29,31 +30,43 @@ POINTS = 12
 
 
 def write_coco(path: Path, annotations: int, seed: int = 0) -> int:
-    """Write a set with COCO's proportions: 80 classes, 7.27 boxes an image, one polygon of 12 points a box. Returns the file's bytes."""
+    """Write a set with COCO's proportions: 80 classes, 7.27 boxes an image, one polygon of 12
+    points a box. Returns the file's bytes.
+    """
     draw = np.random.default_rng(seed)
     images = max(1, round(annotations * COCO_IMAGES / COCO_ANNOTATIONS))
     ids = np.sort(draw.choice(6 * images, images, replace=False)) + 1
-    categories = [{"supercategory": "thing", "id": number, "name": f"class {number}"} for number in range(1, 81)]
+    categories = [
+        {"supercategory": "thing", "id": number, "name": f"class {number}"}
+        for number in range(1, 81)
+    ]
     angles = np.linspace(0, 2 * math.pi, POINTS, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     with path.open("w") as stream:
-        stream.write('{"info": {"description": "generated"}, "licenses": [{"id": 1, "name": "none", "url": ""}], "images": [')
+        stream.write(
+            '{"info": {"description": "generated"}, "licenses": [{"id": 1, "name": "none", "url":'
+            ' ""}], "images": ['
+        )
         for index, number in enumerate(ids.tolist()):
             stream.write(
-                f'{"," if index else ""}{{"license": 1, "file_name": "{number:012d}.jpg", "coco_url": "http://images.example/train/{number:012d}.jpg", '
-                f'"height": 480, "width": 640, "date_captured": "2013-11-14 16:28:13", "id": {number}}}'
+                f'{"," if index else ""}{{"license": 1, "file_name": "{number:012d}.jpg",'
+                f' "coco_url": "http://images.example/train/{number:012d}.jpg", "height": 480,'
+                f' "width": 640, "date_captured": "2013-11-14 16:28:13", "id": {number}}}'
             )
         stream.write('], "annotations": [')
         for start in range(0, annotations, 10_000):
             count = min(10_000, annotations - start)
             size = np.exp(draw.uniform(1.8, 5.2, (count, 2))).round(2)
             corner = (draw.random((count, 2)) * (np.array([640, 480]) - size)).round(2)
-            points = (corner[:, None] + size[:, None] * (circle + 1) / 2).round(2).reshape(count, -1)
+            points = (
+                (corner[:, None] + size[:, None] * (circle + 1) / 2).round(2).reshape(count, -1)
+            )
             area = (size[:, 0] * size[:, 1] * POINTS / 8 * math.sin(2 * math.pi / POINTS)).round(4)
             owner, label = draw.integers(0, images, count), draw.integers(1, 81, count)
             lines = [
-                f'{{"segmentation": [{points[i].tolist()}], "area": {area[i]}, "iscrowd": 0, "image_id": {ids[owner[i]]}, '
-                f'"bbox": [{corner[i, 0]}, {corner[i, 1]}, {size[i, 0]}, {size[i, 1]}], "category_id": {label[i]}, "id": {start + i + 1}}}'
+                f'{{"segmentation": [{points[i].tolist()}], "area": {area[i]}, "iscrowd": 0,'
+                f' "image_id": {ids[owner[i]]}, "bbox": [{corner[i, 0]}, {corner[i, 1]},'
+                f' {size[i, 0]}, {size[i, 1]}], "category_id": {label[i]}, "id": {start + i + 1}}}'
                 for i in range(count)
             ]
             stream.write(("," if start else "") + ",".join(lines))
@@ -62,8 +75,15 @@ def write_coco(path: Path, annotations: int, seed: int = 0) -> int:
 
 
 def measure(what: str, path: Path) -> tuple[float, float, dict[str, float]]:
-    """(seconds, peak GiB, further figures) of one job in a fresh process; imports aren't counted."""
-    done = subprocess.run([sys.executable, __file__, "--job", what, str(path)], capture_output=True, text=True, check=True)
+    """(seconds, peak GiB, further figures) of one job in a fresh process; imports aren't
+    counted.
+    """
+    done = subprocess.run(
+        [sys.executable, __file__, "--job", what, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found = json.loads(done.stdout.splitlines()[-1])
     return found.pop("seconds"), found.pop("gib"), found
 
@@ -92,27 +112,47 @@ def job(what: str, path: Path) -> None:
         raise SystemExit(f"no job {what!r}")
     seconds = time.perf_counter() - start
     further["cpu"] = time.process_time() - cpu
-    print(json.dumps({"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, **further}))
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+                **further,
+            }
+        )
+    )
 
 
 def at_coco_size(folder: Path, annotations: int, runs: int) -> None:
     """The gate's rules beside pycocotools' load."""
     path = folder / "instances.json"
     size = write_coco(path, annotations)
-    print(f"\n{annotations} annotations, {size / 1e6:.0f} MB, median of {runs} runs in turn, {os.cpu_count()} cores\n")
-    print("| job | seconds | of pycocotools | CPU seconds | of pycocotools | peak GiB |\n|---|---|---|---|---|---|")
+    print(
+        f"\n{annotations} annotations, {size / 1e6:.0f} MB, median of {runs} runs in turn,"
+        f" {os.cpu_count()} cores\n"
+    )
+    print(
+        "| job | seconds | of pycocotools | CPU seconds | of pycocotools | peak GiB"
+        " |\n|---|---|---|---|---|---|"
+    )
     jobs = ("pycocotools", "rules", "rules without polygons")
     found = {what: [] for what in jobs}  # type: dict[str, list[tuple[float, float, dict[str, float]]]]
     for _ in range(runs):
         for what in jobs:
             found[what].append(measure(what, path))
-    wall, cpu = (statistics.median(pick(entry) for entry in found["pycocotools"]) for pick in (lambda e: e[0], lambda e: e[2]["cpu"]))
+    wall, cpu = (
+        statistics.median(pick(entry) for entry in found["pycocotools"])
+        for pick in (lambda e: e[0], lambda e: e[2]["cpu"])
+    )
     for what in jobs:
         seconds, used = (
             statistics.median(e[0] for e in found[what]),
             statistics.median(e[2]["cpu"] for e in found[what]),
         )
-        print(f"| {what} | {seconds:.2f} | {seconds / wall:.2f} | {used:.2f} | {used / cpu:.2f} | {max(e[1] for e in found[what]):.2f} |")
+        print(
+            f"| {what} | {seconds:.2f} | {seconds / wall:.2f} | {used:.2f} | {used / cpu:.2f} |"
+            f" {max(e[1] for e in found[what]):.2f} |"
+        )
 
 
 def growth(folder: Path, largest: int) -> None:
@@ -137,7 +177,9 @@ def write_images(folder: Path, count: int) -> None:
     draw = np.random.default_rng(0)
     for number in range(count):
         coarse = Image.fromarray(draw.integers(0, 256, (60, 80, 3), np.uint8))
-        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{number:06d}.jpg", quality=90)
+        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(
+            folder / f"{number:06d}.jpg", quality=90
+        )
 
 
 IMAGE_JOBS = (
@@ -153,7 +195,9 @@ IMAGE_JOBS = (
 
 
 def image_job(what: str, folder: Path) -> tuple[Callable[[], float], float]:
-    """One way to go through the images of a folder (gives how many it read), and how many there are."""
+    """One way to go through the images of a folder (gives how many it read), and how many there
+    are.
+    """
     names = sorted(path.name for path in folder.glob("*.jpg"))
     if what.startswith("headers"):
         from PIL import Image
@@ -196,7 +240,8 @@ def images(folder: Path, count: int, runs: int) -> None:
             archive.write(path, path.name)
     size = sum(path.stat().st_size for path in place.glob("*.jpg"))
     print(
-        f"\n{count} JPEG images of 640 x 480, {size / 1e6:.0f} MB, in the system's file cache, median of {runs} runs in turn, {os.cpu_count()} cores\n"
+        f"\n{count} JPEG images of 640 x 480, {size / 1e6:.0f} MB, in the system's file cache,"
+        f" median of {runs} runs in turn, {os.cpu_count()} cores\n"
     )
     print("| job | images/s | of one core | images read |\n|---|---|---|---|")
     rates: dict[str, list[float]] = {what: [] for what in IMAGE_JOBS}
@@ -208,14 +253,19 @@ def images(folder: Path, count: int, runs: int) -> None:
             rates[what].append(further["images"] / seconds)
             read[what] = further["read"]
     for what in IMAGE_JOBS:
-        rate, alone = (statistics.median(rates.get(name, [0])) for name in (what, what.replace("all cores", "one core")))
+        rate, alone = (
+            statistics.median(rates.get(name, [0]))
+            for name in (what, what.replace("all cores", "one core"))
+        )
         ratio = f"{rate / alone:.2f}" if what.endswith("all cores") else ""
         print(f"| {what} | {rate:.0f} | {ratio} | {read[what]:.0f} |")
 
 
 def main() -> int:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--annotations", type=int, default=COCO_ANNOTATIONS)
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--runs", type=int, default=3)

@@ -2,11 +2,15 @@
 
     python benchmarks/download.py [--megabytes 200] [--rounds 9]
 
-A server in a process of its own sends the file by sendfile. Each round runs curl and topwork in turn (in the other order every second round) into
-empty folders on the same disk. Wall time of topwork: of `download()`, which hashes, syncs and renames the file (curl does none of these);
-the whole process, with Python's start and imports, stands beside it. Processor time of both tells what is left of the ratio on a machine that
-others use too. Memory: the peak resident set of the whole process. Goals: ratio of wall times at most 1.5, memory under 100 MiB. Where the
-processor has no SHA instructions, the hash alone takes longer than curl; its time, and the ratio to curl followed by the hash, stand beside it.
+A server in a process of its own sends the file by sendfile. Each round runs curl and topwork in
+turn (in the other order every second round) into empty folders on the same disk. Wall time of
+topwork: of `download()`, which hashes, syncs and renames the file (curl does none of these); the
+whole process, with Python's start and imports, stands beside it. Processor time of both tells what
+is left of the ratio on a machine that
+others use too. Memory: the peak resident set of the whole process. Goals: ratio of wall times at
+most 1.5, memory under 100 MiB. Where the
+processor has no SHA instructions, the hash alone takes longer than curl; its time, and the ratio to
+curl followed by the hash, stand beside it.
 """
 
 import argparse
@@ -34,7 +38,8 @@ url, folder = sys.argv[1:]
 start, cpu = time.perf_counter(), time.process_time()
 cached = download(url, url, Cache(Path(folder)), Known(url).judge)
 wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-print(json.dumps({"wall": wall, "cpu": cpu, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "sha256": cached.sha256}))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"wall": wall, "cpu": cpu, "peak": peak, "sha256": cached.sha256}))
 """
 
 
@@ -43,7 +48,8 @@ def serve(path: str, port: "multiprocessing.Queue[int]") -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, Path(path).open("rb") as file:
         port.put(server.getsockname()[1])
         size = Path(path).stat().st_size
-        head = f'HTTP/1.1 200 OK\r\nContent-Length: {size}\r\nETag: "v1"\r\nConnection: close\r\n\r\n'.encode()
+        fields = ("HTTP/1.1 200 OK", f"Content-Length: {size}", 'ETag: "v1"', "Connection: close")
+        head = "".join(f"{field}\r\n" for field in (*fields, "")).encode()
         while True:
             connection, _ = server.accept()
             with connection:
@@ -57,9 +63,14 @@ def serve(path: str, port: "multiprocessing.Queue[int]") -> None:
 def run_curl(url: str, folder: Path) -> dict[str, float]:
     folder.mkdir()
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(["curl", "--silent", "--fail", "--output", str(folder / "file"), url], check=True)
+    subprocess.run(
+        ["curl", "--silent", "--fail", "--output", str(folder / "file"), url], check=True
+    )
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {"wall": wall, "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
+    return {
+        "wall": wall,
+        "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+    }
 
 
 def run_ours(url: str, folder: Path) -> dict[str, float]:
@@ -76,7 +87,9 @@ def run_ours(url: str, folder: Path) -> dict[str, float]:
 
 
 def run_hash(megabytes: int) -> dict[str, float]:
-    """The hash alone, of the same bytes in memory: no download that hashes can be faster than that."""
+    """The hash alone, of the same bytes in memory: no download that hashes can be faster than
+    that.
+    """
     content = bytes(1_000_000)
     start = time.perf_counter()
     digest = hashlib.sha256()
@@ -91,7 +104,9 @@ def middle(values: list[float], unit: str = "") -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
@@ -107,7 +122,9 @@ def main() -> int:
         rounds = []
         for number in range(arguments.rounds + 1):
             found = {}
-            for name, runner in [("curl", run_curl), ("ours", run_ours)][:: 1 if number % 2 else -1]:
+            for name, runner in [("curl", run_curl), ("ours", run_ours)][
+                :: 1 if number % 2 else -1
+            ]:
                 folder = Path(scratch) / name
                 found[name] = runner(url, folder)
                 shutil.rmtree(folder)
@@ -117,16 +134,24 @@ def main() -> int:
         server.terminate()
     rounds = rounds[1:]  # the first warms caches
     peak = max(found["ours"]["peak"] for found in rounds) / 2**20
-    print(f"{arguments.megabytes} MB over loopback, {len(rounds)} rounds, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{arguments.megabytes} MB over loopback, {len(rounds)} rounds, {os.cpu_count()} cores,"
+        f" load {os.getloadavg()[0]:.1f}"
+    )
     print(f"curl                 {middle([found['curl']['wall'] for found in rounds], ' s')}")
     print(f"download()           {middle([found['ours']['wall'] for found in rounds], ' s')}")
     print(f"its whole process    {middle([found['ours']['process'] for found in rounds], ' s')}")
     print(f"SHA-256 alone        {middle([found['hash']['wall'] for found in rounds], ' s')}")
     cpu = [[found[name]["cpu"] for found in rounds] for name in ("curl", "ours")]
     print(f"processor time       curl {middle(cpu[0], ' s')}, download() {middle(cpu[1], ' s')}")
-    both = [found["ours"]["wall"] / (found["curl"]["wall"] + found["hash"]["wall"]) for found in rounds]
+    both = [
+        found["ours"]["wall"] / (found["curl"]["wall"] + found["hash"]["wall"]) for found in rounds
+    ]
     print(f"ratio to curl + hash {middle(both)}")
-    print(f"ratio to curl        {middle([found['ours']['wall'] / found['curl']['wall'] for found in rounds])}, goal 1.5")
+    print(
+        "ratio to curl       "
+        f" {middle([found['ours']['wall'] / found['curl']['wall'] for found in rounds])}, goal 1.5"
+    )
     print(f"peak memory          {peak:.0f} MiB, goal 100")
     return 0
 

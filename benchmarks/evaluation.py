@@ -1,12 +1,15 @@
-"""How fast is the evaluation: ours against pycocotools on a set of COCO val2017's size, prediction against the bare model, the report.
+"""How fast is the evaluation: ours against pycocotools on a set of COCO val2017's size, prediction
+against the bare model, the report.
 
     python benchmarks/evaluation.py              # all three
     python benchmarks/evaluation.py metrics --no-pycocotools
     python benchmarks/evaluation.py predict --images 64
     python benchmarks/evaluation.py report       # of 1,000 test images
 
-The set is generated: 5,000 images, 36,000 boxes of 80 classes (1% crowds), 500,000 detections. Both sides start from arrays in memory, and
-their precision arrays are compared. Everything runs in one process, one after the other; times are wall-clock.
+The set is generated: 5,000 images, 36,000 boxes of 80 classes (1% crowds), 500,000 detections. Both
+sides start from arrays in memory, and
+their precision arrays are compared. Everything runs in one process, one after the other; times are
+wall-clock.
 """
 
 import argparse
@@ -34,7 +37,11 @@ from topwork.metrics.truth import Truth, detections_of
 
 
 def generated(
-    images: int = 5_000, objects: int = 36_000, found: int = 500_000, classes: int = 80, seed: int = 0
+    images: int = 5_000,
+    objects: int = 36_000,
+    found: int = 500_000,
+    classes: int = 80,
+    seed: int = 0,
 ) -> tuple[Truth, pd.DataFrame]:
     """A set like val2017: three detections near each object, the rest low-scored strays."""
     random = np.random.default_rng(seed)
@@ -47,16 +54,30 @@ def generated(
     near[:, 2:] *= np.exp(random.normal(0, 0.12, (len(near), 2)))
     strays = found - len(near)
     stray_size = np.exp(random.normal(4, 0.9, (strays, 2))).clip(4, 400)
-    stray = np.hstack([random.random((strays, 2)) * (np.array([640, 480]) - stray_size).clip(1), stray_size])
+    stray = np.hstack(
+        [random.random((strays, 2)) * (np.array([640, 480]) - stray_size).clip(1), stray_size]
+    )
     names = tuple(f"class {index:02d}" for index in range(classes))
     truth = Truth(
-        classes=names, image_ids=np.arange(1, images + 1), sizes=np.tile([640, 480], (images, 1)), image=image, label=label, boxes=boxes,
-        area=boxes[:, 2] * boxes[:, 3], crowd=random.random(objects) < 0.01, annotation_ids=np.arange(1, objects + 1), segmentation=(None,) * objects,
-    )  # fmt: skip
+        classes=names,
+        image_ids=np.arange(1, images + 1),
+        sizes=np.tile([640, 480], (images, 1)),
+        image=image,
+        label=label,
+        boxes=boxes,
+        area=boxes[:, 2] * boxes[:, 3],
+        crowd=random.random(objects) < 0.01,
+        annotation_ids=np.arange(1, objects + 1),
+        segmentation=(None,) * objects,
+    )
     table = pd.DataFrame(np.vstack([near, stray]), columns=["x", "y", "width", "height"])
     table["image_id"] = np.r_[image[source], random.integers(0, images, strays)] + 1
     labels = np.r_[
-        np.where(random.random(len(near)) < 0.9, label[source], random.integers(1, classes + 1, len(near))),
+        np.where(
+            random.random(len(near)) < 0.9,
+            label[source],
+            random.integers(1, classes + 1, len(near)),
+        ),
         random.integers(1, classes + 1, strays),
     ]
     table["name"] = np.asarray(names, dtype=object)[labels - 1]
@@ -74,7 +95,9 @@ def timed(what: str, work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def pycocotools_arrays(truth: Truth, table: pd.DataFrame) -> tuple[object, object]:
-    """Ground truth and results as pycocotools holds them (built outside the timing of its evaluation, which favours it)."""
+    """Ground truth and results as pycocotools holds them (built outside the timing of its
+    evaluation, which favours it).
+    """
     from pycocotools.coco import COCO
 
     ground, results = COCO(), COCO()
@@ -82,7 +105,15 @@ def pycocotools_arrays(truth: Truth, table: pd.DataFrame) -> tuple[object, objec
     images = [{"id": int(key)} for key in truth.image_ids]
     categories = [{"id": index, "name": name} for index, name in enumerate(truth.classes, start=1)]
     sides = (
-        (ground, truth.image, truth.label, truth.boxes, truth.area, truth.crowd, np.zeros(len(truth))),
+        (
+            ground,
+            truth.image,
+            truth.label,
+            truth.boxes,
+            truth.area,
+            truth.crowd,
+            np.zeros(len(truth)),
+        ),
         (
             results,
             found.image,
@@ -94,14 +125,31 @@ def pycocotools_arrays(truth: Truth, table: pd.DataFrame) -> tuple[object, objec
         ),
     )
     for coco, image, label, boxes, area, crowd, scores in sides:
-        columns = zip((image + 1).tolist(), label.tolist(), boxes.tolist(), area.tolist(), crowd.tolist(), scores.tolist(), strict=True)
+        columns = zip(
+            (image + 1).tolist(),
+            label.tolist(),
+            boxes.tolist(),
+            area.tolist(),
+            crowd.tolist(),
+            scores.tolist(),
+            strict=True,
+        )
         coco.dataset = {
-            "images": images, "categories": categories,
+            "images": images,
+            "categories": categories,
             "annotations": [
-                {"id": index, "image_id": i, "category_id": c, "bbox": b, "area": a, "iscrowd": int(w), "score": s}
+                {
+                    "id": index,
+                    "image_id": i,
+                    "category_id": c,
+                    "bbox": b,
+                    "area": a,
+                    "iscrowd": int(w),
+                    "score": s,
+                }
                 for index, (i, c, b, a, w, s) in enumerate(columns, start=1)
             ],
-        }  # fmt: skip
+        }
         with contextlib.redirect_stdout(io.StringIO()):
             coco.createIndex()
     return ground, results
@@ -110,14 +158,22 @@ def pycocotools_arrays(truth: Truth, table: pd.DataFrame) -> tuple[object, objec
 def metrics(with_pycocotools: bool, resamples: int) -> None:
     """Time the metrics and what hangs on them."""
     truth, table = generated()
-    print(f"{len(truth.image_ids)} images, {len(truth)} boxes, {len(table)} detections, {len(truth.classes)} classes")
-    found, checked = timed("ours: predictions checked (numbers, ids, classes)", lambda: detections_of(table, truth))
+    print(
+        f"{len(truth.image_ids)} images, {len(truth)} boxes, {len(table)} detections,"
+        f" {len(truth.classes)} classes"
+    )
+    found, checked = timed(
+        "ours: predictions checked (numbers, ids, classes)", lambda: detections_of(table, truth)
+    )
     scores, measured = timed("ours: COCO metrics (hotcoco)", lambda: score(truth, found))
     matches, _ = timed("ours: matches for intervals, errors, curves", lambda: match(truth, found))
     ones = np.ones((1, len(truth.image_ids)), dtype=np.int64)
-    own = [float(weighted_ap(matches, label, ones)[0]) for label in range(1, len(truth.classes) + 1)]
+    own = [
+        float(weighted_ap(matches, label, ones)[0]) for label in range(1, len(truth.classes) + 1)
+    ]
     print(
-        f"largest difference of AP, ours by weights against hotcoco: {max(abs(a - (scores.ap(n) or 0)) for a, n in zip(own, truth.classes, strict=True)):.1e}"
+        "largest difference of AP, ours by weights against hotcoco:"
+        f" {max(abs(a - (scores.ap(n) or 0)) for a, n in zip(own, truth.classes, strict=True)):.1e}"
     )
     weights = draw_weights(len(truth.image_ids), resamples, 0)
     timed(f"ours: {resamples} resamples of one class", lambda: weighted_ap(matches, 1, weights))
@@ -137,17 +193,27 @@ def metrics(with_pycocotools: bool, resamples: int) -> None:
         difference = float(np.abs(evaluation.eval["precision"] - scores.precision).max())
         print(f"largest difference in the precision array: {difference:.1e}; mAP {scores.ap():.6f}")
         print(
-            f"pycocotools over ours (checks and array loading included): {seconds / (measured + checked):.1f} times; over the metrics alone: {seconds / measured:.1f} times"
+            "pycocotools over ours (checks and array loading included):"
+            f" {seconds / (measured + checked):.1f} times; over the metrics alone:"
+            f" {seconds / measured:.1f} times"
         )
 
 
 def overhead(count: int, batch_size: int, repeats: int) -> None:
-    """Time `predict` against the bare model's forward on the same images, already decoded, turn by turn."""
+    """Time `predict` against the bare model's forward on the same images, already decoded, turn by
+    turn.
+    """
     torch.manual_seed(0)
     model = build("ssdlite320_mobilenet_v3_large", 4).eval().to(memory_format=torch.channels_last)
     random = np.random.default_rng(0)
-    images = [Image.fromarray(random.integers(0, 255, (320, 320, 3), dtype=np.uint8)) for _ in range(count)]
-    tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255) for image in images]
+    images = [
+        Image.fromarray(random.integers(0, 255, (320, 320, 3), dtype=np.uint8))
+        for _ in range(count)
+    ]
+    tensors = [
+        torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
+        for image in images
+    ]
     pictures = [(index, lambda image=image: image) for index, image in enumerate(images)]
     bare, ours = [], []
     for turn in range(repeats + 1):
@@ -156,19 +222,32 @@ def overhead(count: int, batch_size: int, repeats: int) -> None:
             for first in range(0, count, batch_size):
                 model(tensors[first : first + batch_size])
         middle = time.perf_counter()
-        predict(model, pictures, batch_size=batch_size, device="cpu", columns=("__background__", "a", "b", "c"))
+        predict(
+            model,
+            pictures,
+            batch_size=batch_size,
+            device="cpu",
+            columns=("__background__", "a", "b", "c"),
+        )
         if turn:
             bare.append(middle - start)
             ours.append(time.perf_counter() - middle)
     ratios = sorted(o / b for o, b in zip(ours, bare, strict=True))
     print(
-        f"bare forward {count / np.median(bare):.1f} images/s, predict {count / np.median(ours):.1f} images/s ({torch.get_num_threads()} threads, batch {batch_size})"
+        f"bare forward {count / np.median(bare):.1f} images/s, predict"
+        f" {count / np.median(ours):.1f} images/s ({torch.get_num_threads()} threads, batch"
+        f" {batch_size})"
     )
-    print(f"predict over bare forward: median {np.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f} over {repeats} turns")
+    print(
+        f"predict over bare forward: median {np.median(ratios):.3f}, from {ratios[0]:.3f} to"
+        f" {ratios[-1]:.3f} over {repeats} turns"
+    )
 
 
 def report(count: int) -> None:
-    """Time the report stage on a made-up project with so many test images (drawing and evaluating them isn't timed)."""
+    """Time the report stage on a made-up project with so many test images (drawing and evaluating
+    them isn't timed).
+    """
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from report.project import build_project
     from topwork.project.report import REPORT
@@ -183,8 +262,12 @@ def report(count: int) -> None:
 
 def main() -> None:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("all", "metrics", "predict", "report"), default="all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "what", nargs="?", choices=("all", "metrics", "predict", "report"), default="all"
+    )
     parser.add_argument("--no-pycocotools", action="store_true", help="leave out the slow side")
     parser.add_argument("--resamples", type=int, default=200)
     parser.add_argument("--images", type=int, default=48)

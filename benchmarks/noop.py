@@ -1,4 +1,5 @@
-"""What a `dvc repro` costs that has nothing to do: this project's pipeline against an empty one of as many stages, in turns.
+"""What a `dvc repro` costs that has nothing to do: this project's pipeline against an empty one of
+as many stages, in turns.
 
     python benchmarks/noop.py [--rounds 7]
 
@@ -44,19 +45,28 @@ def seconds(folder: Path) -> float:
 
 def main() -> int:
     """Measure in turns and print medians, ratio and spread."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     rounds: int = parser.parse_args().rounds
-    stages = sum(len(YAML(typ="safe").load(ROOT / name)["stages"]) for name in ("dvc.yaml", "data/dvc.yaml"))
+    stages = sum(
+        len(YAML(typ="safe").load(ROOT / name)["stages"]) for name in ("dvc.yaml", "data/dvc.yaml")
+    )
     with tempfile.TemporaryDirectory() as name:
         empty = Path(name)
         empty_project(empty, stages)
-        pairs = [(seconds(ROOT), seconds(empty)) for _ in range(rounds + 1)][1:]  # the first round warms the disk cache
+        pairs = [(seconds(ROOT), seconds(empty)) for _ in range(rounds + 1)][
+            1:
+        ]  # the first round warms the disk cache
     ratios = sorted(ours / theirs for ours, theirs in pairs)
     print(f"{stages} stages, {rounds} rounds in turns")
     print(f"this pipeline   {statistics.median(o for o, _ in pairs):6.2f} s")
     print(f"empty pipeline  {statistics.median(t for _, t in pairs):6.2f} s")
-    print(f"ratio           {statistics.median(ratios):6.2f}  (from {ratios[0]:.2f} to {ratios[-1]:.2f}; aim: at most 1.3)")
+    print(
+        f"ratio           {statistics.median(ratios):6.2f}  (from {ratios[0]:.2f} to"
+        f" {ratios[-1]:.2f}; aim: at most 1.3)"
+    )
     return 0
 
 

@@ -1,10 +1,13 @@
-"""Time to quality: how long torchvision's reference loop and ours train until the detector is good enough.
+"""Time to quality: how long torchvision's reference loop and ours train until the detector is good
+enough.
 
     python benchmarks/quality.py PROJECT [--seeds 0 1 2] [--set KEY=VALUE...]
 
-PROJECT is a folder with params.yaml in which `dvc repro surgery` has run. The reference is the pretrained detector with a fresh score head, trained by
-the recipe in reference.py. Ours is `finetune` with the project's params. After each epoch both are measured on the validation and source images; that time isn't counted. Two figures a seed: seconds
-until each kept class reaches 95% of the pretrained AP on both, and until validation mAP reaches the reference's last.
+PROJECT is a folder with params.yaml in which `dvc repro surgery` has run. The reference is the
+pretrained detector with a fresh score head, trained by the recipe in reference.py. Ours is
+`finetune` with the project's params. After each epoch both are measured on the validation and
+source images; that time isn't counted. Two figures a seed: seconds until each kept class reaches
+95% of the pretrained AP on both, and until validation mAP reaches the reference's last.
 """
 
 import argparse
@@ -58,11 +61,15 @@ class Curve:
         return figures
 
     def until(self, good: Callable[[Figures], bool]) -> float:
-        """Seconds of training at the first measurement that is good enough; infinite if none was."""
+        """Seconds of training at the first measurement that is good enough; infinite if none
+        was.
+        """
         return next((seconds for seconds, figures in self.rows if good(figures)), float("inf"))
 
 
-def train_ours(params: Params, plan: ClassPlan, tables: Tables, weights: Weights, curve: Curve) -> None:
+def train_ours(
+    params: Params, plan: ClassPlan, tables: Tables, weights: Weights, curve: Curve
+) -> None:
     """The stage's own loop with the project's params; preparing the run is counted."""
     device = training_device(params.finetune, params.runtime.device)
     curve.since = time.perf_counter()
@@ -72,14 +79,30 @@ def train_ours(params: Params, plan: ClassPlan, tables: Tables, weights: Weights
         found = curve.measure(model)
         return {"map": found["val"], **found}
 
-    fine_tune(Job(weights, tuple(plan.kept), dataset, train, params.finetune, device, params.runtime, validate, shown=False))
+    fine_tune(
+        Job(
+            weights,
+            tuple(plan.kept),
+            dataset,
+            train,
+            params.finetune,
+            device,
+            params.runtime,
+            validate,
+            shown=False,
+        )
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("project", type=Path)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="finetune params of our run")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="finetune params of our run"
+    )
     parser.add_argument("--curves", action="store_true", help="print every measurement, too")
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -91,41 +114,72 @@ def main() -> int:
     source, grafted = read_weights(PRETRAINED), read_weights(GRAFTED)
     pretrained = measure(load(source), pretrained=True)
     kept = [name for name in pretrained if "/" in name]
-    print("pretrained:", json.dumps({name: round(pretrained[name], 3) for name in kept}), flush=True)
-    changes = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.set)}
     print(
-        "| seed | | seconds in all | until kept classes have 95% of their AP | until the reference's last mAP | last mAP | last kept |\n"
-        + "|---" * 7
-        + "|"
+        "pretrained:", json.dumps({name: round(pretrained[name], 3) for name in kept}), flush=True
+    )
+    changes = {
+        key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.set)
+    }
+    print(
+        "| seed | | seconds in all | until kept classes have 95% of their AP | until the"
+        " reference's last mAP | last mAP | last kept |\n" + "|---" * 7 + "|"
     )
     ratios = []
     for seed in arguments.seeds:
-        own = {"validate_every": 1, "interpolation": "off", "early_stop": None, "seed": seed, **changes}
-        finetune = type(params.finetune).model_validate({**params.finetune.model_dump(exclude_unset=True), **own})
+        own = {
+            "validate_every": 1,
+            "interpolation": "off",
+            "early_stop": None,
+            "seed": seed,
+            **changes,
+        }
+        finetune = type(params.finetune).model_validate(
+            {**params.finetune.model_dump(exclude_unset=True), **own}
+        )
         torch.set_num_threads(finetune.threads or len(os.sched_getaffinity(0)))
-        fresh = graft(source, {name: {"new": "reference"} for name in plan.names}, dropped="remove", seed=seed).weights
+        fresh = graft(
+            source, {name: {"new": "reference"} for name in plan.names}, dropped="remove", seed=seed
+        ).weights
         curves = {"reference": Curve(measure), "ours": Curve(measure)}
         items = training_set(
-            params.model_copy(update={"finetune": finetune.model_copy(update={"replay": 0.0})}), plan, tables, fresh, pd.read_parquet(BOXES)
+            params.model_copy(update={"finetune": finetune.model_copy(update={"replay": 0.0})}),
+            plan,
+            tables,
+            fresh,
+            pd.read_parquet(BOXES),
         )[0].items
         curves["reference"].since = time.perf_counter()
-        train_reference(fresh_head(fresh, seed), items, finetune.epochs, seed, curves["reference"].measure)
-        train_ours(params.model_copy(update={"finetune": finetune}), plan, tables, grafted, curves["ours"])
+        train_reference(
+            fresh_head(fresh, seed), items, finetune.epochs, seed, curves["reference"].measure
+        )
+        train_ours(
+            params.model_copy(update={"finetune": finetune}), plan, tables, grafted, curves["ours"]
+        )
         aim = curves["reference"].rows[-1][1]["val"]
-        learned = {name: curve.until(partial(reaches, {"val": aim})) for name, curve in curves.items()}
+        learned = {
+            name: curve.until(partial(reaches, {"val": aim})) for name, curve in curves.items()
+        }
         for name, curve in curves.items():
             holds = curve.until(partial(reaches, {key: 0.95 * pretrained[key] for key in kept}))
             last = curve.rows[-1][1]
             shown = ", ".join(f"{key} {last[key]:.3f}" for key in kept)
             print(
-                f"| {seed} | {name} | {curve.seconds:.0f} | {holds:.0f} | {learned[name]:.0f} | {last['val']:.3f} | {shown} |", flush=True
+                f"| {seed} | {name} | {curve.seconds:.0f} | {holds:.0f} | {learned[name]:.0f} |"
+                f" {last['val']:.3f} | {shown} |",
+                flush=True,
             )
             if arguments.curves:
-                print(json.dumps([[round(seconds, 1), found] for seconds, found in curve.rows]), flush=True)
+                print(
+                    json.dumps([[round(seconds, 1), found] for seconds, found in curve.rows]),
+                    flush=True,
+                )
         ratios.append(learned["ours"] / learned["reference"])
     middle = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     print(f"\nseconds to the reference's last mAP, ours over the reference: {middle}; ", end="")
-    print(f"threads {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}")
+    print(
+        f"threads {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}, torch"
+        f" {torch.__version__}"
+    )
     return 0
 
 

@@ -3,12 +3,14 @@
     python benchmarks/training.py [--rounds 5] [--steps 4] [--threads 1] [--cases NAME...]
     python benchmarks/training.py --loading
 
-With --loading: our steps with images of 640 by 640 pixels that a loader process reads, decodes and mirrors meanwhile, against the same steps on ready tensors.
+With --loading: our steps with images of 640 by 640 pixels that a loader process reads, decodes and
+mirrors meanwhile, against the same steps on ready tensors.
 
-The reference is written after pytorch/vision's references/detection/engine.py: the same detector, pictures, batch size and mirroring, tensors in
-NCHW, SGD, everything (batch norm too) in training mode. Ours is a whole training step of `topwork.training`. Time is the CPU time of the
-process where --cpu-time is given (fair on a machine that others use too), else wall time. The ratio is of medians; the spread is the
-quartiles of the rounds' ratios.
+The reference is written after pytorch/vision's references/detection/engine.py: the same detector,
+pictures, batch size and mirroring, tensors in NCHW, SGD, everything (batch norm too) in training
+mode. Ours is a whole training step of `topwork.training`. Time is the CPU time of the process where
+--cpu-time is given (fair on a machine that others use too), else wall time. The ratio is of
+medians; the spread is the quartiles of the rounds' ratios.
 """
 
 import argparse
@@ -52,30 +54,56 @@ def pictures(folder: Path, side: int = 320) -> list[Example]:
     random = np.random.default_rng(0)
     items = []
     for number in range(IMAGES):
-        Image.fromarray(random.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
+        Image.fromarray(random.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(
+            folder / f"{number}.jpg"
+        )
         corners = random.uniform(0, side * 0.6, (4, 2))
         boxes = np.concatenate([corners, corners + random.uniform(20, side * 0.35, (4, 2))], axis=1)
-        items.append(Example("train", number, f"{number}.jpg", str(folder), side, side, boxes, random.integers(1, 4, 4), (None,) * 4))
+        items.append(
+            Example(
+                "train",
+                number,
+                f"{number}.jpg",
+                str(folder),
+                side,
+                side,
+                boxes,
+                random.integers(1, 4, 4),
+                (None,) * 4,
+            )
+        )
     return items
 
 
-def reference(builder: str, frozen: bool, items: list[Example], batch_size: int) -> Callable[[int], None]:
+def reference(
+    builder: str, frozen: bool, items: list[Example], batch_size: int
+) -> Callable[[int], None]:
     """A step of the reference recipe, decoding and mirroring included."""
-    model = get_model(builder, weights=None, weights_backbone=None, num_classes=len(COLUMNS)).train()
+    model = get_model(
+        builder, weights=None, weights_backbone=None, num_classes=len(COLUMNS)
+    ).train()
     if frozen:
         model.backbone.requires_grad_(False)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9, weight_decay=5e-4)
-    transform = v2.Compose([v2.RandomHorizontalFlip(0.5), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9, weight_decay=5e-4
+    )
+    transform = v2.Compose(
+        [v2.RandomHorizontalFlip(0.5), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
+    )
 
     def load(item: Example) -> tuple[torch.Tensor, dict[str, Any]]:
         with Image.open(Path(item.root) / item.file_name) as picture:
             image = tv_tensors.Image(v2.functional.pil_to_tensor(picture.convert("RGB")))
-        boxes = tv_tensors.BoundingBoxes(torch.tensor(item.boxes, dtype=torch.float32), format="XYXY", canvas_size=(320, 320))
+        boxes = tv_tensors.BoundingBoxes(
+            torch.tensor(item.boxes, dtype=torch.float32), format="XYXY", canvas_size=(320, 320)
+        )
         return transform(image, {"boxes": boxes, "labels": torch.tensor(item.labels)})  # type: ignore[no-any-return]
 
     def step(number: int) -> None:
         start = number * batch_size % len(items)
-        images, targets = zip(*(load(item) for item in items[start : start + batch_size]), strict=True)
+        images, targets = zip(
+            *(load(item) for item in items[start : start + batch_size]), strict=True
+        )
         losses = model(list(images), list(targets))
         total = sum(losses.values())
         optimizer.zero_grad()
@@ -85,7 +113,14 @@ def reference(builder: str, frozen: bool, items: list[Example], batch_size: int)
     return step
 
 
-def our_run(builder: str, trunk_lr: float, items: list[Example], batch_size: int, options: dict[str, Any], cache_mib: int = 512) -> _Run:
+def our_run(
+    builder: str,
+    trunk_lr: float,
+    items: list[Example],
+    batch_size: int,
+    options: dict[str, Any],
+    cache_mib: int = 512,
+) -> _Run:
     """Our loop, ready to take steps."""
     params = FinetuneParams(
         epochs=100,
@@ -100,19 +135,31 @@ def our_run(builder: str, trunk_lr: float, items: list[Example], batch_size: int
     torch.manual_seed(0)
     weights = Weights(build(builder, len(COLUMNS)).state_dict(), COLUMNS, builder)
     dataset = DetectionDataset(items, root=Path("/"), preset="hflip", cache_mib=cache_mib)
-    run = _Run(Job(weights, (), dataset, len(items), params, training_device(params, "cpu"), shown=False))
+    run = _Run(
+        Job(weights, (), dataset, len(items), params, training_device(params, "cpu"), shown=False)
+    )
     run.state.model.train()
     run.protection.freeze(run.state.model, trunk=trunk_lr > 0)
     run.watch = Watch(0, shown=False)
     return run
 
 
-def ours(builder: str, trunk_lr: float, items: list[Example], batch_size: int, options: dict[str, Any]) -> Callable[[int], None]:
+def ours(
+    builder: str, trunk_lr: float, items: list[Example], batch_size: int, options: dict[str, Any]
+) -> Callable[[int], None]:
     """A step of our loop, from keys to weights."""
     run = our_run(builder, trunk_lr, items, batch_size, options)
     dataset = run.job.dataset
-    batches = [batch for epoch in range(40) for batch in epoch_batches(epoch, train=len(items), batch_size=batch_size)]
-    bank = None if trunk_lr else FeatureBank.where_it_pays(run.state.model, dataset, run.device, run.params)
+    batches = [
+        batch
+        for epoch in range(40)
+        for batch in epoch_batches(epoch, train=len(items), batch_size=batch_size)
+    ]
+    bank = (
+        None
+        if trunk_lr
+        else FeatureBank.where_it_pays(run.state.model, dataset, run.device, run.params)
+    )
     run.objective.bank = bank
 
     def step(number: int) -> None:
@@ -124,13 +171,22 @@ def ours(builder: str, trunk_lr: float, items: list[Example], batch_size: int, o
 
 
 def loading(items: list[Example], rounds: int, steps: int, options: dict[str, Any]) -> None:
-    """Print what a step costs with images that come from the loader, over one on ready tensors; decoded images aren't kept."""
+    """Print what a step costs with images that come from the loader, over one on ready tensors;
+    decoded images aren't kept.
+    """
     builder, trunk_lr, batch_size = CASES["ssdlite320, full"]
     run = our_run(builder, trunk_lr, items, batch_size, options, cache_mib=0)
     epochs = 1 + (rounds + 2) * steps * batch_size // len(items)
-    batches = [batch for epoch in range(epochs) for batch in epoch_batches(epoch, train=len(items), batch_size=batch_size)]
+    batches = [
+        batch
+        for epoch in range(epochs)
+        for batch in epoch_batches(epoch, train=len(items), batch_size=batch_size)
+    ]
     loaded = loader(run.job.dataset, batches, workers=1)
-    ready = [collate([run.job.dataset[key] for key in batch]) for batch in batches[: len(items) // batch_size]]
+    ready = [
+        collate([run.job.dataset[key] for key in batch])
+        for batch in batches[: len(items) // batch_size]
+    ]
     ratios = []
     for round_number in range(-2, rounds):
         seconds = []
@@ -142,11 +198,16 @@ def loading(items: list[Example], rounds: int, steps: int, options: dict[str, An
         if round_number >= 0:
             ratios.append(seconds[0] / seconds[1])
     low, high = statistics.quantiles(ratios, n=4)[::2]
-    print(f"ssdlite320, full: loaded over ready {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f}; aim: at most 1.05)")
+    print(
+        f"ssdlite320, full: loaded over ready {statistics.median(ratios):.3f} (quartiles {low:.3f}"
+        f" to {high:.3f}; aim: at most 1.05)"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int)
@@ -159,15 +220,23 @@ def main() -> int:
     options = {"threads": arguments.threads} if arguments.threads else {}
     params = FinetuneParams(**options)
     if arguments.loading:
-        with tempfile.TemporaryDirectory() as folder, exactness(params, training_device(params, "cpu")):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            exactness(params, training_device(params, "cpu")),
+        ):
             loading(pictures(Path(folder), 640), arguments.rounds, arguments.steps, options)
         return 0
-    print("| case | reference images/s | ours images/s | ratio | quartiles |\n|---|---|---|---|---|")
+    print(
+        "| case | reference images/s | ours images/s | ratio | quartiles |\n|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder, exactness(params, training_device(params, "cpu")):
         items = pictures(Path(folder))
         for case in arguments.cases:
             builder, trunk_lr, batch_size = CASES[case]
-            loops = [reference(builder, trunk_lr == 0, items, batch_size), ours(builder, trunk_lr, items, batch_size, options)]
+            loops = [
+                reference(builder, trunk_lr == 0, items, batch_size),
+                ours(builder, trunk_lr, items, batch_size, options),
+            ]
             seconds: list[list[float]] = [[], []]
             for round_number in range(-2, arguments.rounds):
                 for loop, times in zip(loops, seconds, strict=True):
@@ -177,11 +246,25 @@ def main() -> int:
                     if round_number >= 0:
                         times.append((clock() - since) / arguments.steps / batch_size)
             ratios = sorted(a / b for a, b in zip(*seconds, strict=True))
-            low, high = statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 1 else (ratios[0], ratios[0])
+            low, high = (
+                statistics.quantiles(ratios, n=4)[::2]
+                if len(ratios) > 1
+                else (ratios[0], ratios[0])
+            )
             rates = [1 / statistics.median(times) for times in seconds]
-            print(f"| {case} | {rates[0]:.1f} | {rates[1]:.1f} | {rates[1] / rates[0]:.2f} | {low:.2f} to {high:.2f} |", flush=True)
-    print(f"\nthreads {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, ", end="")
-    print(f"peak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB")
+            print(
+                f"| {case} | {rates[0]:.1f} | {rates[1]:.1f} | {rates[1] / rates[0]:.2f} |"
+                f" {low:.2f} to {high:.2f} |",
+                flush=True,
+            )
+    print(
+        f"\nthreads {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}, torch"
+        f" {torch.__version__}, ",
+        end="",
+    )
+    print(
+        f"peak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB"
+    )
     return 0
 
 

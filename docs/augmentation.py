@@ -1,4 +1,6 @@
-"""Draw docs/img/augmentation.jpg from the demo: `python docs/augmentation.py`, after `dvc repro validate`. One row a preset, four draws each."""
+"""Draw docs/img/augmentation.jpg from the demo: `python docs/augmentation.py`, after `dvc repro
+validate`. One row a preset, four draws each.
+"""
 
 from pathlib import Path
 
@@ -29,14 +31,22 @@ def main() -> None:
     """Draw all presets."""
     tables = Tables.read(ROOT / "out/validate")
     items = examples(tables, "train", {"person": 1, "helmet": 2, "forklift": 3})
-    chosen = max(range(len(items)), key=lambda index: (len(set(items[index].labels.tolist())), -abs(len(items[index].labels) - 6)))
+    chosen = max(
+        range(len(items)),
+        key=lambda index: (
+            len(set(items[index].labels.tolist())),
+            -abs(len(items[index].labels) - 6),
+        ),
+    )
     page = Image.new("RGB", (MARGIN + DRAWS * TILE, len(PRESETS) * TILE), "white")
     for row, preset in enumerate(PRESETS):
         dataset = DetectionDataset(items[chosen : chosen + 1], root=ROOT, preset=preset)
         ImageDraw.Draw(page).text((6, row * TILE + TILE // 2), preset, fill="black")
         for draw in range(DRAWS):
             image, target = dataset[(draw, 0)]
-            page.paste(tile(image, target["boxes"], target["labels"]), (MARGIN + draw * TILE, row * TILE))
+            page.paste(
+                tile(image, target["boxes"], target["labels"]), (MARGIN + draw * TILE, row * TILE)
+            )
     (ROOT / "docs/img").mkdir(exist_ok=True)
     page.save(ROOT / "docs/img/augmentation.jpg", quality=80)
 

@@ -1,4 +1,5 @@
-"""Write docs/params.md from the docstrings of topwork.params, and docs/receipt.schema.json from the receipt's record.
+"""Write docs/params.md from the docstrings of topwork.params, and docs/receipt.schema.json from the
+receipt's record.
 
 `python docs/generate.py`; a test holds both to the code.
 """
@@ -15,7 +16,8 @@ from topwork.project.surgery import ReceiptRecord
 
 HEAD = """# params.yaml
 
-Written by `python docs/generate.py` from `src/topwork/params/`. An unknown or misspelt key is an error that names the nearest one.
+Written by `python docs/generate.py` from `src/topwork/params/`. An unknown or misspelt key is an
+error that names the nearest one.
 """
 
 
@@ -31,21 +33,36 @@ def reference() -> str:
 
 def receipt_schema() -> str:
     """The JSON Schema of a surgery's receipt."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **ReceiptRecord.model_json_schema()}
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **ReceiptRecord.model_json_schema(),
+    }
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 
 
 def _table(title: str, section: type[BaseModel]) -> str:
-    lines = [f"## {title}", "", f"{(section.__doc__ or '').strip()}", "", "| key | default | what |", "| --- | --- | --- |"]
+    lines = [
+        f"## {title}",
+        "",
+        f"{(section.__doc__ or '').strip()}",
+        "",
+        "| key | default | what |",
+        "| --- | --- | --- |",
+    ]
     nested = {}
     for name, field in section.model_fields.items():
         default = "required" if field.is_required() else _default(field)
         inner = _section(field.annotation)
-        lines.append(f"| `{name}` | {default} | {' '.join((field.description or '').split()).replace('|', chr(92) + '|')} |")
+        lines.append(
+            f"| `{name}` | {default} |"
+            f" {' '.join((field.description or '').split()).replace('|', chr(92) + '|')} |"
+        )
         if inner is not None:
             nested[inner.__name__] = (f"{title}, {name}", inner)
     text = "\n".join(lines) + "\n"
-    return text + "".join(f"\n{_table(*item).replace('## ', '### ', 1)}" for item in nested.values())
+    return text + "".join(
+        f"\n{_table(*item).replace('## ', '### ', 1)}" for item in nested.values()
+    )
 
 
 def _default(field: typing.Any) -> str:

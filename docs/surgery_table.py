@@ -1,4 +1,7 @@
-"""Write the table of class axes into docs/surgery.md: `python docs/surgery_table.py`. A test holds the two together."""
+"""Write the table of class axes into docs/surgery.md: `python docs/surgery_table.py`.
+
+A test holds the two together.
+"""
 
 import re
 from pathlib import Path
@@ -30,7 +33,10 @@ def _lines(builder: str, found: Anatomy) -> list[str]:
         proof = f"gradient of each class's {role}, {PROBE_COLUMNS} columns"
         counts = ", ".join(str(count) for count in (rows[::2] if len(set(rows)) > 1 else rows[:1]))
         head = ("softmax" if found.softmax else "sigmoid") if number == 0 else ""
-        lines.append(f"| {f'`{builder}`' if number == 0 else ''} | `{module}.{{weight,bias}}` | {layout} ({counts}) | {proof} | {head} |")
+        lines.append(
+            f"| {f'`{builder}`' if number == 0 else ''} | `{module}.{{weight,bias}}` | {layout}"
+            f" ({counts}) | {proof} | {head} |"
+        )
     return lines
 
 

@@ -1,7 +1,9 @@
-"""The scheduled run: a fixed revision, in a git worktree of its own that shares the project's DVC cache.
+"""The scheduled run: a fixed revision, in a git worktree of its own that shares the project's DVC
+cache.
 
-The worktree keeps a run apart from whoever edits the project meanwhile. What it made stays in the shared cache, and its dvc.lock and
-metrics are committed to the branch `nightly/DATE-REVISION`, so that `topwork audit list` shows the run.
+The worktree keeps a run apart from whoever edits the project meanwhile. What it made stays in the
+shared cache, and its dvc.lock and metrics are committed to the branch `nightly/DATE-REVISION`, so
+that `topwork audit list` shows the run.
 """
 
 import subprocess
@@ -45,11 +47,16 @@ def share_cache(root: Path, tree: Path) -> None:
     with Repo(str(root)) as repo:
         cache = repo.cache.local.path
     local = tree / ".dvc" / "config.local"
-    local.write_text(f"[cache]\n    dir = {Path(cache).parent.parent if Path(cache).name == 'md5' else cache}\n", encoding="utf-8")
+    local.write_text(
+        f"[cache]\n    dir = {Path(cache).parent.parent if Path(cache).name == 'md5' else cache}\n",
+        encoding="utf-8",
+    )
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"git {' '.join(arguments)} in {folder}: {done.stderr.strip()}")
     return done.stdout.strip()

@@ -1,7 +1,7 @@
 """The pipeline as a Prefect flow: DVC's own graph, one task a stage.
 
-DVC decides what is fresh and what a stage reads and writes; Prefect gives order, parallel branches, retries, logs, schedules and
-artifacts. A stage added to dvc.yaml appears here by itself.
+DVC decides what is fresh and what a stage reads and writes; Prefect gives order, parallel branches,
+retries, logs, schedules and artifacts. A stage added to dvc.yaml appears here by itself.
 
     python -m flows.pipeline
 """
@@ -16,10 +16,17 @@ from typing import Any
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # a busy machine needs more than the default 20
+os.environ.setdefault(
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180"
+)  # a busy machine needs more than the default 20
 
 from prefect import Task, flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
@@ -37,16 +44,27 @@ class StageError(RuntimeError):
 
 
 def stage_graph(root: Path) -> dict[str, list[str]]:
-    """Stages of root's dvc.yaml and all that they need: stage address -> addresses upstream, in an order that can be run."""
+    """Stages of root's dvc.yaml and all that they need: stage address -> addresses upstream, in an
+    order that can be run.
+    """
     import networkx
     from dvc.repo import Repo
 
     with Repo(str(root)) as repo:
         graph = repo.index.graph  # an edge points from a stage to one that it needs
-        own = [stage for stage in graph if Path(stage.path).resolve() == (root / "dvc.yaml").resolve()]
+        own = [
+            stage for stage in graph if Path(stage.path).resolve() == (root / "dvc.yaml").resolve()
+        ]
         needed = set(own).union(*(networkx.descendants(graph, stage) for stage in own))
-        order = [stage for stage in networkx.dfs_postorder_nodes(graph) if stage in needed and stage.cmd]
-        return {_address(stage, root): sorted(_address(up, root) for up in graph.successors(stage) if up.cmd) for stage in order}
+        order = [
+            stage for stage in networkx.dfs_postorder_nodes(graph) if stage in needed and stage.cmd
+        ]
+        return {
+            _address(stage, root): sorted(
+                _address(up, root) for up in graph.successors(stage) if up.cmd
+            )
+            for stage in order
+        }
 
 
 def _address(stage: Any, root: Path) -> str:
@@ -56,7 +74,9 @@ def _address(stage: Any, root: Path) -> str:
 
 
 class Progress:
-    """A stage's progress artifact, made when the stage first says `epoch 3/10`; one that counts nothing has none."""
+    """A stage's progress artifact, made when the stage first says `epoch 3/10`; one that counts
+    nothing has none.
+    """
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -69,7 +89,9 @@ class Progress:
         percent = 100 * int(told[1]) / int(told[2])
         if self._artifact is None:
             key = re.sub("[^a-z0-9]+", "-", self.stage.lower()).strip("-")
-            self._artifact = create_progress_artifact(percent, key=f"progress-{key}", description=line)
+            self._artifact = create_progress_artifact(
+                percent, key=f"progress-{key}", description=line
+            )
         else:
             update_progress_artifact(self._artifact, progress=percent, description=line)
 
@@ -79,7 +101,8 @@ def run_stage(stage: str, root: Path) -> State[str]:
     """Run one stage through DVC; its output reaches the log line by line.
 
     Returns:
-        A state named `Fresh` where DVC found nothing to do, `Completed` where the stage ran, `Failed` with the stage's error otherwise.
+        A state named `Fresh` where DVC found nothing to do, `Completed` where the stage ran,
+        `Failed` with the stage's error otherwise.
     """
     logger = get_run_logger()
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
@@ -87,9 +110,15 @@ def run_stage(stage: str, root: Path) -> State[str]:
     progress = Progress(stage)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with subprocess.Popen(
-        command, cwd=root, env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
-    ) as process:  # fmt: skip
+        command,
+        cwd=root,
+        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line := line.rstrip():
@@ -99,17 +128,24 @@ def run_stage(stage: str, root: Path) -> State[str]:
     if process.returncode:
         return Failed(message=f"{stage}: {_error(list(tail))}")
     if any("didn't change, skipping" in line for line in tail):
-        return Completed(name="Fresh", message=f"{stage}: nothing to do, DVC found it unchanged", data="fresh")
+        return Completed(
+            name="Fresh", message=f"{stage}: nothing to do, DVC found it unchanged", data="fresh"
+        )
     return Completed(message=f"{stage}: ran", data="ran")
 
 
 def _error(tail: list[str]) -> str:
-    """The stage's own error: from its `error:` line up to DVC's closing remark, or the last lines where it left none."""
+    """The stage's own error: from its `error:` line up to DVC's closing remark, or the last lines
+    where it left none.
+    """
     starts = [index for index, line in enumerate(tail) if line.startswith("error: ")]
     if not starts:
         return " ".join(tail[-5:]) or "no output"
     body = tail[starts[0] :]
-    end = next((i for i, line in enumerate(body) if line.startswith("ERROR: failed to reproduce")), len(body))
+    end = next(
+        (i for i, line in enumerate(body) if line.startswith("ERROR: failed to reproduce")),
+        len(body),
+    )
     return " ".join(body[:end]).removeprefix("error: ")
 
 
@@ -142,8 +178,12 @@ def pipeline(root: Path = Path()) -> dict[str, str]:
 
 def _publish(root: Path, states: dict[str, State[str]]) -> None:
     """Leave what became of each stage, and where the report is, as artifacts of the flow run."""
-    rows = "\n".join(f"| {stage} | {state.name} | {state.message or ''} |" for stage, state in states.items())
-    create_markdown_artifact(f"| stage | state | message |\n| --- | --- | --- |\n{rows}\n", key="stages")
+    rows = "\n".join(
+        f"| {stage} | {state.name} | {state.message or ''} |" for stage, state in states.items()
+    )
+    create_markdown_artifact(
+        f"| stage | state | message |\n| --- | --- | --- |\n{rows}\n", key="stages"
+    )
     if (root / REPORT).exists():
         create_link_artifact((root / REPORT).as_uri(), link_text="report", key="report")
 

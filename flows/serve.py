@@ -1,4 +1,5 @@
-"""One machine that runs what is scheduled: a Prefect server, the deployments of prefect.yaml and a worker, until Ctrl-C.
+"""One machine that runs what is scheduled: a Prefect server, the deployments of prefect.yaml and a
+worker, until Ctrl-C.
 
 python -m flows.serve
 """
@@ -22,23 +23,37 @@ def main() -> int:
     home = Path(".topwork/prefect").resolve()
     home.mkdir(parents=True, exist_ok=True)
     environment = {
-        **os.environ, "PREFECT_API_URL": API, "PREFECT_HOME": str(home), "PYTHONPATH": str(Path.cwd()), "TOPWORK_ROOT": str(Path.cwd()),
-        "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        **os.environ,
+        "PREFECT_API_URL": API,
+        "PREFECT_HOME": str(home),
+        "PYTHONPATH": str(Path.cwd()),
+        "TOPWORK_ROOT": str(Path.cwd()),
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-    }  # fmt: skip
+    }
     prefect = [sys.executable, "-m", "prefect"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    server = subprocess.Popen([*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(PORT)], env=environment)
+    server = subprocess.Popen(
+        [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(PORT)], env=environment
+    )
     worker: subprocess.Popen[bytes] | None = None
     try:
         _wait_healthy(server)
-        subprocess.run([*prefect, "work-pool", "create", POOL, "--type", "process", "--overwrite"], env=environment, check=True)
+        subprocess.run(
+            [*prefect, "work-pool", "create", POOL, "--type", "process", "--overwrite"],
+            env=environment,
+            check=True,
+        )
         subprocess.run([*prefect, "--no-prompt", "deploy", "--all"], env=environment, check=True)
         worker = subprocess.Popen([*prefect, "worker", "start", "--pool", POOL], env=environment)
         print(f"Prefect: http://127.0.0.1:{PORT} (Ctrl-C stops it)", flush=True)
         while server.poll() is None and worker.poll() is None:
             time.sleep(1)
-        print("error: the Prefect server or its worker ended by itself; its output is above.", file=sys.stderr)
+        print(
+            "error: the Prefect server or its worker ended by itself; its output is above.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         return 0
@@ -61,14 +76,19 @@ def _wait_healthy(server: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end:
         if server.poll() is not None:
-            raise SystemExit("error: the Prefect server didn't start; its output is above (is the port taken? set TOPWORK_PREFECT_PORT).")
+            raise SystemExit(
+                "error: the Prefect server didn't start; its output is above (is the port taken?"
+                " set TOPWORK_PREFECT_PORT)."
+            )
         try:
             with urllib.request.urlopen(f"{API}/health", timeout=2) as answer:
                 if answer.status == 200:
                     return
         except OSError:
             time.sleep(0.5)
-    raise SystemExit(f"error: no answer from the Prefect server at {API} within {START_TIMEOUT_S} s.")
+    raise SystemExit(
+        f"error: no answer from the Prefect server at {API} within {START_TIMEOUT_S} s."
+    )
 
 
 if __name__ == "__main__":

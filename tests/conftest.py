@@ -12,11 +12,18 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
-# a shell starts background jobs with Ctrl-C ignored, and children inherit that; tests that send it need it to be heard
+# a shell starts background jobs with Ctrl-C ignored, and children inherit that; tests that send it
+# need it to be heard
 signal.signal(signal.SIGINT, signal.default_int_handler)
 SMALL = {
-    "demo": {"yard_train": 16, "yard_val": 6, "yard_test": 8, "street_test": 10, "street_replay": 4},
-    "finetune": {"epochs": 1, "head_epochs": 0, "batch_size": 8, "lr": 0.0015},
+    "demo": {
+        "yard_train": 16,
+        "yard_val": 6,
+        "yard_test": 8,
+        "street_test": 10,
+        "street_replay": 4,
+    },
+    "finetune": {"epochs": 1, "head_epochs": 0, "batch_size": 8, "lr": 0.0015, "validate_every": 1},
     "evaluate": {"bootstrap": 20},
     "retention": {"person": {"min": 0.01}},
     "report": {"pictures": 2},
@@ -24,9 +31,13 @@ SMALL = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share fixtures run in one process of `pytest -n`: those of a file, and all that look at the run project."""
+    """Tests that share fixtures run in one process of `pytest -n`: those of a file, and all that
+    look at the run project.
+    """
     for item in items:
-        shares_project = item.path.parent == ROOT / "tests" and "project" in getattr(item, "fixturenames", ())
+        shares_project = item.path.parent == ROOT / "tests" and "project" in getattr(
+            item, "fixturenames", ()
+        )
         item.add_marker(pytest.mark.xdist_group("project" if shares_project else str(item.path)))
 
 
@@ -38,25 +49,43 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """Real weights and real data, kept beside the repository; a test that wants them skips where they aren't."""
+    """Real weights and real data, kept beside the repository; a test that wants them skips where
+    they aren't.
+    """
     folder = ROOT.parent / "shared" / "real"
     if not folder.is_dir():
-        pytest.skip(f"no real weights and data: {folder.relative_to(ROOT.parent)} isn't beside the repository")
+        pytest.skip(
+            f"no real weights and data: {folder.relative_to(ROOT.parent)} isn't beside the"
+            " repository"
+        )
     return folder
 
 
 def run(folder: Path, *command: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     """Run a command as a user would, with the tests' own Python first in PATH."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     environment.pop("PREFECT_API_URL", None)
     environment["PREFECT_HOME"] = str(folder / ".topwork" / "prefect")
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def done(folder: Path, *command: str, timeout: float = 900) -> str:
     """Run a command that must end well; its output."""
     ended = run(folder, *command, timeout=timeout)
-    assert ended.returncode == 0, f"{' '.join(command)}: {ended.stdout[-4000:]}{ended.stderr[-4000:]}"
+    assert ended.returncode == 0, (
+        f"{' '.join(command)}: {ended.stdout[-4000:]}{ended.stderr[-4000:]}"
+    )
     return ended.stdout
 
 
@@ -84,9 +113,17 @@ def edit_params(folder: Path, changes: dict[str, dict[str, object]]) -> None:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository's own project, small, run once by `dvc repro` and committed."""
     folder = tmp_path_factory.mktemp("project") / "topwork"
-    names = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout
     for name in filter(None, names.decode().split("\0")):
-        if name.startswith((".dvc/", "out/", "data/dvc.lock", "dvc.lock")) or not (ROOT / name).is_file():
+        if (
+            name.startswith((".dvc/", "out/", "data/dvc.lock", "dvc.lock"))
+            or not (ROOT / name).is_file()
+        ):
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)

@@ -38,14 +38,25 @@ def test_metrics_and_plots_are_dvcs_own(project: Path) -> None:
     metrics = json.loads(done(project, "dvc", "metrics", "show", "--json"))
     files = metrics[""]["data"]
     assert next(iter(files)) == "out/metrics.json"
-    assert {name: set(values) for name, values in files["out/metrics.json"]["data"].items() if name != "map"} == {
+    assert {
+        name: set(values)
+        for name, values in files["out/metrics.json"]["data"].items()
+        if name != "map"
+    } == {
         "retention": {"person"},
         "ap": {"helmet", "forklift"},
     }
     assert files["out/finetune/curves/metrics.json"]["data"]["train"]["loss"] > 0
     done(project, "dvc", "plots", "show", "--out", ".topwork/plots")
     page = (project / ".topwork" / "plots" / "index.html").read_text(encoding="utf-8")
-    for title in ("train/loss", "lr/head", "val/map", "precision and recall", "confusion", "calibration"):
+    for title in (
+        "train/loss",
+        "lr/head",
+        "val/map",
+        "precision and recall",
+        "confusion",
+        "calibration",
+    ):
         assert title in page
 
 
@@ -67,16 +78,34 @@ def test_a_breached_contract_fails_the_gate_after_everything_is_written(clone: P
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"surgery": {"classes": {"persson": "keep"}}}, ["persson", "near: person", "surgery.classes"]),
+        (
+            {"surgery": {"classes": {"persson": "keep"}}},
+            ["persson", "near: person", "surgery.classes"],
+        ),
         ({"fetch": {"sha256": "0" * 64}}, ["0000000000", "SHA-256"]),
         ({"fetch": {"source": "nowhere.pth"}}, ["nowhere.pth"]),
         ({"finetune": {"epochz": 3}}, ["finetune.epochz", "did you mean `epochs`"]),
-        ({"dataset": {"train": {"annotations": "yard/absent.json"}}}, ["data/demo/yard/absent.json"]),
-        ({"dataset": {"train": {"annotations": "yard/train/images"}}}, ["data/demo/yard/train/images"]),
+        (
+            {"dataset": {"train": {"annotations": "yard/absent.json"}}},
+            ["data/demo/yard/absent.json"],
+        ),
+        (
+            {"dataset": {"train": {"annotations": "yard/train/images"}}},
+            ["data/demo/yard/train/images"],
+        ),
     ],
-    ids=["unknown class", "wrong hash", "missing weights", "misspelt key", "missing annotations", "a folder for a file"],
+    ids=[
+        "unknown class",
+        "wrong hash",
+        "missing weights",
+        "misspelt key",
+        "missing annotations",
+        "a folder for a file",
+    ],
 )
-def test_bad_input_is_one_paragraph_and_leaves_what_was_there(clone: Path, changes: dict[str, dict[str, object]], words: list[str]) -> None:
+def test_bad_input_is_one_paragraph_and_leaves_what_was_there(
+    clone: Path, changes: dict[str, dict[str, object]], words: list[str]
+) -> None:
     lock = (clone / "dvc.lock").read_bytes()
     edit_params(clone, changes)
     broken = run(clone, "dvc", "repro")
@@ -88,11 +117,25 @@ def test_bad_input_is_one_paragraph_and_leaves_what_was_there(clone: Path, chang
 
 
 def test_an_experiment_is_listed_and_every_record_holds(project: Path) -> None:
-    done(project, "dvc", "exp", "run", "--quiet", "--name", "cooler", "--set-param", "evaluate.bootstrap=10")
+    done(
+        project,
+        "dvc",
+        "exp",
+        "run",
+        "--quiet",
+        "--name",
+        "cooler",
+        "--set-param",
+        "evaluate.bootstrap=10",
+    )
     done(project, "git", "checkout", "--quiet", "--force", ".")
     done(project, "dvc", "checkout", "--quiet")
     table = json.loads(done(project, "topwork", "audit", "list", "--format", "json"))
     assert {row["params.evaluate.bootstrap"] for row in table} >= {20, 10}
     for revision in ("HEAD", "cooler"):
-        checks = json.loads(done(project, "topwork", "audit", "verify", revision, "--format", "json"))
-        assert {check["status"] for check in checks} == {"holds"}, [c for c in checks if c["status"] != "holds"]
+        checks = json.loads(
+            done(project, "topwork", "audit", "verify", revision, "--format", "json")
+        )
+        assert {check["status"] for check in checks} == {"holds"}, [
+            c for c in checks if c["status"] != "holds"
+        ]

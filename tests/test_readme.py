@@ -1,4 +1,6 @@
-"""What the README shows is executed: its Python here, its commands in a small copy of the repository."""
+"""What the README shows is executed: its Python here, its commands in a small copy of the
+repository.
+"""
 
 import os
 import re
@@ -11,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# `make test` is what runs this; `make run` and `make flow` are run by test_pipeline.py on the same copy
+# `make test` is what runs this; `make run` and `make flow` are run by test_pipeline.py on the same
+# copy
 ELSEWHERE = {"make run", "make test", "make flow"}
 
 
@@ -56,8 +59,13 @@ def test_every_command_is_run(project: Path) -> None:
             words = shlex.split(command)
             if folder != project and words[:2] == ["dvc", "repro"]:
                 small(folder)
-            environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-            done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+            environment = {
+                **os.environ,
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            }
+            done = subprocess.run(
+                words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+            )
             assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
             ran += 1
         folder = project

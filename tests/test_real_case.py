@@ -1,4 +1,6 @@
-"""The real case: COCO weights through their own builder and pictures of building sites, by docs/real_case.yaml alone."""
+"""The real case: COCO weights through their own builder and pictures of building sites, by
+docs/real_case.yaml alone.
+"""
 
 import json
 from pathlib import Path
@@ -10,12 +12,21 @@ from conftest import done
 
 
 @pytest.mark.long
-def test_the_params_file_of_the_docs_runs_on_real_weights_and_data(root: Path, real: Path, tmp_path: Path) -> None:
+def test_the_params_file_of_the_docs_runs_on_real_weights_and_data(
+    root: Path, real: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "real_case"
     done(tmp_path, "topwork", "init", str(folder))
-    text = (root / "docs" / "real_case.yaml").read_text(encoding="utf-8").replace("../shared/real", str(real))
+    text = (
+        (root / "docs" / "real_case.yaml")
+        .read_text(encoding="utf-8")
+        .replace("../shared/real", str(real))
+    )
     params = YAML(typ="safe", pure=True).load(text)
-    ids = [image["id"] for image in json.loads((real / "hardhat/train.3class.coco.json").read_text())["images"]]
+    ids = [
+        image["id"]
+        for image in json.loads((real / "hardhat/train.3class.coco.json").read_text())["images"]
+    ]
     params["dataset"]["drop_images"] = [
         f"train:{image_id}" for image_id in ids[8:]
     ]  # one epoch of eight pictures: the way, not the figures
@@ -26,6 +37,9 @@ def test_the_params_file_of_the_docs_runs_on_real_weights_and_data(root: Path, r
     done(folder, "dvc", "repro", timeout=1800)
     metrics = json.loads((folder / "out/evaluate/metrics.json").read_text())
     assert metrics["source"]["pretrained"]["person"]["ap"] == pytest.approx(0.318, abs=0.01)
-    assert metrics["source"]["grafted"]["person"]["ap"] >= 0.99 * metrics["source"]["pretrained"]["person"]["ap"]
+    assert (
+        metrics["source"]["grafted"]["person"]["ap"]
+        >= 0.99 * metrics["source"]["pretrained"]["person"]["ap"]
+    )
     assert "hard_hat" in metrics["test"]["finetuned"]
     assert (folder / "out/report/report.html").stat().st_size > 10_000

@@ -1,4 +1,6 @@
-"""What runs again: after an edit of each room's code, of each param, in the workspace and in DVC's copies of it."""
+"""What runs again: after an edit of each room's code, of each param, in the workspace and in DVC's
+copies of it.
+"""
 
 import re
 import shutil
@@ -12,8 +14,19 @@ from ruamel.yaml import YAML
 from conftest import done, edit_params, run
 
 EVERYTHING = {
-    "demo", "validate", "fetch", "check", "surgery", "baseline", "unlabelled", "finetune", "predict", "evaluate", "report", "gate"
-}  # fmt: skip
+    "demo",
+    "validate",
+    "fetch",
+    "check",
+    "surgery",
+    "baseline",
+    "unlabelled",
+    "finetune",
+    "predict",
+    "evaluate",
+    "report",
+    "gate",
+}
 AFTER_TRAINING = {"finetune", "predict", "evaluate", "report", "gate"}
 RERUNS: dict[str, set[str]] = {
     "files.py": EVERYTHING,
@@ -73,12 +86,21 @@ def changed(folder: Path) -> set[str]:
 
 def ran(output: str) -> list[str]:
     """Stages that a command of DVC's ran."""
-    return [name.rpartition(":")[2] for name in re.findall(r"^Running stage '(.*)':$", output, re.MULTILINE)]
+    return [
+        name.rpartition(":")[2]
+        for name in re.findall(r"^Running stage '(.*)':$", output, re.MULTILINE)
+    ]
 
 
 def lock_of(folder: Path, revision: str) -> dict[str, str]:
     """Path of each out -> hash, as a revision's lock records them."""
-    text = subprocess.run(["git", "show", f"{revision}:dvc.lock"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["git", "show", f"{revision}:dvc.lock"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     stages = YAML(typ="safe", pure=True).load(text)["stages"]
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
 
@@ -90,13 +112,19 @@ def forget_runs(folder: Path) -> None:
 
 def experiment(folder: Path, name: str) -> str:
     """The commit of a DVC experiment."""
-    refs = done(folder, "git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
+    refs = done(
+        folder, "git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps"
+    ).splitlines()
     (commit,) = [line.split()[0] for line in refs if line.endswith(f"/{name}")]
     return commit
 
 
 def test_the_table_names_every_room(root: Path) -> None:
-    rooms = {path.name for path in (root / "src" / "topwork").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    rooms = {
+        path.name
+        for path in (root / "src" / "topwork").iterdir()
+        if path.is_dir() and path.name != "__pycache__"
+    }
     assert rooms == {file.split("/")[0] for file in RERUNS if "/" in file}
 
 
@@ -115,7 +143,17 @@ def test_an_edit_makes_stale_what_it_can_change(clone: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "stale"),
     [
-        ({"runtime": {"device": "cpu", "workers": 0, "image_cache_mib": 7, "checkpoint_steps": 3}}, set()),
+        (
+            {
+                "runtime": {
+                    "device": "cpu",
+                    "workers": 0,
+                    "image_cache_mib": 7,
+                    "checkpoint_steps": 3,
+                }
+            },
+            set(),
+        ),
         ({"evaluate": {"bootstrap": 7}}, {"evaluate", "report"}),
         ({"finetune": {"lr": 0.0007}}, {"finetune", "report"}),
         ({"unlabelled": {"min_score": 0.5}}, {"unlabelled", "report"}),
@@ -124,7 +162,9 @@ def test_an_edit_makes_stale_what_it_can_change(clone: Path) -> None:
     ],
     ids=["runtime", "evaluate", "finetune", "unlabelled", "report", "retention"],
 )
-def test_a_param_makes_stale_what_reads_it(clone: Path, changes: dict[str, dict[str, object]], stale: set[str]) -> None:
+def test_a_param_makes_stale_what_reads_it(
+    clone: Path, changes: dict[str, dict[str, object]], stale: set[str]
+) -> None:
     edit_params(clone, changes)
     assert changed(clone) == stale
 
@@ -139,7 +179,9 @@ def test_more_resamples_run_no_model(clone: Path) -> None:
     assert ran(output) == ["evaluate", "report", "gate"]
 
 
-def test_a_learning_rate_runs_training_and_what_follows_and_ends_alike_everywhere(clone: Path) -> None:
+def test_a_learning_rate_runs_training_and_what_follows_and_ends_alike_everywhere(
+    clone: Path,
+) -> None:
     """In the workspace, in a temporary copy, and from the queue: the same hashes."""
     common = ("--set-param", "finetune.lr=0.0007")
     output = done(clone, "dvc", "exp", "run", "--name", "plain", *common)
@@ -153,19 +195,35 @@ def test_a_learning_rate_runs_training_and_what_follows_and_ends_alike_everywher
     forget_runs(clone)
     done(clone, "dvc", "exp", "run", "--queue", "--name", "queued", *common)
     done(clone, "dvc", "exp", "run", "--run-all")
-    locks = {name: lock_of(clone, experiment(clone, name)) for name in ("plain", "temporary", "queued")}
+    locks = {
+        name: lock_of(clone, experiment(clone, name)) for name in ("plain", "temporary", "queued")
+    }
     assert locks["plain"] != lock_of(clone, "HEAD")
     assert locks["plain"] == locks["temporary"] == locks["queued"]
 
 
 def test_an_experiment_in_a_copy_learns_a_source_and_keeps_it(clone: Path) -> None:
-    """A weights file that isn't committed is named before anything runs; a committed one is learned, and the experiment has its hash."""
+    """A weights file that isn't committed is named before anything runs; a committed one is
+    learned, and the experiment has its hash.
+    """
     own = clone / "weights" / "street.safetensors"
     shutil.copyfile(clone / "out" / "fetch" / "pretrained.safetensors", own)
-    command = ("dvc", "exp", "run", "--temp", "--name", "own", "--set-param", "fetch.source=weights/street.safetensors")
+    command = (
+        "dvc",
+        "exp",
+        "run",
+        "--temp",
+        "--name",
+        "own",
+        "--set-param",
+        "fetch.source=weights/street.safetensors",
+    )
     broken = run(clone, *command)
     assert broken.returncode != 0
-    assert "fetch.source: weights/street.safetensors: is in the project but not in this experiment's copy of it" in broken.stderr
+    assert (
+        "fetch.source: weights/street.safetensors: is in the project but not in this experiment's"
+        " copy of it" in broken.stderr
+    )
     done(clone, "git", "add", "weights")
     done(clone, "git", "commit", "--quiet", "--message", "own weights")
     done(clone, *command)

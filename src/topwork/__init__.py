@@ -1,6 +1,7 @@
 """topwork: reproducible head surgery for object detectors, and proof of what was kept.
 
-The public names are loaded when they are first used, so that `import topwork` costs next to nothing.
+The public names are loaded when they are first used, so that `import topwork` costs next to
+nothing.
 """
 
 from importlib import import_module

@@ -1,4 +1,6 @@
-"""The command `topwork`: one module in `topwork.commands` a subcommand, imported only when it is called."""
+"""The command `topwork`: one module in `topwork.commands` a subcommand, imported only when it is
+called.
+"""
 
 import argparse
 import sys
@@ -24,7 +26,9 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand; an error that a user can mend becomes one paragraph on stderr and exit code 1."""
+    """Run one subcommand; an error that a user can mend becomes one paragraph on stderr and exit
+    code 1.
+    """
     argv = sys.argv[1:] if argv is None else argv
     name = next((argument for argument in argv if not argument.startswith("-")), None)
     parser = argparse.ArgumentParser(
@@ -36,7 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command, text in COMMANDS.items():
         subparser = commands.add_parser(
-            command, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=argparse.RawDescriptionHelpFormatter
+            command,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if command == name:
             import_module(_module(command)).add_arguments(subparser)

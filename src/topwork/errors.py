@@ -1,11 +1,14 @@
 """Every exception that topwork raises.
 
-A message says where, which, found, expected, and the next step. The library raises; only `main` turns an error into an exit code.
+A message says where, which, found, expected, and the next step. The library raises; only `main`
+turns an error into an exit code.
 """
 
 
 class TopworkError(Exception):
-    """Base of all errors that a user can mend; `main` prints it as one paragraph and exits with 1."""
+    """Base of all errors that a user can mend; `main` prints it as one paragraph and exits with
+    1.
+    """
 
 
 class ParamsError(TopworkError):

@@ -37,7 +37,8 @@ def sha256_path(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, two spaces of indent and a final newline; NaN and Infinity are refused.
+    """JSON with sorted keys, two spaces of indent and a final newline; NaN and Infinity are
+    refused.
 
     Raises:
         ValueError: the value holds NaN or Infinity, which JSON can't say.
@@ -47,17 +48,22 @@ def canonical_json(value: Any) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` (same suffix) that takes its place only when the block ends well.
+    """A temporary path beside `path` (same suffix) that takes its place only when the block ends
+    well.
 
-    The file is flushed to disk before the rename, so that a power cut leaves the old file or the new one, never half of one.
+    The file is flushed to disk before the rename, so that a power cut leaves the old file or the
+    new one, never half of one.
 
     Raises:
-        TopworkError: the disk is full or the folder can't be written; what was at `path` is still there.
+        TopworkError: the disk is full or the folder can't be written; what was at `path` is still
+            there.
     """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+        )
         os.close(handle)
         temporary = Path(name)
         temporary.chmod(0o644)
@@ -67,8 +73,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise TopworkError(
-            f"{path}: can't be written ({error.strerror or error}). What was there before is untouched; "
-            "free some space or mend the permissions, then run again."
+            f"{path}: can't be written ({error.strerror or error}). What was there before is"
+            " untouched; free some space or mend the permissions, then run again."
         ) from error
     finally:
         if temporary is not None:
@@ -80,7 +86,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place, whole, when the block ends well.
 
     Raises:
-        TopworkError: the disk is full or the parent can't be written; what was at `path` is still there.
+        TopworkError: the disk is full or the parent can't be written; what was at `path` is still
+            there.
     """
     temporary = None
     try:
@@ -93,7 +100,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise TopworkError(
-            f"{path}: can't be written ({error.strerror or error}). Free some space or mend the permissions, then run again."
+            f"{path}: can't be written ({error.strerror or error}). Free some space or mend the"
+            " permissions, then run again."
         ) from error
     finally:
         if temporary is not None:
@@ -120,7 +128,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise TopworkError(f"{path}: no such file. Run the stage that writes it: dvc repro.") from error
+        raise TopworkError(
+            f"{path}: no such file. Run the stage that writes it: dvc repro."
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise TopworkError(f"{path}: not readable as JSON ({error}).") from error
 
@@ -128,19 +138,27 @@ def read_json(path: Path) -> Any:
 class HeldInputs:
     """What a stage reads: hashed before it is read, and held against that at the end.
 
-    DVC hashes a stage's deps after its command has run, so that an input edited meanwhile would be recorded as if it had been
-    used. A stage therefore holds its inputs: `held = HeldInputs(paths)` first, `held.check()` before the outputs are put in place.
+    DVC hashes a stage's deps after its command has run, so that an input edited meanwhile would be
+    recorded as if it had been
+    used. A stage therefore holds its inputs: `held = HeldInputs(paths)` first, `held.check()`
+    before the outputs are put in place.
 
     Args:
         paths: name -> file or folder.
-        watched: name -> what gives the state of inputs that are too many to hash twice (size and time of each image).
+        watched: name -> what gives the state of inputs that are too many to hash twice (size and
+            time of each image).
     """
 
-    def __init__(self, paths: Mapping[str, Path], watched: Mapping[str, Callable[[], object]] = NOTHING) -> None:
+    def __init__(
+        self, paths: Mapping[str, Path], watched: Mapping[str, Callable[[], object]] = NOTHING
+    ) -> None:
         self.paths = dict(paths)
         for path in self.paths.values():
             if not path.exists():
-                raise TopworkError(f"{path}: no such file or folder, and this stage reads it. Run `dvc repro`, or mend params.yaml.")
+                raise TopworkError(
+                    f"{path}: no such file or folder, and this stage reads it. Run `dvc repro`, or"
+                    " mend params.yaml."
+                )
         self.hashes = {name: sha256_path(path) for name, path in self.paths.items()}
         self._watched = {name: (state, state()) for name, state in watched.items()}
 
@@ -154,9 +172,13 @@ class HeldInputs:
             found = sha256_path(path) if path.exists() else "missing"
             if found != self.hashes[name]:
                 raise TopworkError(
-                    f"{path}: changed while the stage was reading it (SHA-256 {self.hashes[name][:12]} before, {found[:12]} after). "
-                    "Nothing was written; run the stage again."
+                    f"{path}: changed while the stage was reading it (SHA-256"
+                    f" {self.hashes[name][:12]} before, {found[:12]} after). Nothing was written;"
+                    " run the stage again."
                 )
         for name, (state, before) in self._watched.items():
             if state() != before:
-                raise TopworkError(f"{name}: changed while the stage was reading them. Nothing was written; run the stage again.")
+                raise TopworkError(
+                    f"{name}: changed while the stage was reading them. Nothing was written; run"
+                    " the stage again."
+                )

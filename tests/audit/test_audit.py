@@ -52,7 +52,10 @@ else:
 
 
 def run(project: Path, *arguments: str) -> str:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     done = subprocess.run(arguments, cwd=project, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -89,15 +92,24 @@ def broken(checks: list[Check]) -> list[Check]:
 def test_list_shows_commits_and_experiments_with_params_and_metrics(history: Path) -> None:
     table = experiments(history)
     assert sorted(table["params.lr"]) == [0.1, 0.2, 0.3, 0.9]
-    assert table.set_index("params.lr")["ap"].to_dict() == pytest.approx({0.1: 0.2, 0.2: 0.4, 0.3: 0.6, 0.9: 1.8})
-    assert table.set_index("params.lr").loc[0.9, ["name", "kind"]].tolist() == ["bold", "experiment"]
+    assert table.set_index("params.lr")["ap"].to_dict() == pytest.approx(
+        {0.1: 0.2, 0.2: 0.4, 0.3: 0.6, 0.9: 1.8}
+    )
+    assert table.set_index("params.lr").loc[0.9, ["name", "kind"]].tolist() == [
+        "bold",
+        "experiment",
+    ]
 
 
 @pytest.mark.parametrize("rev", ["HEAD", "HEAD~1", "HEAD~2", "bold"])
 def test_an_untouched_history_holds(history: Path, rev: str) -> None:
     checks = verify(open_revision(history, rev))
-    assert {check.status for check in checks} == {"holds"}, [check for check in checks if check.status != "holds"]
-    assert {"out out/parts", "dep out", "dep source", "params params.yaml", "cmd"} <= {check.what for check in checks}
+    assert {check.status for check in checks} == {"holds"}, [
+        check for check in checks if check.status != "holds"
+    ]
+    assert {"out out/parts", "dep out", "dep source", "params params.yaml", "cmd"} <= {
+        check.what for check in checks
+    }
 
 
 def test_one_changed_byte_in_the_cache_is_named(history: Path) -> None:
@@ -140,7 +152,9 @@ def test_one_changed_byte_inside_a_folder_is_named_with_the_file(history: Path) 
     ],
     ids=["param", "nested param", "command", "code", "data", "metric"],
 )
-def test_a_forged_file_in_git_breaks_the_record(history: Path, tmp_path: Path, file: str, old: str, new: str, what: str) -> None:
+def test_a_forged_file_in_git_breaks_the_record(
+    history: Path, tmp_path: Path, file: str, old: str, new: str, what: str
+) -> None:
     clone = tmp_path / "clone"
     run(history, "git", "clone", "--quiet", str(history), str(clone))
     run(clone, "dvc", "cache", "dir", "--local", str(history / ".dvc" / "cache"))
@@ -165,7 +179,9 @@ def test_what_is_not_in_the_cache_is_unchecked_not_held(history: Path, tmp_path:
 
 
 def test_an_unknown_revision_names_the_newest_commits(history: Path) -> None:
-    with pytest.raises(AuditError, match=r"v9: no such revision\. The newest commits are: .*lr 0\.3"):
+    with pytest.raises(
+        AuditError, match=r"v9: no such revision\. The newest commits are: .*lr 0\.3"
+    ):
         open_revision(history, "v9")
 
 
@@ -176,7 +192,9 @@ def test_the_folder_hash_is_dvcs(history: Path) -> None:
     assert folder_md5(files) == out.md5
 
 
-def test_the_commands_print_and_exit(history: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_print_and_exit(
+    history: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from topwork.cli import main
 
     monkeypatch.chdir(history)

@@ -1,4 +1,6 @@
-"""The shipped detector: the file its record speaks of, small, half precision, loading strictly, and seeing people."""
+"""The shipped detector: the file its record speaks of, small, half precision, loading strictly, and
+seeing people.
+"""
 
 import json
 from collections.abc import Iterator
@@ -47,7 +49,9 @@ def test_its_figures_are_from_pictures_it_never_saw() -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Several threads that wait for each other take minutes on a busy machine; one takes a second."""
+    """Several threads that wait for each other take minutes on a busy machine; one takes a
+    second.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -58,15 +62,21 @@ def one_thread() -> Iterator[None]:
 def test_it_loads_strictly_and_finds_a_drawn_person() -> None:
     stored = load_file(WEIGHTS)
     assert {t.dtype for t in stored.values()} == {torch.float16, torch.int64}
-    model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=len(COLUMNS)).eval()
-    model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in stored.items()}, strict=True)
+    model = ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=len(COLUMNS)
+    ).eval()
+    model.load_state_dict(
+        {name: t.float() if t.is_floating_point() else t for name, t in stored.items()}, strict=True
+    )
     best = 0.0
     for index in range(3):
         picture, people = _street_picture(index)
         if people:
             with torch.inference_mode():
                 (output,) = model([picture])
-            best = max(best, output["scores"][output["labels"] == COLUMNS.index("person")].max().item())
+            best = max(
+                best, output["scores"][output["labels"] == COLUMNS.index("person")].max().item()
+            )
     assert best > 0.5
 
 

@@ -1,4 +1,6 @@
-"""The drawn worlds: the same seed gives the same bytes, the annotations are strict COCO and tight, splits share nothing."""
+"""The drawn worlds: the same seed gives the same bytes, the annotations are strict COCO and tight,
+splits share nothing.
+"""
 
 import io
 import json
@@ -13,7 +15,16 @@ from PIL import Image
 
 from topwork.demo.canvas import SUPERSAMPLING, Brush, Canvas
 from topwork.demo.scene import MIN_SIDE, Camera, Light, Scene
-from topwork.demo.worlds import SPLITS, STREET, YARD, World, draw_street, draw_yard, image_id, write_demo
+from topwork.demo.worlds import (
+    SPLITS,
+    STREET,
+    YARD,
+    World,
+    draw_street,
+    draw_yard,
+    image_id,
+    write_demo,
+)
 from topwork.errors import DataError
 from topwork.files import sha256_path
 
@@ -27,7 +38,16 @@ def read(path: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder, 5, street_test=12, yard_train=16, yard_val=4, yard_test=4, street_replay=4, processes=2)
+    write_demo(
+        folder,
+        5,
+        street_test=12,
+        yard_train=16,
+        yard_val=4,
+        yard_test=4,
+        street_replay=4,
+        processes=2,
+    )
     return folder
 
 
@@ -43,15 +63,28 @@ def picture(demo: Path, table: str, name: str) -> bytes:
 
 
 def test_an_archive_repeats_to_the_byte(demo: Path, tmp_path: Path) -> None:
-    write_demo(tmp_path, 5, street_test=12, yard_train=1, yard_val=1, yard_test=1, street_replay=1, processes=1)
+    write_demo(
+        tmp_path,
+        5,
+        street_test=12,
+        yard_train=1,
+        yard_val=1,
+        yard_test=1,
+        street_replay=1,
+        processes=1,
+    )
     assert (tmp_path / "street/test.zip").read_bytes() == (demo / "street/test.zip").read_bytes()
     assert not (tmp_path / "street/test").exists()
 
 
-def test_same_seed_gives_the_same_bytes_in_any_number_of_processes(demo: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes_in_any_number_of_processes(
+    demo: Path, tmp_path: Path
+) -> None:
     draw_yard(tmp_path / "yard", "train", 16, 5, processes=1)
     assert sha256_path(tmp_path / "yard" / "train") == sha256_path(demo / "yard" / "train")
-    assert (tmp_path / "yard" / "train.json").read_bytes() == (demo / "yard" / "train.json").read_bytes()
+    assert (tmp_path / "yard" / "train.json").read_bytes() == (
+        demo / "yard" / "train.json"
+    ).read_bytes()
 
 
 def test_fewer_images_are_a_prefix_of_more(demo: Path, tmp_path: Path) -> None:
@@ -73,14 +106,23 @@ def test_annotations_are_strict_coco(demo: Path, table: str) -> None:
     data = read(demo / f"{table}.json")
     sizes = {record["id"]: (record["width"], record["height"]) for record in data["images"]}
     assert len(sizes) == len(data["images"])
-    assert [annotation["id"] for annotation in data["annotations"]] == list(range(1, len(data["annotations"]) + 1))
-    assert [category["id"] for category in data["categories"]] == list(range(1, len(data["categories"]) + 1))
-    assert {a["category_id"] for a in data["annotations"]} <= {category["id"] for category in data["categories"]}
+    assert [annotation["id"] for annotation in data["annotations"]] == list(
+        range(1, len(data["annotations"]) + 1)
+    )
+    assert [category["id"] for category in data["categories"]] == list(
+        range(1, len(data["categories"]) + 1)
+    )
+    assert {a["category_id"] for a in data["annotations"]} <= {
+        category["id"] for category in data["categories"]
+    }
     for record in data["images"]:
         with Image.open(io.BytesIO(picture(demo, table, record["file_name"]))) as found:
             assert (found.mode, found.size) == ("RGB", (record["width"], record["height"]))
     for annotation in data["annotations"]:
-        (x, y, width, height), (full_width, full_height) = annotation["bbox"], sizes[annotation["image_id"]]
+        (x, y, width, height), (full_width, full_height) = (
+            annotation["bbox"],
+            sizes[annotation["image_id"]],
+        )
         assert min(x, y) >= 0
         assert x + width <= full_width
         assert y + height <= full_height
@@ -96,7 +138,11 @@ def test_splits_share_neither_ids_nor_names_nor_pictures(demo: Path) -> None:
         names = [record["file_name"] for table in tables for record in table["images"]]
         assert len(set(ids)) == len(ids)
         assert len(set(names)) == len(names)
-    pictures = [picture(demo, table, record["file_name"]) for table in TABLES for record in read(demo / f"{table}.json")["images"]]
+    pictures = [
+        picture(demo, table, record["file_name"])
+        for table in TABLES
+        for record in read(demo / f"{table}.json")["images"]
+    ]
     assert len(set(pictures)) == len(pictures) == 40
 
 
@@ -129,7 +175,12 @@ def test_boxes_hug_what_the_mask_shows(world: World) -> None:
         for item in scene.objects:
             rows, columns = np.nonzero(np.isin(mask, (item.identity, *item.worn)))
             if len(rows):
-                edges = (columns.min(), rows.min(), columns.max() + 1 - columns.min(), rows.max() + 1 - rows.min())
+                edges = (
+                    columns.min(),
+                    rows.min(),
+                    columns.max() + 1 - columns.min(),
+                    rows.max() + 1 - rows.min(),
+                )
                 seen[item.category_id].append([float(edge) / SUPERSAMPLING for edge in edges])
         for annotation in annotations:
             assert annotation["bbox"] in seen[annotation["category_id"]]
@@ -147,7 +198,12 @@ def scene_of_one(cover: float) -> Scene:
 
 def test_a_box_ends_where_an_occluder_begins() -> None:
     (whole,) = scene_of_one(0.0).annotations(3, 9)
-    assert (whole["bbox"], whole["area"], whole["id"], whole["image_id"]) == ([30.0, 40.5, 20.0, 20.0], 400.0, 9, 3)
+    assert (whole["bbox"], whole["area"], whole["id"], whole["image_id"]) == (
+        [30.0, 40.5, 20.0, 20.0],
+        400.0,
+        9,
+        3,
+    )
     (half,) = scene_of_one(0.5).annotations(3, 9)
     assert (half["bbox"], half["area"]) == ([40.0, 40.5, 10.0, 20.0], 200.0)
 
@@ -168,7 +224,10 @@ def test_a_worn_helmet_lies_inside_its_wearers_box() -> None:
     assert boxes
     mask = np.asarray(scene.canvas.identity)
     for wearer in wearers:
-        own, helmet = np.nonzero(np.isin(mask, (wearer.identity, *wearer.worn))), np.nonzero(mask == wearer.worn[0])
+        own, helmet = (
+            np.nonzero(np.isin(mask, (wearer.identity, *wearer.worn))),
+            np.nonzero(mask == wearer.worn[0]),
+        )
         if len(helmet[0]):
             assert own[0].min() <= helmet[0].min()
             assert own[1].max() >= helmet[1].max()

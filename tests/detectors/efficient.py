@@ -1,4 +1,6 @@
-"""EfficientDet from PyPI's `effdet`, as a builder for topwork: what a detector that isn't torchvision's has to say for itself."""
+"""EfficientDet from PyPI's `effdet`, as a builder for topwork: what a detector that isn't
+torchvision's has to say for itself.
+"""
 
 import warnings
 
@@ -7,7 +9,9 @@ import torch
 from topwork.detectors.families import Family
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # effdet scripts its functions when it is imported, which torch 2.14 deprecates
+    warnings.simplefilter(
+        "ignore"
+    )  # effdet scripts its functions when it is imported, which torch 2.14 deprecates
     from effdet import EfficientDet, get_efficientdet_config
     from effdet.bench import _post_process
 
@@ -24,8 +28,12 @@ def probe(model):
     """Every candidate's score and label, by effdet's own post-processing."""
     scores, boxes = model(torch.randn(1, 3, *model.config.image_size, dtype=torch.float64))
     count = sum(level[0].numel() for level in scores)
-    logits, _, _, classes = _post_process(scores, boxes, model.config.num_levels, model.config.num_classes, max_detection_points=count)
+    logits, _, _, classes = _post_process(
+        scores, boxes, model.config.num_levels, model.config.num_classes, max_detection_points=count
+    )
     return [{"scores": logits[0, :, 0].sigmoid(), "labels": classes[0] + 1}]
 
 
-build.family = Family("efficientdet", probe, layouts={"scores": "anchor-major"}, trunk=("backbone.", "fpn."))
+build.family = Family(
+    "efficientdet", probe, layouts={"scores": "anchor-major"}, trunk=("backbone.", "fpn.")
+)

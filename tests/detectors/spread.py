@@ -1,13 +1,16 @@
-"""Random detectors that decide as trained ones do: rounding stays small in them, and few boxes are worth a detection.
+"""Random detectors that decide as trained ones do: rounding stays small in them, and few boxes are
+worth a detection.
 
-A freshly built detector scores all boxes alike, and what only has its scores spread is worse than it looks: it finds something at every
-place, and its features carry rounding up to scores and boxes that depend on who computes.
-Four things make it decided:
+A freshly built detector scores all boxes alike, and what only has its scores spread is worse than
+it looks: it finds something at every place, and its features carry rounding up to scores and boxes
+that depend on who computes. Four things make it decided:
 
-- each residual branch adds little to its trunk (torchvision starts its last batch norm at 1), and rounding grows no further along the layers;
+- each residual branch adds little to its trunk (torchvision starts its last batch norm at 1), and
+  rounding grows no further along the layers;
 - the RPN moves its anchors by a tenth of their size, not by all of it;
 - scores differ from place to place;
-- the background wins nearly everywhere, so that a proposal which rounding added or took is hardly ever a detection.
+- the background wins nearly everywhere, so that a proposal which rounding added or took is hardly
+  ever a detection.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +31,9 @@ RARE = 5.5
 """An object's logits lie this far below the background's (of sigmoid heads: below 0)."""
 
 
-def spread_scores(model: nn.Module, pictures: Sequence[Tensor], columns: int, seed: int = 0) -> None:
+def spread_scores(
+    model: nn.Module, pictures: Sequence[Tensor], columns: int, seed: int = 0
+) -> None:
     """Make a freshly built torchvision detector decided on these pictures, two at least (in place).
 
     Args:
@@ -51,7 +56,11 @@ def spread_scores(model: nn.Module, pictures: Sequence[Tensor], columns: int, se
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
         heads = {name: layer for name, layer in scores.items() if not name.startswith("rpn.")}
         if len(heads) < len(scores):  # first: the proposals depend on it
-            _spread(model, pictures, {named["rpn.head.cls_logits"]: SCORES, named["rpn.head.bbox_pred"]: MOVES})
+            _spread(
+                model,
+                pictures,
+                {named["rpn.head.cls_logits"]: SCORES, named["rpn.head.bbox_pred"]: MOVES},
+            )
         _spread(model, pictures, dict.fromkeys(heads.values(), SCORES))
         first = 0 if type(model).__name__ in ("FCOS", "RetinaNet") else 1
         for name, layer in heads.items():
@@ -60,12 +69,16 @@ def spread_scores(model: nn.Module, pictures: Sequence[Tensor], columns: int, se
 
 
 def _spread(model: nn.Module, pictures: Sequence[Tensor], deviations: Mapping[Any, float]) -> None:
-    """Scale layers so that their outputs, over places, have mean 0 and these standard deviations."""
+    """Scale layers so that their outputs, over places, have mean 0 and these standard
+    deviations.
+    """
     seen: dict[nn.Module, tuple[float, Tensor]] = {}
 
     def look(layer: nn.Module, _: Any, output: Tensor) -> None:
         across = (0, 2, 3) if output.ndim == 4 else (0,)
-        seen.setdefault(layer, (float(output.std(dim=across).mean()), output.mean(dim=across)))  # over places: what tells boxes apart
+        seen.setdefault(
+            layer, (float(output.std(dim=across).mean()), output.mean(dim=across))
+        )  # over places: what tells boxes apart
 
     for layer in deviations:
         layer.bias.zero_()
@@ -80,19 +93,25 @@ def _spread(model: nn.Module, pictures: Sequence[Tensor], deviations: Mapping[An
 
 
 def _settle_norms(model: nn.Module, seed: int) -> None:
-    """Fill batch norms with statistics of noise, so that features vary as they do in a trained detector."""
+    """Fill batch norms with statistics of noise, so that features vary as they do in a trained
+    detector.
+    """
     norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     for layer in norms:
         layer.train()
         layer.momentum = 1.0
     with torch.no_grad():
-        model(list(torch.rand(2, 3, 240, 300, generator=torch.Generator().manual_seed(seed))))  # two: the last map has one place
+        model(
+            list(torch.rand(2, 3, 240, 300, generator=torch.Generator().manual_seed(seed)))
+        )  # two: the last map has one place
     for layer in norms:
         layer.eval()
 
 
 def _gives_scores(name: str, layer: nn.Module) -> bool:
-    """Last layers of torchvision's heads: SSD(Lite), FCOS and RetinaNet, R-CNN, and the RPN's objectness."""
+    """Last layers of torchvision's heads: SSD(Lite), FCOS and RetinaNet, R-CNN, and the RPN's
+    objectness.
+    """
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         return False
     if "classification_head.module_list" in name:

@@ -1,4 +1,6 @@
-"""All twelve torchvision detectors, and two others: grafts hold by the bit, and kept classes score as they did."""
+"""All twelve torchvision detectors, and two others: grafts hold by the bit, and kept classes score
+as they did.
+"""
 
 import copy
 
@@ -26,19 +28,31 @@ SCORE_HEADS = {
 
 
 def _id(builder):
-    return builder if isinstance(builder, str) else f"{builder.__module__.rpartition('.')[2]}.{builder.__name__}"
+    return (
+        builder
+        if isinstance(builder, str)
+        else f"{builder.__module__.rpartition('.')[2]}.{builder.__name__}"
+    )
 
 
 @pytest.fixture(autouse=True)
 def _quick_hashes(monkeypatch):
-    """Receipts have their own tests; here the trunks' hundreds of megabytes aren't hashed each time."""
+    """Receipts have their own tests; here the trunks' hundreds of megabytes aren't hashed each
+    time.
+    """
     whole = receipt.sha256_tensor
-    monkeypatch.setattr(receipt, "sha256_tensor", lambda tensor: whole(tensor) if tensor.numel() < 10_000 else "0" * 64)
+    monkeypatch.setattr(
+        receipt,
+        "sha256_tensor",
+        lambda tensor: whole(tensor) if tensor.numel() < 10_000 else "0" * 64,
+    )
 
 
 @pytest.fixture(scope="module", params=BUILDERS, ids=_id)
 def source(request):
-    """A builder and random weights of five classes; the trunk's large tensors are left as they come, since nothing is computed from them."""
+    """A builder and random weights of five classes; the trunk's large tensors are left as they
+    come, since nothing is computed from them.
+    """
     torch.manual_seed(0)
     with UninitializedParameters():
         model = build(request.param, len(COLUMNS))
@@ -59,7 +73,9 @@ def test_everything_outside_the_class_axes_is_passed_on_uncopied(source):
     builder, state_dict = source
     done = graft(state_dict, ["dog", "person"], builder=builder, columns=COLUMNS)
     classes = {axis.tensor for axis in anatomy(builder, len(COLUMNS)).axes}
-    assert {name for name, tensor in done.state_dict.items() if tensor is not state_dict[name]} == classes
+    assert {
+        name for name, tensor in done.state_dict.items() if tensor is not state_dict[name]
+    } == classes
 
 
 @pytest.mark.parametrize("dropped", ["remove", "absorb"])
@@ -76,7 +92,10 @@ def test_graft_and_graft_back(source, dropped):
     before, after = anatomy(builder, len(COLUMNS)), anatomy(builder, 3)
     for old, new in zip(before.axes, after.axes, strict=True):
         for was, now in ((0, 0), (1, 1), (4, 2)):
-            assert same_bits(rows_of(state_dict[old.tensor], old, was), rows_of(back.state_dict[new.tensor], new, now))
+            assert same_bits(
+                rows_of(state_dict[old.tensor], old, was),
+                rows_of(back.state_dict[new.tensor], new, now),
+            )
 
 
 def _logits(builder, state_dict, columns, absorbed, dtype):
@@ -90,22 +109,34 @@ def _logits(builder, state_dict, columns, absorbed, dtype):
     model.to(dtype).eval()
     seen = []
     head = model.get_submodule(SCORE_HEADS[family.name])
-    head.register_forward_hook(lambda module, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output))
+    head.register_forward_hook(
+        lambda module, inputs, output: seen.append(
+            output[0] if isinstance(output, tuple) else output
+        )
+    )
     torch.manual_seed(1)
     with torch.no_grad():
         family.probe(model)
     return seen[0]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-5), (torch.float64, 1e-12)],
+    ids=["float32", "float64"],
+)
 def test_kept_logits_and_absorbed_probabilities(source, dtype, tolerance):
     builder, state_dict = source
     if not isinstance(builder, str):
         pytest.skip("not torchvision's: the next test")
     plan = {"tree": "keep", "people": {"keep": "person"}}
     pretrained = _logits(builder, state_dict, 6, 0, dtype)
-    removed = _logits(builder, graft(state_dict, plan, builder=builder, columns=COLUMNS).state_dict, 3, 0, dtype)
-    torch.testing.assert_close(removed[..., 1:], pretrained[..., [5, 1]], rtol=tolerance, atol=tolerance)
+    removed = _logits(
+        builder, graft(state_dict, plan, builder=builder, columns=COLUMNS).state_dict, 3, 0, dtype
+    )
+    torch.testing.assert_close(
+        removed[..., 1:], pretrained[..., [5, 1]], rtol=tolerance, atol=tolerance
+    )
     wide = graft(state_dict, plan, builder=builder, columns=COLUMNS, dropped="absorb")
     softmax = anatomy(builder, 6).softmax
     assert wide.weights.absorbed == (("car", "N/A", "dog") if softmax else ())
@@ -113,9 +144,14 @@ def test_kept_logits_and_absorbed_probabilities(source, dtype, tolerance):
     assert absorbed.shape == removed.shape
     if softmax:
         torch.testing.assert_close(
-            absorbed.softmax(-1)[..., 1:], pretrained.softmax(-1)[..., [5, 1]], rtol=0, atol=max(tolerance, 1e-12) / 10
+            absorbed.softmax(-1)[..., 1:],
+            pretrained.softmax(-1)[..., [5, 1]],
+            rtol=0,
+            atol=max(tolerance, 1e-12) / 10,
         )
-        assert (removed.softmax(-1)[..., 1:] - pretrained.softmax(-1)[..., [5, 1]]).abs().max() > 0.01
+        assert (
+            removed.softmax(-1)[..., 1:] - pretrained.softmax(-1)[..., [5, 1]]
+        ).abs().max() > 0.01
         new = graft(
             state_dict,
             {**plan, "helmet": "new", "vest": "new"},
@@ -129,7 +165,9 @@ def test_kept_logits_and_absorbed_probabilities(source, dtype, tolerance):
         assert shift.min() > -1e-6
         assert shift.max() <= 2 * 0.01
         background = pretrained.softmax(-1)[..., 0]
-        torch.testing.assert_close(shifted[..., 3], 0.01 * background / (1 + 0.02 * background), rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(
+            shifted[..., 3], 0.01 * background / (1 + 0.02 * background), rtol=1e-4, atol=1e-9
+        )
     else:
         torch.testing.assert_close(absorbed, removed, rtol=0, atol=0)
 
@@ -140,8 +178,15 @@ def _scores(builder, state_dict, columns):
     model.load_state_dict(state_dict, strict=True)
     torch.manual_seed(1)
     with torch.no_grad():
-        (item,) = builder.family.probe(model) if hasattr(builder, "family") else model([torch.rand(3, 32, 32, dtype=torch.float64)])
-    return {label: item["scores"][item["labels"] == label].sort(descending=True).values for label in range(1, columns)}
+        (item,) = (
+            builder.family.probe(model)
+            if hasattr(builder, "family")
+            else model([torch.rand(3, 32, 32, dtype=torch.float64)])
+        )
+    return {
+        label: item["scores"][item["labels"] == label].sort(descending=True).values
+        for label in range(1, columns)
+    }
 
 
 @pytest.mark.parametrize("builder", [efficient.build, tiny.unusual], ids=_id)
@@ -149,7 +194,12 @@ def test_kept_scores_of_detectors_that_are_not_torchvisions(builder):
     torch.manual_seed(0)
     model = build(builder, 6).double()
     randomize(model)
-    done = graft(model.state_dict(), {"tree": "keep", "hat": "new", "people": {"keep": "person"}}, builder=builder, columns=COLUMNS)
+    done = graft(
+        model.state_dict(),
+        {"tree": "keep", "hat": "new", "people": {"keep": "person"}},
+        builder=builder,
+        columns=COLUMNS,
+    )
     before, after = _scores(builder, model.state_dict(), 6), _scores(builder, done.state_dict, 4)
     assert len(before[5].unique()) > 50
     torch.testing.assert_close([after[1], after[3]], [before[5], before[1]], rtol=1e-12, atol=0)
@@ -170,9 +220,18 @@ def test_the_grafted_detector_loads_strictly_and_keeps_the_source_untouched(sour
     with UninitializedParameters():
         model = build(builder, 3, absorbed=len(done.weights.absorbed))
     model.load_state_dict(copy.copy(done.state_dict), strict=True)
-    for axis, old in zip(anatomy(builder, 3, absorbed=len(done.weights.absorbed)).axes, anatomy(builder, 6).axes, strict=True):
-        expected = 0.75 * rows_of(state_dict[old.tensor], old, 2).double() + 0.25 * rows_of(state_dict[old.tensor], old, 4).double()
-        torch.testing.assert_close(rows_of(done.state_dict[axis.tensor], axis, 2), expected.float(), rtol=1e-6, atol=1e-7)
+    for axis, old in zip(
+        anatomy(builder, 3, absorbed=len(done.weights.absorbed)).axes,
+        anatomy(builder, 6).axes,
+        strict=True,
+    ):
+        expected = (
+            0.75 * rows_of(state_dict[old.tensor], old, 2).double()
+            + 0.25 * rows_of(state_dict[old.tensor], old, 4).double()
+        )
+        torch.testing.assert_close(
+            rows_of(done.state_dict[axis.tensor], axis, 2), expected.float(), rtol=1e-6, atol=1e-7
+        )
     assert all(
         torch.equal(state_dict[name], tensor)
         for name, tensor in original.items()

@@ -30,14 +30,23 @@ EXPECTED = {
     },
     "fcos_resnet50_fpn": (False, {"head.classification_head.cls_logits": ("plain", 1)}),
     "retinanet_resnet50_fpn": (False, {"head.classification_head.cls_logits": ("anchor-major", 9)}),
-    "retinanet_resnet50_fpn_v2": (False, {"head.classification_head.cls_logits": ("anchor-major", 9)}),
+    "retinanet_resnet50_fpn_v2": (
+        False,
+        {"head.classification_head.cls_logits": ("anchor-major", 9)},
+    ),
     "ssd300_vgg16": (
         True,
-        {f"head.classification_head.module_list.{level}": ("anchor-major", rows) for level, rows in enumerate([4, 6, 6, 6, 4, 4])},
+        {
+            f"head.classification_head.module_list.{level}": ("anchor-major", rows)
+            for level, rows in enumerate([4, 6, 6, 6, 4, 4])
+        },
     ),
     "ssdlite320_mobilenet_v3_large": (
         True,
-        {f"head.classification_head.module_list.{level}.1": ("anchor-major", 6) for level in range(6)},
+        {
+            f"head.classification_head.module_list.{level}.1": ("anchor-major", 6)
+            for level in range(6)
+        },
     ),
 }
 
@@ -52,14 +61,20 @@ def test_class_axes_of_torchvision(builder):
     found = anatomy(builder, 91)
     assert found.softmax is softmax
     assert {axis.tensor: (axis.layout, axis.multiplicity) for axis in found.axes} == {
-        f"{module}.{kind}": expected for module, expected in modules.items() for kind in ("weight", "bias")
+        f"{module}.{kind}": expected
+        for module, expected in modules.items()
+        for kind in ("weight", "bias")
     }
     assert all(axis.axis == 0 and axis.background and axis.columns == 91 for axis in found.axes)
-    assert found.shapes == shapes_of(builder, 91)  # what is computed from two small detectors is what the builder makes
+    assert found.shapes == shapes_of(
+        builder, 91
+    )  # what is computed from two small detectors is what the builder makes
 
 
 def test_rows_by_hand():
-    ssd = {axis.tensor: axis for axis in discover("ssdlite320_mobilenet_v3_large", 3)}["head.classification_head.module_list.0.1.bias"]
+    ssd = {axis.tensor: axis for axis in discover("ssdlite320_mobilenet_v3_large", 3)}[
+        "head.classification_head.module_list.0.1.bias"
+    ]
     assert ssd.rows(1) == [1, 4, 7, 10, 13, 16]  # [6 anchors, 3 columns]
     boxes = {axis.tensor: axis for axis in discover(tiny.faster_rcnn, 3)}[f"{BOXES}.bias"]
     assert boxes.rows(2) == [8, 9, 10, 11]  # [3 columns, 4 numbers]
@@ -68,15 +83,24 @@ def test_rows_by_hand():
 
 def test_absorbed_columns_widen_scores_alone():
     axes = {axis.tensor: axis for axis in discover(tiny.mask_rcnn, 3, absorbed=2)}
-    assert {axis.role: axis.columns for axis in axes.values()} == {"scores": 5, "boxes": 3, "masks": 3}
+    assert {axis.role: axis.columns for axis in axes.values()} == {
+        "scores": 5,
+        "boxes": 3,
+        "masks": 3,
+    }
     found = anatomy(tiny.mask_rcnn, 3, absorbed=2)
-    assert found.shapes == {name: tuple(tensor.shape) for name, tensor in build(tiny.mask_rcnn, 3, absorbed=2).state_dict().items()}
+    assert found.shapes == {
+        name: tuple(tensor.shape)
+        for name, tensor in build(tiny.mask_rcnn, 3, absorbed=2).state_dict().items()
+    }
 
 
 def test_effdet_from_pypi():
     found = anatomy(efficient.build, 21)
     assert not found.softmax
-    assert [(axis.tensor, axis.layout, axis.multiplicity, axis.background) for axis in found.axes] == [
+    assert [
+        (axis.tensor, axis.layout, axis.multiplicity, axis.background) for axis in found.axes
+    ] == [
         ("class_net.predict.conv_pw.weight", "anchor-major", 9, False),
         ("class_net.predict.conv_pw.bias", "anchor-major", 9, False),
     ]
@@ -109,11 +133,20 @@ def test_shared_rows_are_found_under_each_name():
     [
         (
             tiny.scrambled,
-            r"scrambled: no layout can be proved with 5 columns for logits.weight \[24, 8, 1, 1\] \(axis 0, 6 rows a class\)",
+            (
+                r"scrambled: no layout can be proved with 5 columns for logits.weight \[24, 8, 1,"
+                r" 1\] \(axis 0, 6 rows a class\)"
+            ),
         ),
         (tiny.silent, r"silent: its head can.t be probed .*Expected torchvision.s output"),
-        (tiny.deaf, r"deaf: ignores num_classes: no tensor's shape differs between 5 and 6 columns"),
-        (tiny.crossed, r"don't grow by whole classes along one axis: confusion \[5, 5\] -> \[6, 6\]"),
+        (
+            tiny.deaf,
+            r"deaf: ignores num_classes: no tensor's shape differs between 5 and 6 columns",
+        ),
+        (
+            tiny.crossed,
+            r"don't grow by whole classes along one axis: confusion \[5, 5\] -> \[6, 6\]",
+        ),
     ],
     ids=["scrambled", "silent", "deaf", "crossed"],
 )

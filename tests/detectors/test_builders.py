@@ -29,11 +29,20 @@ def test_the_three_ways_to_name_a_builder():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ssd301", r"'ssd301': not one of torchvision's detection builders \(fasterrcnn_mobilenet_v3_large_320_fpn,"),
+        (
+            "ssd301",
+            (
+                r"'ssd301': not one of torchvision's detection builders"
+                r" \(fasterrcnn_mobilenet_v3_large_320_fpn,"
+            ),
+        ),
         ("no_such_module:build", r"no_such_module can't be imported \(ModuleNotFoundError"),
         (
             "nowhere/file.py:build",
-            r"nowhere/file.py can't be imported \(FileNotFoundError: no such file: nowhere/file.py\)",
+            (
+                r"nowhere/file.py can't be imported \(FileNotFoundError: no such file:"
+                r" nowhere/file.py\)"
+            ),
         ),
         (f"{Path(tiny.__file__)}:sdd", r"tiny.py has no function 'sdd'; it has: .*ssd, "),
     ],
@@ -45,7 +54,10 @@ def test_builders_that_are_not_there(name, message):
 
 
 def test_builders_that_fail():
-    with pytest.raises(SurgeryError, match=r"fcos\(num_classes=3, \{'colour': 'red'\}\): failed with TypeError: .*colour"):
+    with pytest.raises(
+        SurgeryError,
+        match=r"fcos\(num_classes=3, \{'colour': 'red'\}\): failed with TypeError: .*colour",
+    ):
         build(tiny.fcos, 3, {"colour": "red"})
     with pytest.raises(SurgeryError, match=r"returned dict, expected a torch\.nn\.Module"):
         build(lambda num_classes: {}, 3)
@@ -54,7 +66,11 @@ def test_builders_that_fail():
 def test_load_gives_the_ready_detector():
     torch.manual_seed(0)
     model = tiny.ssd(3)
-    weights = Weights({name: tensor.half() for name, tensor in model.state_dict().items()}, COLUMNS, f"{Path(tiny.__file__)}:ssd")
+    weights = Weights(
+        {name: tensor.half() for name, tensor in model.state_dict().items()},
+        COLUMNS,
+        f"{Path(tiny.__file__)}:ssd",
+    )
     loaded = load(weights)
     assert not loaded.training
     assert loaded.columns == COLUMNS
@@ -74,7 +90,11 @@ def test_load_names_what_does_not_fit():
 def test_frozen_batch_norm_is_what_torchvision_builds_for_its_first_coco_weights():
     with UninitializedParameters():
         model = build("fasterrcnn_resnet50_fpn", 3, {"frozen_batch_norm": 0.0})
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d)]
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d)
+    ]
     assert len(norms) == 53
     assert all(isinstance(norm, FrozenBatchNorm2d) and norm.eps == 0 for norm in norms)
     assert not any("num_batches_tracked" in name for name in model.state_dict())
@@ -93,15 +113,22 @@ def test_a_builder_file_that_changed_since_the_fetch_is_refused(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.py"
     file.write_text(
-        "from torch import nn\n\n\nclass Mine(nn.Module):\n    def __init__(self, k):\n        super().__init__()\n"
-        "        self.head = nn.Linear(2, k)\n\n\ndef build(num_classes):\n    return Mine(num_classes)\n"
+        "from torch import nn\n\n\nclass Mine(nn.Module):\n    def __init__(self, k):\n       "
+        " super().__init__()\n        self.head = nn.Linear(2, k)\n\n\ndef build(num_classes):\n   "
+        " return Mine(num_classes)\n"
     )
     provenance = {"builder_sha256": sha256_file(file)}
     state_dict = {"head.weight": torch.zeros(2, 2), "head.bias": torch.zeros(2)}
-    weights = Weights(state_dict, ("__background__", "person"), "mine.py:build", provenance=provenance)
+    weights = Weights(
+        state_dict, ("__background__", "person"), "mine.py:build", provenance=provenance
+    )
     assert load(weights).columns == ("__background__", "person")
     file.write_text(file.read_text() + "# changed\n")
     with pytest.raises(
-        SurgeryError, match=r"builder 'mine\.py:build': its file changed since the weights were fetched.*dvc repro --force fetch"
+        SurgeryError,
+        match=(
+            r"builder 'mine\.py:build': its file changed since the weights were fetched.*dvc repro"
+            r" --force fetch"
+        ),
     ):
         load(weights)

@@ -4,7 +4,9 @@ import importlib.util
 
 
 def test_the_table_of_class_axes_is_fresh(root):
-    spec = importlib.util.spec_from_file_location("surgery_table", root / "docs" / "surgery_table.py")
+    spec = importlib.util.spec_from_file_location(
+        "surgery_table", root / "docs" / "surgery_table.py"
+    )
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     text = (root / "docs" / "surgery.md").read_text(encoding="utf-8")

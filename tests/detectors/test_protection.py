@@ -7,7 +7,10 @@ from topwork import graft
 from topwork.detectors.protection import RowGroup, protection_of, rows_of
 
 COLUMNS = ("__background__", "person", "car", "dog")
-WEIGHT, BIAS = "head.classification_head.module_list.0.weight", "head.classification_head.module_list.0.bias"
+WEIGHT, BIAS = (
+    "head.classification_head.module_list.0.weight",
+    "head.classification_head.module_list.0.bias",
+)
 
 
 def _grafted():
@@ -41,7 +44,11 @@ def test_every_row_and_every_tensor_has_one_owner():
     weights = _grafted()
     found = protection_of(weights)
     for tensor in found.background:
-        owned = [row for group in (found.kept, found.like, found.new, found.background, found.absorbed) for row in group[tensor].rows]
+        owned = [
+            row
+            for group in (found.kept, found.like, found.new, found.background, found.absorbed)
+            for row in group[tensor].rows
+        ]
         assert sorted(owned) == list(range(weights.state_dict[tensor].shape[0]))
     assert sorted([*found.trunk, *found.head]) == sorted(weights.state_dict)
     assert {name.split(".")[0] for name in found.trunk} == {"backbone"}

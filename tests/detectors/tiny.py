@@ -1,4 +1,6 @@
-"""Small detectors of each torchvision family, and some that aren't torchvision's; quick enough for property-based tests."""
+"""Small detectors of each torchvision family, and some that aren't torchvision's; quick enough for
+property-based tests.
+"""
 
 from collections import OrderedDict
 
@@ -15,7 +17,9 @@ from topwork.detectors.families import Family, fold_any
 class Backbone(nn.Module):
     def __init__(self, channels=(8, 8)):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 4, 1) for a, b in zip((3, *channels), channels, strict=False))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, 4, 1) for a, b in zip((3, *channels), channels, strict=False)
+        )
         self.out_channels = list(channels) if len(set(channels)) > 1 else channels[0]
 
     def forward(self, x):
@@ -27,7 +31,9 @@ class Backbone(nn.Module):
 
 
 def ssd(num_classes, **kwargs):
-    return SSD(Backbone((8, 12)), DefaultBoxGenerator([[2], [2, 3]]), (32, 32), num_classes, **kwargs)
+    return SSD(
+        Backbone((8, 12)), DefaultBoxGenerator([[2], [2, 3]]), (32, 32), num_classes, **kwargs
+    )
 
 
 def _anchors():
@@ -62,7 +68,9 @@ def mask_rcnn(num_classes):
 
 
 def retinanet(num_classes):
-    return RetinaNet(Backbone((32, 32)), num_classes, anchor_generator=_anchors(), min_size=32, max_size=32)
+    return RetinaNet(
+        Backbone((32, 32)), num_classes, anchor_generator=_anchors(), min_size=32, max_size=32
+    )
 
 
 def fcos(num_classes):
@@ -76,7 +84,9 @@ def fcos(num_classes):
 
 
 class Unusual(nn.Module):
-    """A head like no other: rows lie as [2 branches, classes, 3 anchors], background isn't among them, scores are sigmoids."""
+    """A head like no other: rows lie as [2 branches, classes, 3 anchors], background isn't among
+    them, scores are sigmoids.
+    """
 
     def __init__(self, num_classes, groups=1):
         super().__init__()
@@ -89,11 +99,21 @@ class Unusual(nn.Module):
         detections = []
         for image in images:
             features = self.trunk(image[None])
-            logits = self.logits(features).reshape(2, self.classes, 3, -1)  # [branch, class, anchor, place]
+            logits = self.logits(features).reshape(
+                2, self.classes, 3, -1
+            )  # [branch, class, anchor, place]
             scores = logits.sigmoid()
             labels = torch.arange(1, self.classes + 1).reshape(1, -1, 1, 1).expand_as(scores)
-            boxes = self.boxes(features).reshape(2, 1, 3, 4, -1).movedim(3, -1).expand(*scores.shape, 4)
-            detections.append({"scores": scores.flatten(), "labels": labels.flatten(), "boxes": boxes.reshape(-1, 4)})
+            boxes = (
+                self.boxes(features).reshape(2, 1, 3, 4, -1).movedim(3, -1).expand(*scores.shape, 4)
+            )
+            detections.append(
+                {
+                    "scores": scores.flatten(),
+                    "labels": labels.flatten(),
+                    "boxes": boxes.reshape(-1, 4),
+                }
+            )
         return detections
 
 
@@ -116,10 +136,15 @@ def scrambled(num_classes):
 
 
 class Silent(Unusual):
-    """Shows only what scores above one half, as a detector in use does; so not every class can be seen."""
+    """Shows only what scores above one half, as a detector in use does; so not every class can be
+    seen.
+    """
 
     def forward(self, images):
-        return [{key: value[item["scores"] > 0.9999] for key, value in item.items()} for item in super().forward(images)]
+        return [
+            {key: value[item["scores"] > 0.9999] for key, value in item.items()}
+            for item in super().forward(images)
+        ]
 
 
 def silent(num_classes):

@@ -1,4 +1,6 @@
-"""A real HTTP server on loopback that misbehaves on demand: cuts, stalls, lies about lengths and ranges, redirects, compresses."""
+"""A real HTTP server on loopback that misbehaves on demand: cuts, stalls, lies about lengths and
+ranges, redirects, compresses.
+"""
 
 import gzip
 import re
@@ -54,7 +56,10 @@ class _Quiet(ThreadingHTTPServer):
 
 
 class Misbehaving:
-    """`plan[path]` is a reply, or a list of them for the first, second... request (the last one repeats)."""
+    """`plan[path]` is a reply, or a list of them for the first, second...
+
+    request (the last one repeats).
+    """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.plan: dict[str, Reply | list[Reply]] = {}
@@ -62,9 +67,13 @@ class Misbehaving:
         self.gone = threading.Event()
         self._server = _Quiet(("127.0.0.1", 0), self._handler())
         if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:
@@ -95,7 +104,9 @@ class Misbehaving:
 
             def do_GET(self) -> None:
                 sent: list[int] = []
-                outer.seen.append(Seen(self.path, {k.lower(): v for k, v in self.headers.items()}, sent))
+                outer.seen.append(
+                    Seen(self.path, {k.lower(): v for k, v in self.headers.items()}, sent)
+                )
                 try:
                     answer(self, outer._reply(self.path), sent, outer.gone)
                 except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
@@ -104,7 +115,9 @@ class Misbehaving:
         return Handler
 
 
-def answer(handler: BaseHTTPRequestHandler, reply: Reply, sent: list[int], gone: threading.Event) -> None:
+def answer(
+    handler: BaseHTTPRequestHandler, reply: Reply, sent: list[int], gone: threading.Event
+) -> None:
     """Send a reply, faults and all."""
     status, start, body = reply.status, 0, reply.content
     asked = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
@@ -119,7 +132,9 @@ def answer(handler: BaseHTTPRequestHandler, reply: Reply, sent: list[int], gone:
         else:
             status = 206
             total = len(body) + reply.total_shift
-            headers["Content-Range"] = f"bytes {start + reply.range_shift}-{len(body) - 1 + reply.range_shift}/{total}"
+            headers["Content-Range"] = (
+                f"bytes {start + reply.range_shift}-{len(body) - 1 + reply.range_shift}/{total}"
+            )
             body = body[start:]
     if reply.encoding == "gzip":
         body = gzip.compress(body, 1)
@@ -142,8 +157,18 @@ def answer(handler: BaseHTTPRequestHandler, reply: Reply, sent: list[int], gone:
     _send_body(handler, reply, body, start, sent, gone)
 
 
-def _send_body(handler: BaseHTTPRequestHandler, reply: Reply, body: bytes, start: int, sent: list[int], gone: threading.Event) -> None:
-    end = min((offset - start for offset in (reply.cut, reply.stall) if offset is not None), default=len(body))
+def _send_body(
+    handler: BaseHTTPRequestHandler,
+    reply: Reply,
+    body: bytes,
+    start: int,
+    sent: list[int],
+    gone: threading.Event,
+) -> None:
+    end = min(
+        (offset - start for offset in (reply.cut, reply.stall) if offset is not None),
+        default=len(body),
+    )
     body = body[: max(end, 0)]
     step = 1 << 16 if reply.rate is None else max(1, reply.rate // 50)
     for offset in range(0, len(body), step):
@@ -160,7 +185,9 @@ def _send_body(handler: BaseHTTPRequestHandler, reply: Reply, body: bytes, start
         handler.wfile.flush()
         handler.close_connection = True
         if reply.reset:
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
             time.sleep(0.02)  # let the client take what was sent before the reset discards it
             handler.connection.close()
         return

@@ -28,7 +28,9 @@ if len(sys.argv) > 4:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), int(sys.argv[4])))
 known = Known(sys.argv[1], locked=sys.argv[3] or None)
 try:
-    cached = download(sys.argv[1], sys.argv[1], Cache(Path(sys.argv[2])), known.judge, expected=known.expected, policy=Policy(backoff_s=0.01))
+    cache, policy = Cache(Path(sys.argv[2])), Policy(backoff_s=0.01)
+    source, expected = sys.argv[1], known.expected
+    cached = download(source, source, cache, known.judge, expected=expected, policy=policy)
 except TopworkError as error:
     print(error)
     sys.exit(1)
@@ -36,7 +38,9 @@ print(cached.sha256, cached.path.name)
 """
 
 
-def start(url: str, cache: Cache, expected: str = "", limit: int | None = None) -> "subprocess.Popen[str]":
+def start(
+    url: str, cache: Cache, expected: str = "", limit: int | None = None
+) -> "subprocess.Popen[str]":
     source = str(Path(__file__).parents[2] / "src")
     arguments = [url, str(cache.root), expected, *([str(limit)] if limit else [])]
     return subprocess.Popen(
@@ -85,8 +89,12 @@ def test_four_at_once(server: Misbehaving, cache: Cache, content: bytes) -> None
     assert sum("another process is fetching it; waiting" in output for output in outputs) == 3
 
 
-def killed_again_and_again(server: Misbehaving, cache: Cache, content: bytes, kills: int, seed: int, expected: str) -> int:
-    """Start, kill at a random moment, start again: never half a file, and in the end a right one; how often a run went on with what was left."""
+def killed_again_and_again(
+    server: Misbehaving, cache: Cache, content: bytes, kills: int, seed: int, expected: str
+) -> int:
+    """Start, kill at a random moment, start again: never half a file, and in the end a right one;
+    how often a run went on with what was left.
+    """
     draw = random.Random(seed)
     url = f"{server.url}/w.pth"
     server.plan["/w.pth"] = Reply(content, rate=1_000_000)
@@ -103,13 +111,23 @@ def killed_again_and_again(server: Misbehaving, cache: Cache, content: bytes, ki
     return resumed
 
 
-def one_killed(server: Misbehaving, cache: Cache, url: str, expected: str, size: int, after_s: float) -> bool:
-    """Start a download and kill it; whether it went on with what an earlier one had left, which it must where there was something."""
+def one_killed(
+    server: Misbehaving, cache: Cache, url: str, expected: str, size: int, after_s: float
+) -> bool:
+    """Start a download and kill it; whether it went on with what an earlier one had left, which it
+    must where there was something.
+    """
     folder = cache.partial(url)
-    left = (folder / "part").stat().st_size if (folder / "part").is_file() and (folder / "part.json").is_file() else 0
+    left = (
+        (folder / "part").stat().st_size
+        if (folder / "part").is_file() and (folder / "part.json").is_file()
+        else 0
+    )
     before = len(server.seen)
     process = start(url, cache, expected)
-    while len(server.seen) == before and process.poll() is None:  # most of the time goes into starting Python; kill what matters
+    while (
+        len(server.seen) == before and process.poll() is None
+    ):  # most of the time goes into starting Python; kill what matters
         time.sleep(0.002)
     time.sleep(after_s)
     process.send_signal(signal.SIGKILL)
@@ -126,7 +144,9 @@ def test_killed_three_times(server: Misbehaving, cache: Cache, content: bytes) -
 
 @pytest.mark.long
 @pytest.mark.parametrize("known", [False, True], ids=["first use", "known hash"])
-def test_killed_twenty_times(server: Misbehaving, cache: Cache, content: bytes, known: bool) -> None:
+def test_killed_twenty_times(
+    server: Misbehaving, cache: Cache, content: bytes, known: bool
+) -> None:
     """Of a file so long that every kill meets a download under way."""
     long = content * 6
     expected = hashlib.sha256(long).hexdigest() if known else ""
@@ -166,7 +186,9 @@ def test_killed_while_others_wait(server: Misbehaving, cache: Cache, content: by
 
 
 def test_file_too_big_for_the_user(server: Misbehaving, cache: Cache, content: bytes) -> None:
-    """A limit of the operating system on the file's size: write() fails midway, with the real errno."""
+    """A limit of the operating system on the file's size: write() fails midway, with the real
+    errno.
+    """
     server.plan["/w.pth"] = Reply(content)
     output = finish(start(f"{server.url}/w.pth", cache, limit=150_000))
     assert "the file is larger than this disk or user may hold" in output
@@ -184,7 +206,9 @@ def test_interrupted_by_the_user(server: Misbehaving, cache: Cache, content: byt
     process.send_signal(signal.SIGINT)
     process.communicate()
     assert path.stat().st_size == 100_000
-    assert finish(start(url, cache)).splitlines()[-1].startswith(hashlib.sha256(content).hexdigest())
+    assert (
+        finish(start(url, cache)).splitlines()[-1].startswith(hashlib.sha256(content).hexdigest())
+    )
     assert server.ranges() == [None, "bytes=100000-"]
 
 
@@ -208,4 +232,7 @@ def test_cache_that_cant_be_written(server: Misbehaving, tmp_path: Path, content
     server.plan["/w.pth"] = Reply(content)
     (tmp_path / "file").write_text("not a folder")
     output = finish(start(f"{server.url}/w.pth", Cache(tmp_path / "file" / "cache")))
-    assert "the download cache can't be written (Not a directory). Name another folder: TOPWORK_CACHE=FOLDER." in output
+    assert (
+        "the download cache can't be written (Not a directory). Name another folder:"
+        " TOPWORK_CACHE=FOLDER." in output
+    )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from download.misbehaving import Misbehaving, Reply
 from download.test_transport import proxy
-from topwork.classes import BACKGROUND
+from topwork.classes import BACKGROUND, category_set
 from topwork.cli import main
 from topwork.download.lock import Known, read_lock, record, write_lock
 from topwork.download.sources import fetch
@@ -26,7 +26,6 @@ from topwork.errors import ChecksumError, TopworkError, WeightsError
 from topwork.params.document import parse_params
 from topwork.params.fetch import FetchParams
 from topwork.stages import fetch as stage
-from topwork.weights.categories import category_set
 from topwork.weights.format import Weights, read_weights, write_weights
 from weights.test_load_raw import Evil
 
@@ -47,7 +46,11 @@ def build(num_classes):
 def tiny(columns: int = 3, prefix: str = "") -> dict[str, Tensor]:
     torch.manual_seed(0)
     layers = {"trunk": nn.Linear(3, 4), "head": nn.Linear(4, columns)}
-    return {f"{prefix}{name}.{key}": tensor for name, layer in layers.items() for key, tensor in layer.state_dict().items()}
+    return {
+        f"{prefix}{name}.{key}": tensor
+        for name, layer in layers.items()
+        for key, tensor in layer.state_dict().items()
+    }
 
 
 def saved(content: Any) -> bytes:
@@ -62,7 +65,14 @@ def builder(plain_environment: None) -> None:
 
 
 def local(**kwargs: Any) -> FetchParams:
-    return FetchParams(**{"source": "w.pth", "builder": "detector.py:build", "classes": ["person", "dog"], **kwargs})
+    return FetchParams(
+        **{
+            "source": "w.pth",
+            "builder": "detector.py:build",
+            "classes": ["person", "dog"],
+            **kwargs,
+        }
+    )
 
 
 def sha256(content: bytes) -> str:
@@ -87,7 +97,8 @@ def test_local_file() -> None:
     assert weights.provenance["builder_sha256"] == sha256(BUILDER.encode())
     assert read_lock() == {"w.pth": digest}
     assert said == [
-        f"w.pth: seen for the first time, SHA-256 {digest} written to weights.lock. Commit it: from now on no other content is accepted."
+        f"w.pth: seen for the first time, SHA-256 {digest} written to weights.lock. Commit it: from"
+        " now on no other content is accepted."
     ]
     fetch(local(), say=said.append)
     assert len(said) == 1
@@ -100,7 +111,10 @@ def test_changed_file_needs_to_be_accepted() -> None:
     after = sha256(Path("w.pth").read_bytes())
     with pytest.raises(
         ChecksumError,
-        match=rf"w\.pth: SHA-256 found {after}, expected {before} \(weights\.lock\).*topwork fetch w\.pth --accept",
+        match=(
+            rf"w\.pth: SHA-256 found {after}, expected {before} \(weights\.lock\).*topwork fetch"
+            r" w\.pth --accept"
+        ),
     ):
         fetch(local(), say=quiet)
     assert read_lock() == {"w.pth": before}
@@ -114,7 +128,10 @@ def test_pinned_hash() -> None:
     Path("w.pth").write_bytes(saved(tiny()))
     digest = sha256(Path("w.pth").read_bytes())
     fetch(local(sha256=digest.upper()), say=quiet)
-    with pytest.raises(ChecksumError, match=rf"found {digest}, expected {'0' * 64} \(fetch\.sha256 in params\.yaml\)"):
+    with pytest.raises(
+        ChecksumError,
+        match=rf"found {digest}, expected {'0' * 64} \(fetch\.sha256 in params\.yaml\)",
+    ):
         fetch(local(sha256="0" * 64), accept=True, say=quiet)
 
 
@@ -138,11 +155,20 @@ def test_nothing_is_locked_when_the_file_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"builder": None}, r"w\.pth: says nothing about its detector\. Name it under fetch\.builder"),
-        ({"classes": None}, r"w\.pth: comes without class names\. Name its columns under fetch\.classes.*coco-91"),
+        (
+            {"builder": None},
+            r"w\.pth: says nothing about its detector\. Name it under fetch\.builder",
+        ),
+        (
+            {"classes": None},
+            r"w\.pth: comes without class names\. Name its columns under fetch\.classes.*coco-91",
+        ),
         (
             {"source": "v.pth"},
-            r"fetch\.source: v\.pth: no such file, expected a file, or a source of another kind \(demo, torchvision:",
+            (
+                r"fetch\.source: v\.pth: no such file, expected a file, or a source of another kind"
+                r" \(demo, torchvision:"
+            ),
         ),
         ({"source": "s3://bucket/w.pth"}, r"fetch\.source: s3://bucket/w\.pth: no such file"),
         ({"source": "."}, r"fetch\.source: \.: a folder, expected a file"),
@@ -171,34 +197,63 @@ def test_prefix() -> None:
 def test_own_weights_bring_everything() -> None:
     write_weights(
         Path("w.safetensors"),
-        Weights(tiny(), (BACKGROUND, "person", "dog"), "detector.py:build", provenance={"source": "elsewhere"}),
+        Weights(
+            tiny(),
+            (BACKGROUND, "person", "dog"),
+            "detector.py:build",
+            provenance={"source": "elsewhere"},
+        ),
     )
     weights = fetch(FetchParams(source="w.safetensors", builder="detector.py:build"), say=quiet)
     assert weights.columns == (BACKGROUND, "person", "dog")
     assert weights.builder == "detector.py:build"
     assert weights.provenance["origin"] == {"source": "elsewhere"}
     with pytest.raises(WeightsError, match=r"fetch\.classes: found 91 columns, the weights have 3"):
-        fetch(FetchParams(source="w.safetensors", builder="detector.py:build", classes="coco-91"), say=quiet)
+        fetch(
+            FetchParams(source="w.safetensors", builder="detector.py:build", classes="coco-91"),
+            say=quiet,
+        )
     with pytest.raises(
-        WeightsError, match=r"w\.safetensors: .* column 1 is 'person', fetch\.classes says 'dog'; column 2 is 'dog', .*'person'"
+        WeightsError,
+        match=(
+            r"w\.safetensors: .* column 1 is 'person', fetch\.classes says 'dog'; column 2 is"
+            r" 'dog', .*'person'"
+        ),
     ):
-        fetch(FetchParams(source="w.safetensors", builder="detector.py:build", classes=["dog", "person"]), say=quiet)
+        fetch(
+            FetchParams(
+                source="w.safetensors", builder="detector.py:build", classes=["dog", "person"]
+            ),
+            say=quiet,
+        )
 
 
 def test_a_file_doesnt_choose_which_code_is_called(capsys: pytest.CaptureFixture[str]) -> None:
-    """A builder is a function that is called with the file's arguments; `logging:basicConfig` would empty a file of its choice."""
+    """A builder is a function that is called with the file's arguments; `logging:basicConfig` would
+    empty a file of its choice.
+    """
     Path("trap.py").write_text("def build(num_classes, name):\n    open(name, 'w').close()\n")
-    write_weights(Path("w.safetensors"), Weights(tiny(), (BACKGROUND, "person"), "trap.py:build", {"name": "made"}))
+    write_weights(
+        Path("w.safetensors"),
+        Weights(tiny(), (BACKGROUND, "person"), "trap.py:build", {"name": "made"}),
+    )
     assert main(["fetch", "w.safetensors"]) == 1
-    assert "w.safetensors: its metadata asks for the builder 'trap.py:build' with {'name': 'made'}" in capsys.readouterr().err
+    assert (
+        "w.safetensors: its metadata asks for the builder 'trap.py:build' with {'name': 'made'}"
+        in capsys.readouterr().err
+    )
     assert not Path("made").exists()
     assert not Path("weights.lock").exists()
-    assert main(["fetch", "w.safetensors", "--builder", "trap.py:build"]) == 1, "no detector, but called: the trap is real"
+    assert main(["fetch", "w.safetensors", "--builder", "trap.py:build"]) == 1, (
+        "no detector, but called: the trap is real"
+    )
     assert Path("made").exists()
 
 
 def test_torchvisions_builders_need_no_word() -> None:
-    write_weights(Path("w.safetensors"), Weights(tiny(), (BACKGROUND, "person", "dog"), "ssd300_vgg16"))
+    write_weights(
+        Path("w.safetensors"), Weights(tiny(), (BACKGROUND, "person", "dog"), "ssd300_vgg16")
+    )
     assert fetch(FetchParams(source="w.safetensors"), say=quiet).builder == "ssd300_vgg16"
 
 
@@ -215,11 +270,15 @@ def test_the_command_that_accepts_names_the_file_as_given(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["- a\n", "a: 1\n", "a: deadbeef\n", "a: [\n", "\x00"], ids=["list", "number", "short", "broken", "binary"]
+    "text",
+    ["- a\n", "a: 1\n", "a: deadbeef\n", "a: [\n", "\x00"],
+    ids=["list", "number", "short", "broken", "binary"],
 )
 def test_damaged_lock(text: str) -> None:
     Path("weights.lock").write_text(text)
-    with pytest.raises(WeightsError, match=r"weights\.lock: .* Restore it: git checkout -- weights\.lock"):
+    with pytest.raises(
+        WeightsError, match=r"weights\.lock: .* Restore it: git checkout -- weights\.lock"
+    ):
         read_lock()
 
 
@@ -251,23 +310,33 @@ def test_url(server: Misbehaving) -> None:
     assert weights.provenance["source"] == f"{server.url}/w.pth?token=***"
     assert weights.provenance["file"] == "w.pth"
     assert "s3cret" not in Path("weights.lock").read_text()
-    assert fetch(params.model_copy(update={"offline": True}), say=quiet).provenance == weights.provenance
+    assert (
+        fetch(params.model_copy(update={"offline": True}), say=quiet).provenance
+        == weights.provenance
+    )
 
 
-def test_url_whose_content_changes(server: Misbehaving, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_url_whose_content_changes(
+    server: Misbehaving, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     old, new = saved(tiny()), saved({name: tensor + 1 for name, tensor in tiny().items()})
     url = f"{server.url}/w.pth"
     server.plan["/w.pth"] = Reply(old)
     fetch(local(source=url), say=quiet)
     server.plan["/w.pth"] = Reply(new, etag='"v2"')
     monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / "another machine"))
-    with pytest.raises(ChecksumError, match=f"found {sha256(new)}, expected {sha256(old)} .*topwork fetch {url} --accept"):
+    with pytest.raises(
+        ChecksumError,
+        match=f"found {sha256(new)}, expected {sha256(old)} .*topwork fetch {url} --accept",
+    ):
         fetch(local(source=url), say=quiet)
     fetch(local(source=url), accept=True, say=quiet)
     assert read_lock() == {url: sha256(new)}
     write_lock({url: sha256(old)})
     server.plan["/w.pth"] = Reply(old)
-    assert fetch(local(source=url), say=quiet).provenance["sha256"] == sha256(old), "a cache with other content doesn't stand in the way"
+    assert fetch(local(source=url), say=quiet).provenance["sha256"] == sha256(old), (
+        "a cache with other content doesn't stand in the way"
+    )
 
 
 def test_accept_goes_to_the_source_not_to_the_cache(server: Misbehaving) -> None:
@@ -286,7 +355,9 @@ def test_a_refused_answer_isnt_taken_from_the_cache_ever_after(server: Misbehavi
     """First a login page, then the file."""
     url = f"{server.url}/w.pth"
     server.plan["/w.pth"] = [Reply(b"<html>Sign in"), Reply(saved(tiny()))]
-    with pytest.raises(WeightsError, match=rf"{url}: begins with '<html>Si'.*looks like a web page"):
+    with pytest.raises(
+        WeightsError, match=rf"{url}: begins with '<html>Si'.*looks like a web page"
+    ):
         fetch(local(source=url), say=quiet)
     assert not Path("weights.lock").exists()
     assert fetch(local(source=url), say=quiet).provenance["sha256"] == sha256(saved(tiny()))
@@ -298,18 +369,37 @@ def test_capitals_in_the_address(server: Misbehaving) -> None:
     assert weights.provenance["source"] == f"{server.url}/w.pth"
 
 
-def test_malicious_pickle_over_http(server: Misbehaving, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malicious_pickle_over_http(
+    server: Misbehaving, capsys: pytest.CaptureFixture[str]
+) -> None:
     url = f"{server.url}/w.pth"
     server.plan["/w.pth"] = Reply(saved({"head": Evil(Path("made"))}))
-    line = ["fetch", url, "--builder", "detector.py:build", "--classes", "person,dog", "--out", "w.safetensors"]
+    line = [
+        "fetch",
+        url,
+        "--builder",
+        "detector.py:build",
+        "--classes",
+        "person,dog",
+        "--out",
+        "w.safetensors",
+    ]
     assert main(line) == 1
     err = capsys.readouterr().err
-    assert re.search(rf"error: {url}: refused: it asks for `(posix|os)\.system`, and loading it would run code", err)
+    assert re.search(
+        rf"error: {url}: refused: it asks for `(posix|os)\.system`, and loading it would run code",
+        err,
+    )
     assert not any(Path(name).exists() for name in ("made", "weights.lock", "w.safetensors"))
 
 
-@pytest.mark.parametrize(("value", "offline"), [("1", True), ("yes", True), ("0", False), ("", False), ("false", False), ("OFF", False)])
-def test_offline_switch_of_the_environment(server: Misbehaving, monkeypatch: pytest.MonkeyPatch, value: str, offline: bool) -> None:
+@pytest.mark.parametrize(
+    ("value", "offline"),
+    [("1", True), ("yes", True), ("0", False), ("", False), ("false", False), ("OFF", False)],
+)
+def test_offline_switch_of_the_environment(
+    server: Misbehaving, monkeypatch: pytest.MonkeyPatch, value: str, offline: bool
+) -> None:
     server.plan["/w.pth"] = Reply(saved(tiny()))
     monkeypatch.setenv("TOPWORK_OFFLINE", value)
     if offline:
@@ -345,12 +435,16 @@ def git(folder: Path, *arguments: str) -> str:
         "-c",
         "commit.gpgsign=false",
     ]
-    return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture(scope="module")
 def published_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DVC repository with two versions of best.pth, pushed to its remote beside it, its own cache emptied."""
+    """A DVC repository with two versions of best.pth, pushed to its remote beside it, its own cache
+    emptied.
+    """
     from dvc.repo import Repo
 
     above = tmp_path_factory.mktemp("published")
@@ -370,7 +464,9 @@ def publish(folder: Path, repository: Any) -> None:
         config["core"]["remote"] = "store"
         config["remote"]["store"] = {"url": str(folder.parent / "store")}
     for version, shift in (("v1", 0), ("v2", 1)):
-        (folder / "best.pth").write_bytes(saved({name: tensor + shift for name, tensor in tiny().items()}))
+        (folder / "best.pth").write_bytes(
+            saved({name: tensor + shift for name, tensor in tiny().items()})
+        )
         repo.add(str(folder / "best.pth"))
         repo.push()
         git(folder, "add", "-A")
@@ -405,10 +501,16 @@ def test_dvc(models: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("dvc:../models#worst.pth@v1", r"dvc:\.\./models#worst\.pth@v1: worst\.pth not found in \.\./models at v1"),
+        (
+            "dvc:../models#worst.pth@v1",
+            r"dvc:\.\./models#worst\.pth@v1: worst\.pth not found in \.\./models at v1",
+        ),
         (
             "dvc:../models#best.pth@v3",
-            r"dvc:\.\./models#best\.pth@v3: DVC can't get it \(.*v3.*Try by hand: dvc get \.\./models best\.pth --rev v3",
+            (
+                r"dvc:\.\./models#best\.pth@v3: DVC can't get it \(.*v3.*Try by hand: dvc get"
+                r" \.\./models best\.pth --rev v3"
+            ),
         ),
         ("dvc:../nowhere#best.pth", r"dvc:\.\./nowhere#best\.pth: DVC can't get it"),
         ("dvc:best.pth", r"dvc:best\.pth: expected dvc:REPO#PATH@REV"),
@@ -416,7 +518,10 @@ def test_dvc(models: Path) -> None:
             "dvc:https://me:s3cret@example.org/models.git#best.pth",
             r"https://example\.org/models\.git: the address holds a user or password",
         ),
-        ("dvc:https://127.0.0.1:9/models.git#best.pth", r"dvc:https://127\.0\.0\.1:9/models\.git#best\.pth: DVC can't get it \(.*refused"),
+        (
+            "dvc:https://127.0.0.1:9/models.git#best.pth",
+            r"dvc:https://127\.0\.0\.1:9/models\.git#best\.pth: DVC can't get it \(.*refused",
+        ),
     ],
     ids=["path", "revision", "repository", "form", "credentials", "nobody there"],
 )
@@ -438,8 +543,12 @@ def test_dvc_offline_and_too_big(models: Path) -> None:
 
 
 @contextmanager
-def hub(server: Misbehaving, content: bytes, digest: str | None = None, file: str = "sub/w.pth") -> Iterator[str]:
-    """A hub on loopback: its API's answer about one repository, and the file at one commit, which lies in a store on another host."""
+def hub(
+    server: Misbehaving, content: bytes, digest: str | None = None, file: str = "sub/w.pth"
+) -> Iterator[str]:
+    """A hub on loopback: its API's answer about one repository, and the file at one commit, which
+    lies in a store on another host.
+    """
     commit = "c" * 40
     sibling: dict[str, Any] = {"rfilename": file, "size": len(content), "blobId": "b"}
     if digest is not None:
@@ -458,7 +567,9 @@ def hub(server: Misbehaving, content: bytes, digest: str | None = None, file: st
     store = server.url.replace("127.0.0.1", "localhost")
     server.plan |= {
         "/api/models/acme/tiny/revision/v1?blobs=true": answer,
-        f"/acme/tiny/resolve/{commit}/{quote(file)}": Reply(status=302, headers={"Location": f"{store}/blob?Signature=abc"}),
+        f"/acme/tiny/resolve/{commit}/{quote(file)}": Reply(
+            status=302, headers={"Location": f"{store}/blob?Signature=abc"}
+        ),
         "/blob?Signature=abc": [Reply(content, cut=100), Reply(content)],
     }
     yield server.url
@@ -474,20 +585,27 @@ def test_hub(server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
         weights = fetch(params, say=said.append)
     assert weights.provenance["source"] == "hf:acme/tiny/sub/w.pth@v1"
     assert weights.provenance["file"] == "w.pth"
-    assert [(request.path[:5], request.headers.get("authorization")) for request in server.seen] == [
+    assert [
+        (request.path[:5], request.headers.get("authorization")) for request in server.seen
+    ] == [
         ("/api/", "Bearer hf_s3cret"),
         *[("/acme", "Bearer hf_s3cret"), ("/blob", None)] * 2,
     ], "the store has no business with the token"
     assert server.ranges()[-1] == "bytes=100-", "our own download, with all it can do"
     assert "hf_s3cret" not in "".join(said)
-    assert fetch(params.model_copy(update={"offline": True}), say=quiet).provenance == weights.provenance
+    assert (
+        fetch(params.model_copy(update={"offline": True}), say=quiet).provenance
+        == weights.provenance
+    )
 
 
 def test_hub_file_with_an_odd_name(server: Misbehaving) -> None:
     pytest.importorskip("huggingface_hub")
     content = saved(tiny())
     with hub(server, content, sha256(content), file="sub/w 1+ä.pth") as endpoint:
-        weights = fetch(local(source="hf:acme/tiny/sub/w 1+ä.pth@v1", mirror=f"{endpoint}/"), say=quiet)
+        weights = fetch(
+            local(source="hf:acme/tiny/sub/w 1+ä.pth@v1", mirror=f"{endpoint}/"), say=quiet
+        )
     assert weights.provenance["file"] == "w 1+ä.pth"
 
 
@@ -495,25 +613,36 @@ def test_hub_that_isnt_there(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("huggingface_hub")
     monkeypatch.setenv("HF_TOKEN", "hf_s3cret")
     with pytest.raises(
-        WeightsError, match=r"hf:acme/tiny/w\.pth@v1: the hub at http://127\.0\.0\.1:9 doesn't give it \(.*refused.*fetch\.mirror"
+        WeightsError,
+        match=(
+            r"hf:acme/tiny/w\.pth@v1: the hub at http://127\.0\.0\.1:9 doesn't give it"
+            r" \(.*refused.*fetch\.mirror"
+        ),
     ):
         fetch(local(source="hf:acme/tiny/w.pth@v1", mirror="http://127.0.0.1:9"), say=quiet)
 
 
-def test_hub_token_that_cant_stand_in_a_header(server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_token_that_cant_stand_in_a_header(
+    server: Misbehaving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("huggingface_hub")
     monkeypatch.setenv("HF_TOKEN", "hf_s3cr\net")
-    with pytest.raises(WeightsError, match=r"the credentials for 127\.0\.0\.1 hold .*HF_TOKEN") as caught:
+    with pytest.raises(
+        WeightsError, match=r"the credentials for 127\.0\.0\.1 hold .*HF_TOKEN"
+    ) as caught:
         fetch(local(source="hf:acme/tiny/w.pth@v1", mirror=server.url), say=quiet)
     assert "s3cr" not in str(caught.value)
     assert server.seen == []
 
 
 def test_hub_token_is_not_sent_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mirror by plain http on another machine: a proxy on loopback sees what would go over the wire."""
+    """A mirror by plain http on another machine: a proxy on loopback sees what would go over the
+    wire.
+    """
     hub_library = pytest.importorskip("huggingface_hub")
     monkeypatch.setenv("HF_TOKEN", "hf_s3cret")
-    hub_library.close_session()  # it keeps connections, and with them the proxy of when it was first used
+    # it keeps connections, and with them the proxy of when it was first used
+    hub_library.close_session()
     with proxy() as (address, asked):
         monkeypatch.setenv("HTTP_PROXY", address)
         with pytest.raises(WeightsError, match=r"the hub at http://hub\.example doesn't give it"):
@@ -529,9 +658,15 @@ def test_hub_errors(server: Misbehaving) -> None:
     with hub(server, content, "0" * 64) as endpoint:
         with pytest.raises(ChecksumError, match=f"found {sha256(content)}, expected {'0' * 64}"):
             fetch(local(source="hf:acme/tiny/sub/w.pth@v1", mirror=endpoint), say=quiet)
-        with pytest.raises(WeightsError, match=r"hf:acme/tiny/other\.pth@v1: found sub/w\.pth there, expected other\.pth"):
+        with pytest.raises(
+            WeightsError,
+            match=r"hf:acme/tiny/other\.pth@v1: found sub/w\.pth there, expected other\.pth",
+        ):
             fetch(local(source="hf:acme/tiny/other.pth@v1", mirror=endpoint), say=quiet)
-        with pytest.raises(WeightsError, match=r"hf:acme/tiny/sub/w\.pth@v9: the hub at \S+ doesn't give it .*HF_TOKEN"):
+        with pytest.raises(
+            WeightsError,
+            match=r"hf:acme/tiny/sub/w\.pth@v9: the hub at \S+ doesn't give it .*HF_TOKEN",
+        ):
             fetch(local(source="hf:acme/tiny/sub/w.pth@v9", mirror=endpoint), say=quiet)
     with pytest.raises(WeightsError, match="expected hf:OWNER/REPO/FILE@REVISION"):
         fetch(local(source="hf:acme/tiny"), say=quiet)
@@ -565,15 +700,26 @@ def in_weights(content: bytes) -> FetchParams:
     [
         (
             {"source": "w.pth"},
-            r"fetch\.source: w\.pth: lies in the project where DVC doesn't watch it.*Move it to weights/ and write `weights/w\.pth`",
+            (
+                r"fetch\.source: w\.pth: lies in the project where DVC doesn't watch it.*Move it to"
+                r" weights/ and write `weights/w\.pth`"
+            ),
         ),
-        ({"builder": "detector.py:build"}, r"fetch\.builder: detector\.py: lies in the project.*write `weights/detector\.py`"),
-        ({"builder": "other_detector:build"}, r"fetch\.builder: .*other_detector\.py: lies in the project"),
+        (
+            {"builder": "detector.py:build"},
+            r"fetch\.builder: detector\.py: lies in the project.*write `weights/detector\.py`",
+        ),
+        (
+            {"builder": "other_detector:build"},
+            r"fetch\.builder: .*other_detector\.py: lies in the project",
+        ),
         ({"classes": "names.txt"}, r"fetch\.classes: names\.txt: lies in the project"),
     ],
     ids=["weights", "builder", "module", "names"],
 )
-def test_a_file_that_dvc_does_not_watch_is_refused(changes: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_dvc_does_not_watch_is_refused(
+    changes: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = in_weights(saved(tiny()))
     Path("w.pth").write_bytes(saved(tiny()))
     Path("names.txt").write_text("person\ndog\n")
@@ -584,8 +730,12 @@ def test_a_file_that_dvc_does_not_watch_is_refused(changes: dict[str, str], mess
     assert not Path("out").exists()
 
 
-def test_a_copy_of_the_project_looks_at_the_lock_of_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As DVC runs queued and temporary experiments: in a copy, with DVC_ROOT naming the original."""
+def test_a_copy_of_the_project_looks_at_the_lock_of_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As DVC runs queued and temporary experiments: in a copy, with DVC_ROOT naming the
+    original.
+    """
     params = in_weights(saved(tiny()))
     stage.run(params_of(params))
     original = Path.cwd()
@@ -594,21 +744,32 @@ def test_a_copy_of_the_project_looks_at_the_lock_of_the_original(tmp_path: Path,
     monkeypatch.chdir(copy)
     monkeypatch.setenv("DVC_ROOT", str(original))
     changed = in_weights(saved({name: tensor + 1 for name, tensor in tiny().items()}))
-    with pytest.raises(ChecksumError, match=r"weights/w\.pth: SHA-256 found .*weights\.lock.*the source has changed"):
+    with pytest.raises(
+        ChecksumError,
+        match=r"weights/w\.pth: SHA-256 found .*weights\.lock.*the source has changed",
+    ):
         stage.run(params_of(changed))
     in_weights(saved(tiny()))
     stage.run(params_of(params))
     assert read_lock() == read_lock(original / "weights.lock")
 
 
-def test_a_file_that_git_does_not_track_is_named_in_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_git_does_not_track_is_named_in_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = in_weights(saved(tiny()))
     original = Path.cwd()
     copy = tmp_path / "copy"
     copy.mkdir()
     monkeypatch.chdir(copy)
     monkeypatch.setenv("DVC_ROOT", str(original))
-    with pytest.raises(WeightsError, match=r"fetch\.source: weights/w\.pth: is in the project but not in this experiment's copy.*dvc add"):
+    with pytest.raises(
+        WeightsError,
+        match=(
+            r"fetch\.source: weights/w\.pth: is in the project but not in this experiment's"
+            r" copy.*dvc add"
+        ),
+    ):
         stage.run(params_of(params))
 
 
@@ -620,7 +781,11 @@ def test_stage() -> None:
     assert provenance["columns"] == [BACKGROUND, "person", "dog"]
     assert provenance["tensors"] == 4
     assert provenance["values"] == 3 * 4 + 4 + 4 * 3 + 3
-    assert weights.provenance["sha256"] == provenance["sha256"] == sha256(Path("weights/w.pth").read_bytes())
+    assert (
+        weights.provenance["sha256"]
+        == provenance["sha256"]
+        == sha256(Path("weights/w.pth").read_bytes())
+    )
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     stage.run(params_of(params))
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
@@ -633,17 +798,25 @@ def test_stage() -> None:
         ({**tiny(), "extra.weight": torch.ones(2, 2)}, r"1 left over: extra\.weight \[2, 2\]\."),
         (
             tiny(columns=5),
-            r"2 of another shape: head\.weight \(found \[5, 4\], expected \[3, 4\]\), head\.bias \(found \[5\], expected \[3\]\)\. The class columns",
+            (
+                r"2 of another shape: head\.weight \(found \[5, 4\], expected \[3, 4\]\),"
+                r" head\.bias \(found \[5\], expected \[3\]\)\. The class columns"
+            ),
         ),
         (
             tiny(prefix="module."),
-            r"The names begin with 'module\.', and without it every tensor fits.*`fetch\.prefix: module\.`",
+            (
+                r"The names begin with 'module\.', and without it every tensor"
+                r" fits.*`fetch\.prefix: module\.`"
+            ),
         ),
     ],
     ids=["missing", "extra", "misshapen", "prefixed"],
 )
 def test_tensors_that_dont_fit(tensors: dict[str, Tensor], message: str) -> None:
-    with pytest.raises(WeightsError, match=rf"w\.pth: .*detector\.py:build with 3 columns\. .*{message}"):
+    with pytest.raises(
+        WeightsError, match=rf"w\.pth: .*detector\.py:build with 3 columns\. .*{message}"
+    ):
         stage.run(params_of(in_weights(saved(tensors))))
     assert not Path("out").exists()
 
@@ -664,7 +837,8 @@ def test_stage_with_the_demo() -> None:
     stage.run(params_of(FetchParams()))
     provenance = json.loads(Path("out/fetch/provenance.json").read_text())
     assert provenance["source"] == "demo"
-    assert read_lock() == {}, "the package itself vouches for the demo; DVC tracks the lock as an out, so that it is there"
+    assert read_lock() == {}, "the package itself vouches for the demo"
+    assert Path("weights.lock").is_file(), "DVC tracks it as an out"
 
 
 def test_real_weights(real: Path) -> None:
@@ -716,14 +890,42 @@ def test_command_without_a_source(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_command_with_one_class() -> None:
     Path("w.pth").write_bytes(saved(tiny(columns=2)))
-    assert main(["fetch", "w.pth", "--builder", "detector.py:build", "--classes", "helmet,", "--out", "w.safetensors"]) == 0
+    assert (
+        main(
+            [
+                "fetch",
+                "w.pth",
+                "--builder",
+                "detector.py:build",
+                "--classes",
+                "helmet,",
+                "--out",
+                "w.safetensors",
+            ]
+        )
+        == 0
+    )
     assert read_weights(Path("w.safetensors"), trust=True).columns == (BACKGROUND, "helmet")
 
 
 def test_command_doesnt_write_over_its_source(capsys: pytest.CaptureFixture[str]) -> None:
     content = saved(tiny())
     Path("w.pth").write_bytes(content)
-    assert main(["fetch", "w.pth", "--builder", "detector.py:build", "--classes", "person,dog", "--out", "./w.pth"]) == 1
+    assert (
+        main(
+            [
+                "fetch",
+                "w.pth",
+                "--builder",
+                "detector.py:build",
+                "--classes",
+                "person,dog",
+                "--out",
+                "./w.pth",
+            ]
+        )
+        == 1
+    )
     assert "--out w.pth: is the source itself" in capsys.readouterr().err
     assert Path("w.pth").read_bytes() == content
 

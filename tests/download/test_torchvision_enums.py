@@ -1,4 +1,7 @@
-"""Every detection enum of the installed torchvision: address, names, columns, builder. No network."""
+"""Every detection enum of the installed torchvision: address, names, columns, builder.
+
+No network.
+"""
 
 import inspect
 import re
@@ -10,15 +13,18 @@ import torch
 from torchvision.models import detection, get_model_builder, get_model_weights, list_models
 
 from download.misbehaving import Misbehaving, Reply
-from topwork.classes import BACKGROUND
+from topwork.classes import BACKGROUND, category_set
 from topwork.download import locate
 from topwork.download.sources import fetch
 from topwork.download.torchvision_enums import ZERO_EPS, entries, entry_of
 from topwork.errors import ChecksumError, WeightsError
 from topwork.params.fetch import FetchParams
-from topwork.weights.categories import category_set
 
-ALL = [f"{builder}/{entry.name}" for builder in list_models(module=detection) for entry in get_model_weights(builder)]
+ALL = [
+    f"{builder}/{entry.name}"
+    for builder in list_models(module=detection)
+    for entry in get_model_weights(builder)
+]
 
 
 def test_all_are_listed() -> None:
@@ -34,7 +40,9 @@ def test_every_enum(name: str) -> None:
     entry = entry_of(name)
     assert entry.builder == builder
     assert entry.url == weights.url
-    assert re.fullmatch(rf"https://download\.pytorch\.org/models/[a-z0-9_]+-{entry.digits}\.pth", entry.url)
+    assert re.fullmatch(
+        rf"https://download\.pytorch\.org/models/[a-z0-9_]+-{entry.digits}\.pth", entry.url
+    )
     assert re.fullmatch("[0-9a-f]{8}", entry.digits)
     expected = (BACKGROUND, "person") if builder.startswith("keypoint") else category_set("coco-91")
     assert entry.columns == expected
@@ -42,10 +50,12 @@ def test_every_enum(name: str) -> None:
     assert entry.facts["recipe"] == weights.meta["recipe"]
     assert entry.facts["published"]["COCO-val2017"]["box_map"] > 20
     with torch.device("meta"):
-        model = get_model_builder(builder)(weights=None, weights_backbone=None, num_classes=len(entry.columns))
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(entry.facts["parameters"], rel=0.01), (
-        "the builder and its columns make the published size"
-    )
+        model = get_model_builder(builder)(
+            weights=None, weights_backbone=None, num_classes=len(entry.columns)
+        )
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(
+        entry.facts["parameters"], rel=0.01
+    ), "the builder and its columns make the published size"
 
 
 def test_zero_eps_is_what_torchvision_says() -> None:
@@ -54,7 +64,9 @@ def test_zero_eps_is_what_torchvision_says() -> None:
     for name in ALL:
         builder, _, _ = name.partition("/")
         source = inspect.getsource(inspect.unwrap(get_model_builder(builder)))
-        for condition in re.findall(r"if weights (?:== |in \()([^:]*):\s+overwrite_eps\(model, 0\.0\)", source):
+        for condition in re.findall(
+            r"if weights (?:== |in \()([^:]*):\s+overwrite_eps\(model, 0\.0\)", source
+        ):
             found |= {f"{builder}/{named}" for named in re.findall(r"_Weights\.(\w+)", condition)}
     assert found == ZERO_EPS
 
@@ -67,7 +79,10 @@ def test_aliases() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fasterrcnn_resnet50/COCO_V1", r"found builder 'fasterrcnn_resnet50'.*near: fasterrcnn_resnet50_fpn"),
+        (
+            "fasterrcnn_resnet50/COCO_V1",
+            r"found builder 'fasterrcnn_resnet50'.*near: fasterrcnn_resnet50_fpn",
+        ),
         ("resnet50/IMAGENET1K_V1", "'resnet50', which isn't one of torchvision's detectors"),
         ("ssd300_vgg16/COCO_V2", "found entry 'COCO_V2', ssd300_vgg16 has COCO_V1"),
     ],
@@ -78,16 +93,22 @@ def test_unknown_names(name: str, message: str) -> None:
 
 
 @pytest.fixture
-def published(server: Misbehaving, monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> Callable[[], FetchParams]:
+def published(
+    server: Misbehaving, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> Callable[[], FetchParams]:
     """A mirror that holds random weights under torchvision's path."""
     import io
 
     name = "ssdlite320_mobilenet_v3_large/COCO_V1"
     entry = entry_of(name)
-    model = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=91)
+    model = detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=91
+    )
     stream = io.BytesIO()
     torch.save(model.state_dict(), stream)
-    server.plan["/pub" + entry.url.removeprefix("https://download.pytorch.org")] = Reply(stream.getvalue())
+    server.plan["/pub" + entry.url.removeprefix("https://download.pytorch.org")] = Reply(
+        stream.getvalue()
+    )
 
     def forge() -> FetchParams:
         import hashlib
@@ -115,8 +136,13 @@ def test_from_a_mirror(published: Callable[[], FetchParams], server: Misbehaving
     assert len(server.seen) == 1
 
 
-def test_a_mirror_that_lies(published: Callable[[], FetchParams], server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_that_lies(
+    published: Callable[[], FetchParams], server: Misbehaving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = published()
     monkeypatch.setattr(locate, "entry_of", entry_of)  # torchvision's own eight digits again
-    with pytest.raises(ChecksumError, match=r"expected it to begin with a79551df .*this isn't the source's own file"):
+    with pytest.raises(
+        ChecksumError,
+        match=r"expected it to begin with a79551df .*this isn't the source's own file",
+    ):
         fetch(params)

@@ -28,7 +28,9 @@ def get(cache: Cache) -> Callable[..., Cached]:
     said: list[str] = []
 
     def run(url: str, **kwargs: Any) -> Cached:
-        return download(shown(url), url, cache, Known(shown(url)).judge, policy=QUICK, say=said.append, **kwargs)
+        return download(
+            shown(url), url, cache, Known(shown(url)).judge, policy=QUICK, say=said.append, **kwargs
+        )
 
     run.said = said  # type: ignore[attr-defined]
     return run
@@ -39,7 +41,9 @@ def moved(location: str, status: int = 302) -> Reply:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirects_are_followed(get: Callable[..., Cached], server: Misbehaving, content: bytes, status: int) -> None:
+def test_redirects_are_followed(
+    get: Callable[..., Cached], server: Misbehaving, content: bytes, status: int
+) -> None:
     server.plan |= {
         "/a": moved("/b", status),
         "/b": moved(f"{server.url}/c", status),
@@ -54,7 +58,10 @@ def test_redirect_loop(get: Callable[..., Cached], server: Misbehaving) -> None:
     server.plan |= {"/a": moved("/b"), "/b": moved("/a")}
     with pytest.raises(
         WeightsError,
-        match=rf"{server.url}/a: the redirects run in a circle: {server.url}/a -> {server.url}/b -> {server.url}/a",
+        match=(
+            rf"{server.url}/a: the redirects run in a circle: {server.url}/a -> {server.url}/b ->"
+            rf" {server.url}/a"
+        ),
     ):
         get(f"{server.url}/a")
 
@@ -79,7 +86,10 @@ def test_redirect_from_https_to_http_is_refused(
     secure_server.plan["/w"] = moved(f"{server.url}/w?X-Amz-Signature=abc&part=1")
     with pytest.raises(
         WeightsError,
-        match=rf"{secure_server.url}/w: redirected from https to http.* -> {server.url}/w\?X-Amz-Signature=\*\*\*&part=1\. Refused",
+        match=(
+            rf"{secure_server.url}/w: redirected from https to http.* ->"
+            rf" {server.url}/w\?X-Amz-Signature=\*\*\*&part=1\. Refused"
+        ),
     ):
         get(f"{secure_server.url}/w")
     assert server.seen == []
@@ -94,10 +104,18 @@ def test_redirect_to_a_file_is_refused(get: Callable[..., Cached], server: Misbe
         get(f"{server.url}/w")
 
 
-@pytest.mark.parametrize("location", ["http://[", "https:///w", "http://127.0.0.1:x/w"], ids=["bracket", "no host", "port"])
-def test_redirect_to_nowhere(get: Callable[..., Cached], server: Misbehaving, location: str) -> None:
+@pytest.mark.parametrize(
+    "location",
+    ["http://[", "https:///w", "http://127.0.0.1:x/w"],
+    ids=["bracket", "no host", "port"],
+)
+def test_redirect_to_nowhere(
+    get: Callable[..., Cached], server: Misbehaving, location: str
+) -> None:
     server.plan["/w"] = moved(location)
-    with pytest.raises(WeightsError, match=rf"{server.url}/w: redirected to .*, which is no address; expected one"):
+    with pytest.raises(
+        WeightsError, match=rf"{server.url}/w: redirected to .*, which is no address; expected one"
+    ):
         get(f"{server.url}/w")
 
 
@@ -105,7 +123,10 @@ def test_unknown_ca(get: Callable[..., Cached], secure_server: Misbehaving, cont
     secure_server.plan["/w"] = Reply(content)
     with pytest.raises(
         WeightsError,
-        match=rf"{secure_server.url}/w: the server's certificate isn't trusted \(self.signed certificate.*SSL_CERT_FILE=ca\.pem",
+        match=(
+            rf"{secure_server.url}/w: the server's certificate isn't trusted \(self.signed"
+            r" certificate.*SSL_CERT_FILE=ca\.pem"
+        ),
     ):
         get(f"{secure_server.url}/w")
     assert secure_server.seen == []
@@ -126,7 +147,10 @@ def test_ca_bundle_of_the_environment(
 
 
 def test_wrong_host_name(
-    get: Callable[..., Cached], secure_server: Misbehaving, certificate: Path, monkeypatch: pytest.MonkeyPatch
+    get: Callable[..., Cached],
+    secure_server: Misbehaving,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with pytest.raises(WeightsError, match=r"certificate isn't trusted \(Hostname mismatch"):
@@ -134,17 +158,24 @@ def test_wrong_host_name(
 
 
 @pytest.mark.parametrize("text", [None, "no certificate"], ids=["missing", "not PEM"])
-def test_bad_ca_bundle(get: Callable[..., Cached], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+def test_bad_ca_bundle(
+    get: Callable[..., Cached], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
     bundle = tmp_path / "ca.pem"
     if text is not None:
         bundle.write_text(text)
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
-    with pytest.raises(WeightsError, match=r"ca\.pem: (no such CA bundle|not readable as a CA bundle).*SSL_CERT_FILE"):
+    with pytest.raises(
+        WeightsError,
+        match=r"ca\.pem: (no such CA bundle|not readable as a CA bundle).*SSL_CERT_FILE",
+    ):
         get("https://127.0.0.1/w")
 
 
 def test_plain_http_on_a_tls_address(get: Callable[..., Cached], server: Misbehaving) -> None:
-    with pytest.raises(WeightsError, match=r"no TLS connection \(.*expected a server that speaks https"):
+    with pytest.raises(
+        WeightsError, match=r"no TLS connection \(.*expected a server that speaks https"
+    ):
         get(server.url.replace("http://", "https://") + "/w")
 
 
@@ -160,7 +191,10 @@ def test_credentials_from_the_environment(
     server.plan["/x"] = Reply(status=403)
     with pytest.raises(WeightsError) as caught:
         get(f"{server.url}/x")
-    assert base64.b64decode(server.seen[-1].headers["authorization"].removeprefix("Basic ")) == b"me:s3cret"
+    assert (
+        base64.b64decode(server.seen[-1].headers["authorization"].removeprefix("Basic "))
+        == b"me:s3cret"
+    )
     assert "s3cret" not in str(caught.value)
 
 
@@ -177,18 +211,30 @@ def test_credentials_stay_with_their_host(
 def test_a_token_stays_with_its_host(cache: Cache, server: Misbehaving, content: bytes) -> None:
     """A hub sends its users on to the address of a store, whose keeper mustn't see the token."""
     port = server.url.rpartition(":")[2]
-    server.plan |= {"/a": moved("/a2"), "/a2": moved(f"http://localhost:{port}/b"), "/b": Reply(content)}
+    server.plan |= {
+        "/a": moved("/a2"),
+        "/a2": moved(f"http://localhost:{port}/b"),
+        "/b": Reply(content),
+    }
     url = f"{server.url}/a"
     download(url, url, cache, Known(url).judge, token="hf_s3cret", policy=QUICK)
-    assert [request.headers.get("authorization") for request in server.seen] == ["Bearer hf_s3cret", "Bearer hf_s3cret", None]
+    assert [request.headers.get("authorization") for request in server.seen] == [
+        "Bearer hf_s3cret",
+        "Bearer hf_s3cret",
+        None,
+    ]
 
 
-@pytest.mark.parametrize("secret", ["s3cr\net", "s3cr\x7fet", "s3crét"], ids=["two lines", "control sign", "accent"])
+@pytest.mark.parametrize(
+    "secret", ["s3cr\net", "s3cr\x7fet", "s3crét"], ids=["two lines", "control sign", "accent"]
+)
 def test_credentials_that_cant_stand_in_a_header(
     get: Callable[..., Cached], server: Misbehaving, monkeypatch: pytest.MonkeyPatch, secret: str
 ) -> None:
     monkeypatch.setenv("TOPWORK_TOKEN_127_0_0_1", secret)
-    with pytest.raises(WeightsError, match=r"/w: the credentials for 127\.0\.0\.1 hold .*TOPWORK_TOKEN_127_0_0_1") as caught:
+    with pytest.raises(
+        WeightsError, match=r"/w: the credentials for 127\.0\.0\.1 hold .*TOPWORK_TOKEN_127_0_0_1"
+    ) as caught:
         get(f"{server.url}/w")
     assert "s3cr" not in str(caught.value)
     assert server.seen == []
@@ -203,7 +249,9 @@ def test_a_line_break_at_the_end_of_credentials_is_no_part_of_them(
     assert server.seen[0].headers["authorization"] == "Bearer s3cret"
 
 
-def test_credentials_are_not_sent_in_the_clear(get: Callable[..., Cached], server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_are_not_sent_in_the_clear(
+    get: Callable[..., Cached], server: Misbehaving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Plain http to another machine: a proxy on loopback sees what would go over the wire."""
     monkeypatch.setenv("TOPWORK_TOKEN_WEIGHTS_EXAMPLE", "s3cret")
     with proxy() as (address, asked):
@@ -216,7 +264,11 @@ def test_credentials_are_not_sent_in_the_clear(get: Callable[..., Cached], serve
 
 def test_credentials_in_the_address_are_refused(get: Callable[..., Cached]) -> None:
     with pytest.raises(
-        WeightsError, match=r"https://example\.org/w: the address holds a user or password.*TOPWORK_TOKEN_EXAMPLE_ORG"
+        WeightsError,
+        match=(
+            r"https://example\.org/w: the address holds a user or"
+            r" password.*TOPWORK_TOKEN_EXAMPLE_ORG"
+        ),
     ) as caught:
         get("https://me:s3cret@example.org/w")
     assert "s3cret" not in str(caught.value)
@@ -232,7 +284,9 @@ def test_names_of_variables_and_masked_addresses() -> None:
 
 @contextmanager
 def proxy() -> Iterator[tuple[str, list[tuple[str, dict[str, str]]]]]:
-    """A proxy that passes on plain requests and CONNECT tunnels to loopback; any other host is 404."""
+    """A proxy that passes on plain requests and CONNECT tunnels to loopback; any other host is
+    404.
+    """
     asked: list[tuple[str, dict[str, str]]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -291,13 +345,17 @@ def pump(source: socket, target: socket) -> None:
         pass
 
 
-def test_http_proxy(get: Callable[..., Cached], server: Misbehaving, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http_proxy(
+    get: Callable[..., Cached], server: Misbehaving, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.plan |= {"/a": Reply(content), "/b": Reply(content)}
     with proxy() as (address, asked):
         monkeypatch.setenv("HTTP_PROXY", address.replace("http://", "http://me:p%40w@"))
         assert get(f"{server.url}/a").path.read_bytes() == content
         assert asked[0][0] == f"{server.url}/a"
-        assert base64.b64decode(asked[0][1]["proxy-authorization"].removeprefix("Basic ")) == b"me:p@w"
+        assert (
+            base64.b64decode(asked[0][1]["proxy-authorization"].removeprefix("Basic ")) == b"me:p@w"
+        )
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         get(f"{server.url}/b")
     assert len(asked) == 1
@@ -320,11 +378,17 @@ def test_https_through_a_proxy(
     assert asked[-1][0] == secure_server.url.removeprefix("https://")
 
 
-def test_proxy_that_wants_credentials(get: Callable[..., Cached], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_that_wants_credentials(
+    get: Callable[..., Cached], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with proxy() as (address, asked):
         monkeypatch.setenv("HTTPS_PROXY", address)
         with pytest.raises(
-            WeightsError, match=r"https://locked\.example/w: the proxy answers 407.*HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"
+            WeightsError,
+            match=(
+                r"https://locked\.example/w: the proxy answers"
+                r" 407.*HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"
+            ),
         ):
             get("https://locked.example/w")
     assert len(asked) == 1, "no use in trying again"
@@ -345,7 +409,10 @@ def test_cut_in_the_handshake(get: Callable[..., Cached]) -> None:
         thread = threading.Thread(target=hang_up, daemon=True)
         thread.start()
         url = f"https://127.0.0.1:{listening.getsockname()[1]}/w"
-        with pytest.raises(WeightsError, match=rf"{url}: .*(cut|reset|EOF).*, after {QUICK.tries} tries without progress"):
+        with pytest.raises(
+            WeightsError,
+            match=rf"{url}: .*(cut|reset|EOF).*, after {QUICK.tries} tries without progress",
+        ):
             get(url)
         thread.join()
 
@@ -354,5 +421,7 @@ def test_proxy_that_isnt_there(get: Callable[..., Cached], monkeypatch: pytest.M
     with misbehaving() as closed:
         address = closed.url
     monkeypatch.setenv("HTTPS_PROXY", address)
-    with pytest.raises(WeightsError, match=r"https://example\.org/w: the proxy doesn't answer: .*refused"):
+    with pytest.raises(
+        WeightsError, match=r"https://example\.org/w: the proxy doesn't answer: .*refused"
+    ):
         get("https://example.org/w")

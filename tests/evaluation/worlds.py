@@ -40,7 +40,12 @@ def random_world(
         near = boxes[source].copy()
         near[:, :2] += random.normal(0, 0.15, (found, 2)) * near[:, 2:]
         near[:, 2:] *= np.exp(random.normal(0, 0.15, (found, 2)))
-        near_image, near_label = image[source], np.where(random.random(found) < 0.85, label[source], random.integers(1, classes + 1, found))
+        near_image, near_label = (
+            image[source],
+            np.where(
+                random.random(found) < 0.85, label[source], random.integers(1, classes + 1, found)
+            ),
+        )
     else:
         near, near_image, near_label = (
             random.uniform(1, 200, (found, 4)),
@@ -56,22 +61,37 @@ def random_world(
         score = np.round(score, 1)
     names = tuple(f"class {index}" for index in range(classes))
     truth = Truth(
-        classes=names, image_ids=np.sort(random.choice(10_000, images, replace=False)).astype(np.int64) + 1,
-        sizes=np.tile(np.array([640, 480]), (images, 1)), image=image.astype(np.int64), label=label.astype(np.int64), boxes=boxes,
-        area=boxes[:, 2] * boxes[:, 3] * random.uniform(0.5, 1, objects), crowd=random.random(objects) < crowds,
-        annotation_ids=np.arange(1, objects + 1), segmentation=(None,) * objects,
-    )  # fmt: skip
+        classes=names,
+        image_ids=np.sort(random.choice(10_000, images, replace=False)).astype(np.int64) + 1,
+        sizes=np.tile(np.array([640, 480]), (images, 1)),
+        image=image.astype(np.int64),
+        label=label.astype(np.int64),
+        boxes=boxes,
+        area=boxes[:, 2] * boxes[:, 3] * random.uniform(0.5, 1, objects),
+        crowd=random.random(objects) < crowds,
+        annotation_ids=np.arange(1, objects + 1),
+        segmentation=(None,) * objects,
+    )
     table = pd.DataFrame(
         {
-            "image_id": truth.image_ids[near_image], "label": near_label, "name": [names[value - 1] for value in near_label], "score": score,
-            "x": near[:, 0], "y": near[:, 1], "width": near[:, 2], "height": near[:, 3],
+            "image_id": truth.image_ids[near_image],
+            "label": near_label,
+            "name": [names[value - 1] for value in near_label],
+            "score": score,
+            "x": near[:, 0],
+            "y": near[:, 1],
+            "width": near[:, 2],
+            "height": near[:, 3],
         }
-    )  # fmt: skip
+    )
     return truth, table
 
 
 def pycoco(
-    truth: Truth, predictions: pd.DataFrame, iou_type: str = "bbox", segmentations: tuple[list[Any], list[Any]] | None = None
+    truth: Truth,
+    predictions: pd.DataFrame,
+    iou_type: str = "bbox",
+    segmentations: tuple[list[Any], list[Any]] | None = None,
 ) -> Any:
     """The same, evaluated by pycocotools itself."""
     from pycocotools.coco import COCO
@@ -79,22 +99,35 @@ def pycoco(
 
     found = detections_of(predictions, truth)
     ground, results = COCO(), COCO()
-    images = [{"id": index + 1, "width": int(w), "height": int(h)} for index, (w, h) in enumerate(truth.sizes)]
+    images = [
+        {"id": index + 1, "width": int(w), "height": int(h)}
+        for index, (w, h) in enumerate(truth.sizes)
+    ]
     categories = [{"id": index + 1, "name": name} for index, name in enumerate(truth.classes)]
     annotations = [
         {
-            "id": index + 1, "image_id": int(truth.image[index]) + 1, "category_id": int(truth.label[index]),
-            "bbox": truth.boxes[index].tolist(), "area": float(truth.area[index]), "iscrowd": int(truth.crowd[index]), "ignore": 0,
+            "id": index + 1,
+            "image_id": int(truth.image[index]) + 1,
+            "category_id": int(truth.label[index]),
+            "bbox": truth.boxes[index].tolist(),
+            "area": float(truth.area[index]),
+            "iscrowd": int(truth.crowd[index]),
+            "ignore": 0,
         }
         for index in range(len(truth))
-    ]  # fmt: skip
+    ]
     rows = [
         {
-            "id": index + 1, "image_id": int(found.image[index]) + 1, "category_id": int(found.label[index]), "bbox": found.boxes[index].tolist(),
-            "area": float(found.boxes[index, 2] * found.boxes[index, 3]), "iscrowd": 0, "score": float(found.score[index]),
+            "id": index + 1,
+            "image_id": int(found.image[index]) + 1,
+            "category_id": int(found.label[index]),
+            "bbox": found.boxes[index].tolist(),
+            "area": float(found.boxes[index, 2] * found.boxes[index, 3]),
+            "iscrowd": 0,
+            "score": float(found.score[index]),
         }
         for index in range(len(found))
-    ]  # fmt: skip
+    ]
     if segmentations:
         from pycocotools import mask
 

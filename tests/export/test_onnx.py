@@ -1,4 +1,6 @@
-"""ONNX against PyTorch: every builder that torch exports, absorbed columns, class names, and disagreement that is caught."""
+"""ONNX against PyTorch: every builder that torch exports, absorbed columns, class names, and
+disagreement that is caught.
+"""
 
 import json
 import shutil
@@ -27,8 +29,15 @@ COLUMNS = ("__background__", "person", "helmet", "forklift")
 def images() -> list[torch.Tensor]:
     """Two smooth pictures of different sizes."""
     generator = torch.Generator().manual_seed(5)
-    rough = [torch.rand(1, 3, height, width, generator=generator) for height, width in ((8, 10), (10, 7))]
-    return [torch.nn.functional.interpolate(image, scale_factor=24, mode="bicubic")[0].clamp(0, 1).contiguous() for image in rough]
+    rough = [
+        torch.rand(1, 3, height, width, generator=generator) for height, width in ((8, 10), (10, 7))
+    ]
+    return [
+        torch.nn.functional.interpolate(image, scale_factor=24, mode="bicubic")[0]
+        .clamp(0, 1)
+        .contiguous()
+        for image in rough
+    ]
 
 
 def detector(builder: str, absorbed: int = 0) -> torch.nn.Module:
@@ -41,12 +50,21 @@ def detector(builder: str, absorbed: int = 0) -> torch.nn.Module:
 
 
 def test_the_demo_absorbed_agrees_and_names_its_classes(tmp_path: Path) -> None:
-    """The shipped detector, trained, its head cut to three classes with the rest absorbed, on a street picture and a part of one."""
+    """The shipped detector, trained, its head cut to three classes with the rest absorbed, on a
+    street picture and a part of one.
+    """
     draw_street(tmp_path / "street", "test", 2, 7, processes=1)
-    pictures = [pil_to_tensor(Image.open(file)).float().div(255) for file in sorted((tmp_path / "street/test/images").iterdir())]
+    pictures = [
+        pil_to_tensor(Image.open(file)).float().div(255)
+        for file in sorted((tmp_path / "street/test/images").iterdir())
+    ]
     pictures[1] = pictures[1][:, :200, 30:].contiguous()
     shutil.rmtree(tmp_path / "street")
-    grafted = graft(demo_weights(), {"person": "keep", "tree": "keep", "forklift": {"like": ["truck", "car"]}}, dropped="absorb")
+    grafted = graft(
+        demo_weights(),
+        {"person": "keep", "tree": "keep", "forklift": {"like": ["truck", "car"]}},
+        dropped="absorb",
+    )
     path = tmp_path / "model.onnx"
     parity = export_onnx(load(grafted.weights), path, pictures, details={"licence": "none"})
     assert parity.images == 2
@@ -72,10 +90,18 @@ def test_every_torchvision_builder_agrees(tmp_path: Path, builder: str, absorbed
     assert max(parity.scores, parity.boxes) <= TOLERANCE
 
 
-def found(scores: list[float], shift: float = 0.0, labels: list[int] | None = None) -> dict[str, np.ndarray]:
+def found(
+    scores: list[float], shift: float = 0.0, labels: list[int] | None = None
+) -> dict[str, np.ndarray]:
     count = len(scores)
-    boxes = np.array([[10.0 * i, 0, 10.0 * i + 8, 20] for i in range(count)], dtype=np.float32).reshape(count, 4) + np.float32(shift)
-    return {"boxes": boxes, "scores": np.array(scores, dtype=np.float32), "labels": np.array(labels or [1] * count)}
+    boxes = np.array(
+        [[10.0 * i, 0, 10.0 * i + 8, 20] for i in range(count)], dtype=np.float32
+    ).reshape(count, 4) + np.float32(shift)
+    return {
+        "boxes": boxes,
+        "scores": np.array(scores, dtype=np.float32),
+        "labels": np.array(labels or [1] * count),
+    }
 
 
 def test_parity_by_hand() -> None:
@@ -102,9 +128,12 @@ def test_order_of_equals_does_not_matter() -> None:
     ],
     ids=["score", "box", "label", "one missing in the middle"],
 )
-def test_disagreement_is_an_error_with_figures(theirs: dict[str, np.ndarray], counts: tuple[int, int]) -> None:
+def test_disagreement_is_an_error_with_figures(
+    theirs: dict[str, np.ndarray], counts: tuple[int, int]
+) -> None:
     words = (
-        rf"image 3: ONNX and PyTorch disagree: {counts[0]} of PyTorch's 3 detections and {counts[1]} of ONNX's .* label \d, score 0\.\d+"
+        rf"image 3: ONNX and PyTorch disagree: {counts[0]} of PyTorch's 3 detections and"
+        rf" {counts[1]} of ONNX's .* label \d, score 0\.\d+"
     )
     with pytest.raises(ExportError, match=words):
         parity_of(found([0.9, 0.8, 0.7]), theirs, 100, "image 3")
@@ -113,10 +142,20 @@ def test_disagreement_is_an_error_with_figures(theirs: dict[str, np.ndarray], co
 def test_a_detection_at_the_cut_may_be_in_one_alone() -> None:
     cases = [
         (found([0.9, 0.05001]), found([0.9]), Limits(0.05, 100, 0.5)),  # just over the threshold
-        (found([0.9, 0.6]), found([0.9, 0.6], labels=[1, 2]), Limits(0.05, 2, 0.5)),  # the last of as many as may be given
-        (found([0.9, 0.6, 0.2]), found([0.9, 0.6, 0.2], labels=[1, 1, 2]), Limits(0.05, 3, 0.5)),  # room for one, and two that are as good
+        (
+            found([0.9, 0.6]),
+            found([0.9, 0.6], labels=[1, 2]),
+            Limits(0.05, 2, 0.5),
+        ),  # the last of as many as may be given
+        (
+            found([0.9, 0.6, 0.2]),
+            found([0.9, 0.6, 0.2], labels=[1, 1, 2]),
+            Limits(0.05, 3, 0.5),
+        ),  # room for one, and two that are as good
     ]
-    assert [parity_of(ours, theirs, 100, limits=limits).at_the_edge for ours, theirs, limits in cases] == [1, 2, 2]
+    assert [
+        parity_of(ours, theirs, 100, limits=limits).at_the_edge for ours, theirs, limits in cases
+    ] == [1, 2, 2]
     for ours, theirs, _ in cases:
         with pytest.raises(ExportError, match="disagree"):
             parity_of(ours, theirs, 100)
@@ -124,54 +163,91 @@ def test_a_detection_at_the_cut_may_be_in_one_alone() -> None:
 
 def one_of(*boxes: tuple[float, float, float], label: int = 1) -> dict[str, np.ndarray]:
     """Boxes 20 high that lie on one line: (score, left, right)."""
-    places = np.array([[left, 0, right, 20] for _, left, right in boxes], dtype=np.float32).reshape(-1, 4)
-    return {"boxes": places, "scores": np.array([s for s, *_ in boxes], dtype=np.float32), "labels": np.full(len(boxes), label)}
+    places = np.array([[left, 0, right, 20] for _, left, right in boxes], dtype=np.float32).reshape(
+        -1, 4
+    )
+    return {
+        "boxes": places,
+        "scores": np.array([s for s, *_ in boxes], dtype=np.float32),
+        "labels": np.full(len(boxes), label),
+    }
 
 
 ROUNDING = {
     # two boxes that overlap by 0.6 with one score: either may suppress the other
-    "order of equals": (one_of((0.9, 100, 108), (0.3, 0, 8)), one_of((0.9, 100, 108), (0.3, 2, 10))),
+    "order of equals": (
+        one_of((0.9, 100, 108), (0.3, 0, 8)),
+        one_of((0.9, 100, 108), (0.3, 2, 10)),
+    ),
     # the same, and what the one that is gone had suppressed comes to light
     "in consequence": (
         one_of((0.9, 100, 108), (0.3, 0, 8), (0.1, 4, 12), (0.05, 50, 58)),
         one_of((0.9, 100, 108), (0.3, 2, 10), (0.05, 50, 58)),
     ),
     # an overlap of exactly 0.5 with a better one, which is there on both sides
-    "overlap at the limit": (one_of((0.9, 0, 9), (0.3, 3, 12), (0.05, 50, 58)), one_of((0.9, 0, 9), (0.05, 50, 58))),
+    "overlap at the limit": (
+        one_of((0.9, 0, 9), (0.3, 3, 12), (0.05, 50, 58)),
+        one_of((0.9, 0, 9), (0.05, 50, 58)),
+    ),
     # the last candidates of a class have one score: either may go on
-    "lowest of its class": (one_of((0.9, 100, 108), (0.3, 0, 8)), one_of((0.9, 100, 108), (0.3, 50, 58))),
+    "lowest of its class": (
+        one_of((0.9, 100, 108), (0.3, 0, 8)),
+        one_of((0.9, 100, 108), (0.3, 50, 58)),
+    ),
 }
 REAL = {
-    "a better one is gone": (one_of((0.9, 100, 108), (0.31, 0, 8), (0.05, 50, 58)), one_of((0.9, 100, 108), (0.05, 50, 58))),
-    "scores differ": (one_of((0.9, 100, 108), (0.31, 0, 8), (0.05, 50, 58)), one_of((0.9, 100, 108), (0.3, 2, 10), (0.05, 50, 58))),
-    "they hardly overlap": (one_of((0.9, 100, 108), (0.3, 0, 8), (0.05, 50, 58)), one_of((0.9, 100, 108), (0.3, 5, 13), (0.05, 50, 58))),
+    "a better one is gone": (
+        one_of((0.9, 100, 108), (0.31, 0, 8), (0.05, 50, 58)),
+        one_of((0.9, 100, 108), (0.05, 50, 58)),
+    ),
+    "scores differ": (
+        one_of((0.9, 100, 108), (0.31, 0, 8), (0.05, 50, 58)),
+        one_of((0.9, 100, 108), (0.3, 2, 10), (0.05, 50, 58)),
+    ),
+    "they hardly overlap": (
+        one_of((0.9, 100, 108), (0.3, 0, 8), (0.05, 50, 58)),
+        one_of((0.9, 100, 108), (0.3, 5, 13), (0.05, 50, 58)),
+    ),
     "its score is off": (
         one_of((0.9, 100, 108), (0.6, 50, 58), (0.3, 0, 8), (0.05, 20, 28)),
         one_of((0.9, 100, 108), (0.60008, 50, 58), (0.30015, 0, 8), (0.05, 20, 28)),
     ),
-    "the lowest one's score is off": (one_of((0.6, 50, 58), (0.3, 0, 8)), one_of((0.60008, 50, 58), (0.30015, 0, 8))),
+    "the lowest one's score is off": (
+        one_of((0.6, 50, 58), (0.3, 0, 8)),
+        one_of((0.60008, 50, 58), (0.30015, 0, 8)),
+    ),
     "all are gone": (one_of((0.9, 100, 108), (0.3, 0, 8)), one_of()),
     "the lowest is gone": (one_of((0.9, 100, 108), (0.3, 0, 8)), one_of((0.9, 100, 108))),
 }
 
 
 @pytest.mark.parametrize(("ours", "theirs"), ROUNDING.values(), ids=ROUNDING.keys())
-def test_what_rounding_decides_is_counted(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+def test_what_rounding_decides_is_counted(
+    ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]
+) -> None:
     limits = Limits(0.01, 100, 0.5)
-    assert parity_of(ours, theirs, 100, limits=limits).at_the_edge == parity_of(theirs, ours, 100, limits=limits).at_the_edge > 0
+    assert (
+        parity_of(ours, theirs, 100, limits=limits).at_the_edge
+        == parity_of(theirs, ours, 100, limits=limits).at_the_edge
+        > 0
+    )
     with pytest.raises(ExportError, match="disagree"):  # of a detector whose limits aren't known
         parity_of(ours, theirs, 100)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), REAL.values(), ids=REAL.keys())
-def test_what_rounding_cannot_decide_is_an_error(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+def test_what_rounding_cannot_decide_is_an_error(
+    ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]
+) -> None:
     for one, other in ((ours, theirs), (theirs, ours)):
         with pytest.raises(ExportError, match="disagree"):
             parity_of(one, other, 100, limits=Limits(0.01, 100, 0.5))
 
 
 def with_masks(shift: float, few: float, count: int = 20) -> dict[str, np.ndarray]:
-    """Detections whose masks and keypoints are shifted by this much, the first one's by `few` more."""
+    """Detections whose masks and keypoints are shifted by this much, the first one's by `few`
+    more.
+    """
     move = np.full(count, shift, dtype=np.float32)
     move[0] += few
     masks = np.zeros((count, 1, 6, 6), dtype=np.float32)
@@ -187,11 +263,22 @@ def test_masks_and_keypoints_are_held_but_for_a_few() -> None:
     assert parity.keypoints == 0.0078125
     only = {name: value for name, value in with_masks(0.03125, 0).items() if name != "masks"}
     with pytest.raises(
-        ExportError, match=r"masks of ONNX and PyTorch disagree: 20 of 20 differ by more than 0\.01 in probability, 0\.0312"
+        ExportError,
+        match=(
+            r"masks of ONNX and PyTorch disagree: 20 of 20 differ by more than 0\.01 in"
+            r" probability, 0\.0312"
+        ),
     ):
         parity_of(with_masks(0, 0), with_masks(0.03125, 0), side=100)
-    with pytest.raises(ExportError, match=r"keypoints of ONNX and PyTorch disagree: 60 of 60 differ by more than 0\.01 pixels"):
-        parity_of({name: value for name, value in with_masks(0, 0).items() if name != "masks"}, only, side=100)
+    with pytest.raises(
+        ExportError,
+        match=r"keypoints of ONNX and PyTorch disagree: 60 of 60 differ by more than 0\.01 pixels",
+    ):
+        parity_of(
+            {name: value for name, value in with_masks(0, 0).items() if name != "masks"},
+            only,
+            side=100,
+        )
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The scheduled run: `make serve` for real, a schedule that fires, a worktree that shares the cache."""
+"""The scheduled run: `make serve` for real, a schedule that fires, a worktree that shares the
+cache.
+"""
 
 import os
 import signal
@@ -12,8 +14,13 @@ import pytest
 
 from conftest import done
 
-STEP = "import pathlib; pathlib.Path('out.txt').write_text(pathlib.Path('in.txt').read_text() * 2)\n"
-DVC_YAML = "stages:\n  double:\n    cmd: python step.py\n    deps: [step.py, in.txt]\n    outs: [out.txt]\n"
+STEP = (
+    "import pathlib; pathlib.Path('out.txt').write_text(pathlib.Path('in.txt').read_text() * 2)\n"
+)
+DVC_YAML = (
+    "stages:\n  double:\n    cmd: python step.py\n    deps: [step.py, in.txt]\n    outs:"
+    " [out.txt]\n"
+)
 
 
 @pytest.fixture
@@ -26,7 +33,9 @@ def scheduled(tmp_path: Path, root: Path) -> Path:
     subprocess.run(["cp", "-r", str(root / "flows"), str(tmp_path / "flows")], check=True)
     text = (root / "prefect.yaml").read_text()
     assert '- cron: "0 2 * * *"\n        timezone: UTC' in text
-    (tmp_path / "prefect.yaml").write_text(text.replace('- cron: "0 2 * * *"\n        timezone: UTC', "- interval: 20"))
+    (tmp_path / "prefect.yaml").write_text(
+        text.replace('- cron: "0 2 * * *"\n        timezone: UTC', "- interval: 20")
+    )
     done(tmp_path, "git", "init", "--quiet", "--initial-branch", "main")
     done(tmp_path, "git", "config", "user.email", "a@b.c")
     done(tmp_path, "git", "config", "user.name", "a")
@@ -45,15 +54,25 @@ def test_a_served_deployment_runs_on_its_schedule(scheduled: Path) -> None:
     log = scheduled.parent / "serve.log"
     with log.open("wb") as stream:
         server = subprocess.Popen(
-            [sys.executable, "-m", "flows.serve"], cwd=scheduled, env=environment, stdout=stream, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", "flows.serve"],
+            cwd=scheduled,
+            env=environment,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             end = time.monotonic() + 400
             branches = ""
             while time.monotonic() < end and server.poll() is None:
-                branches = done(scheduled, "git", "branch", "--list", "nightly/*", "--format=%(refname:short)")
-                finished = [b for b in branches.split() if "dvc.lock" in done(scheduled, "git", "ls-tree", "--name-only", b)]
+                branches = done(
+                    scheduled, "git", "branch", "--list", "nightly/*", "--format=%(refname:short)"
+                )
+                finished = [
+                    b
+                    for b in branches.split()
+                    if "dvc.lock" in done(scheduled, "git", "ls-tree", "--name-only", b)
+                ]
                 if finished:
                     break
                 time.sleep(1)
@@ -69,4 +88,6 @@ def test_a_served_deployment_runs_on_its_schedule(scheduled: Path) -> None:
     assert "path: out.txt" in lock
     assert not (scheduled / "out.txt").exists(), "the working tree is left alone"
     md5 = lock.split("path: out.txt")[1].split("md5: ")[1].split()[0]
-    assert (scheduled / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]).read_text() == "abab", "in the shared cache"
+    assert (
+        scheduled / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+    ).read_text() == "abab", "in the shared cache"

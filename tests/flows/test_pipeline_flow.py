@@ -55,7 +55,11 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
-    (tmp_path / "dvc.yaml").write_text(DVC_YAML.replace("deps: [step.py]\n    outs: [left", "deps: [data/raw.txt]\n    outs: [left"))
+    (tmp_path / "dvc.yaml").write_text(
+        DVC_YAML.replace(
+            "deps: [step.py]\n    outs: [left", "deps: [data/raw.txt]\n    outs: [left"
+        )
+    )
     (tmp_path / "data" / "dvc.yaml").write_text(UPSTREAM_YAML)
     (tmp_path / "step.py").write_text(STEP)
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
@@ -64,11 +68,21 @@ def project(tmp_path: Path) -> Path:
 
 
 def run_flow(project: Path, root: Path, home: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(root), "PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "INFO"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        "PREFECT_HOME": str(home),
+        "PREFECT_LOGGING_LEVEL": "INFO",
+    }
     environment.pop("PREFECT_API_URL", None)
     return subprocess.run(
-        [sys.executable, "-m", "flows.pipeline"], cwd=project, env=environment, capture_output=True, text=True, timeout=300
-    )  # fmt: skip
+        [sys.executable, "-m", "flows.pipeline"],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def progress_of(home: Path) -> dict[str, float]:
@@ -78,7 +92,9 @@ def progress_of(home: Path) -> dict[str, float]:
     return {key: float(data) for key, data in rows}
 
 
-def test_stages_run_in_dvcs_order_then_are_fresh_then_fail_with_their_own_error(project: Path, root: Path, prefect_home: Path) -> None:
+def test_stages_run_in_dvcs_order_then_are_fresh_then_fail_with_their_own_error(
+    project: Path, root: Path, prefect_home: Path
+) -> None:
     first = run_flow(project, root, prefect_home)
     assert first.returncode == 0, first.stderr
     outcomes = dict(line.split(": ") for line in first.stdout.splitlines())
@@ -104,7 +120,7 @@ def test_the_graph_is_dvcs_own(root: Path) -> None:
     from flows.pipeline import stage_graph
 
     graph = stage_graph(root)
-    assert graph["surgery"] == ["fetch"]
+    assert graph["surgery"] == ["check", "fetch"]
     assert "data/dvc.yaml:demo" in graph["validate"]
     assert set(graph["gate"]) == {"evaluate", "report"}
     order = list(graph)

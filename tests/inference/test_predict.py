@@ -43,7 +43,15 @@ def pictures(count: int) -> list[tuple[int, object]]:
 def test_table_by_hand(model: nn.Module, batch_size: int) -> None:
     table = predict(model, pictures(5), batch_size=batch_size, device="cpu")  # type: ignore[arg-type]
     assert table["image_id"].tolist() == [100, 99, 99, 98, 97, 97, 96]
-    assert table["name"].tolist() == ["person", "person", "truck", "person", "person", "truck", "person"]
+    assert table["name"].tolist() == [
+        "person",
+        "person",
+        "truck",
+        "person",
+        "person",
+        "truck",
+        "person",
+    ]
     assert table["label"].tolist() == [1, 1, 2, 1, 1, 2, 1]
     assert table.loc[1, ["x", "y", "width", "height"]].tolist() == [1, 5, 10, 10]
     assert table.loc[2, ["x", "y", "width", "height"]].tolist() == [52.5, 22.5, 5, 5]
@@ -58,7 +66,9 @@ def test_equals_the_bare_model() -> None:
     torch.manual_seed(0)
     detector = build("ssdlite320_mobilenet_v3_large", 4).eval()
     random = np.random.default_rng(0)
-    images = [Image.fromarray(random.integers(0, 255, (120, 160, 3), dtype=np.uint8)) for _ in range(3)]
+    images = [
+        Image.fromarray(random.integers(0, 255, (120, 160, 3), dtype=np.uint8)) for _ in range(3)
+    ]
     table = predict(
         detector,
         [(index, lambda image=image: image) for index, image in enumerate(images)],
@@ -70,7 +80,9 @@ def test_equals_the_bare_model() -> None:
     with torch.inference_mode():
         bare = [*detector(tensors[:2]), *detector(tensors[2:])]
     assert len(table) == sum(len(found["scores"]) for found in bare) > 0
-    assert table["score"].tolist() == [value for found in bare for value in found["scores"].tolist()]
+    assert table["score"].tolist() == [
+        value for found in bare for value in found["scores"].tolist()
+    ]
     xyxy = np.concatenate([found["boxes"].double().numpy() for found in bare])
     np.testing.assert_array_equal(table["width"], xyxy[:, 2] - xyxy[:, 0])
 
@@ -97,7 +109,10 @@ def test_mode_is_left_as_it_was(model: nn.Module) -> None:
 def test_unused_columns_are_no_classes() -> None:
     detector = ColourDetector(3)
     with torch.no_grad():
-        detector.colour[1], detector.colour[2] = torch.tensor(COLOURS["person"]), torch.tensor(COLOURS["truck"])
+        detector.colour[1], detector.colour[2] = (
+            torch.tensor(COLOURS["person"]),
+            torch.tensor(COLOURS["truck"]),
+        )
     table = predict(detector, pictures(2), device="cpu", columns=("__background__", "N/A", "truck"))  # type: ignore[arg-type]
     assert table["name"].tolist() == ["truck"]
 
@@ -119,12 +134,22 @@ BOX = torch.tensor([[1.0, 2.0, 11.0, 22.0]])
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"boxes": BOX, "scores": torch.tensor([float("nan")]), "labels": torch.tensor([1])}, "image 100: 1 boxes or scores are NaN"),
         (
-            {"boxes": BOX * float("inf"), "scores": torch.tensor([0.5]), "labels": torch.tensor([1])},
+            {"boxes": BOX, "scores": torch.tensor([float("nan")]), "labels": torch.tensor([1])},
+            "image 100: 1 boxes or scores are NaN",
+        ),
+        (
+            {
+                "boxes": BOX * float("inf"),
+                "scores": torch.tensor([0.5]),
+                "labels": torch.tensor([1]),
+            },
             "image 100: 1 boxes or scores are NaN or infinite",
         ),
-        ({"boxes": BOX, "scores": torch.tensor([0.5]), "labels": torch.tensor([7])}, "label 7 .*columns are 0 to 1"),
+        (
+            {"boxes": BOX, "scores": torch.tensor([0.5]), "labels": torch.tensor([7])},
+            "label 7 .*columns are 0 to 1",
+        ),
     ],
     ids=["nan score", "infinite box", "unknown label"],
 )
@@ -153,7 +178,9 @@ def test_masks_become_rle() -> None:
         columns=("__background__", "a"),
     )  # type: ignore[arg-type]
     assert len(table) == 2
-    np.testing.assert_array_equal(mask.decode(json.loads(table["segmentation"][0])), (soft[0, 0] >= 0.5).numpy())
+    np.testing.assert_array_equal(
+        mask.decode(json.loads(table["segmentation"][0])), (soft[0, 0] >= 0.5).numpy()
+    )
     assert coco_results(table, {"a": 3})[0]["segmentation"] == json.loads(table["segmentation"][0])
 
 
@@ -164,14 +191,18 @@ def test_unreadable_image_is_named(tmp_path: Path, model: nn.Module) -> None:
     with pytest.raises(DataError, match=r"1\.png"):
         predict(model, SplitImages(tables, tmp_path).openers("test"), device="cpu")
     with pytest.raises(DataError, match=r"gone\.png: no such image"):
-        predict(model, [(1, lambda: ImageStore(tmp_path / "data/test").open("gone.png"))], device="cpu")
+        predict(
+            model, [(1, lambda: ImageStore(tmp_path / "data/test").open("gone.png"))], device="cpu"
+        )
 
 
 def test_devices() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     found = torch.accelerator.current_accelerator(check_available=True)
     assert choose_device().type == ("cpu" if found is None else found.type)
-    with pytest.raises(DeviceError, match=r"device 'toaster': not a device of torch .*write `auto`"):
+    with pytest.raises(
+        DeviceError, match=r"device 'toaster': not a device of torch .*write `auto`"
+    ):
         choose_device("toaster")
     with pytest.raises(DeviceError, match=r"device 'cuda:99': torch .*sees"):
         choose_device("cuda:99")
@@ -182,12 +213,21 @@ def test_results_are_read_by_pycocotools(model: nn.Module) -> None:
 
     results = coco_results(predict(model, pictures(3), device="cpu"), {"person": 17})  # type: ignore[arg-type]
     coco = COCO()
-    coco.dataset = {"images": [{"id": 100 - index} for index in range(3)], "categories": [{"id": 17, "name": "person"}], "annotations": []}
+    coco.dataset = {
+        "images": [{"id": 100 - index} for index in range(3)],
+        "categories": [{"id": 17, "name": "person"}],
+        "annotations": [],
+    }
     with redirect_stdout(io.StringIO()):
         coco.createIndex()
         loaded = coco.loadRes([dict(result) for result in results])  # it adds to them
     assert sorted(loaded.getImgIds()) == [98, 99, 100]
-    assert results[0] == {"image_id": 100, "category_id": 17, "bbox": [0.0, 5.0, 10.0, 10.0], "score": 0.9}
+    assert results[0] == {
+        "image_id": 100,
+        "category_id": 17,
+        "bbox": [0.0, 5.0, 10.0, 10.0],
+        "score": 0.9,
+    }
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,9 +257,19 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "4 images: 2 person, 3 truck (score 0.5 or more)" in said
     written = json.loads((tmp_path / "out/predictions.json").read_text())
-    assert [entry["picture"] for entry in written["images"]] == ["0.png", "1.png", "2.png", "0-2.png"]
-    assert written["images"][1]["objects"] == [{"class": "truck", "score": 0.9, "bbox": [2.0, 2.0, 20.0, 20.0]}]
-    with Image.open(tmp_path / "out/2.png") as untouched, Image.open(tmp_path / "out/1.png") as drawn:
+    assert [entry["picture"] for entry in written["images"]] == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "0-2.png",
+    ]
+    assert written["images"][1]["objects"] == [
+        {"class": "truck", "score": 0.9, "bbox": [2.0, 2.0, 20.0, 20.0]}
+    ]
+    with (
+        Image.open(tmp_path / "out/2.png") as untouched,
+        Image.open(tmp_path / "out/1.png") as drawn,
+    ):
         assert np.unique(np.asarray(untouched)).tolist() == [128]
         assert drawn.size == (64, 64)
         assert len(np.unique(np.asarray(drawn).reshape(-1, 3), axis=0)) > 2
@@ -245,8 +295,18 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_benchmark_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from topwork.inference.latency import measure, print_latency
 
-    rows = measure(load(colour_weights(("person",))), [Image.new("RGB", (20, 20))], batch_sizes=(1, 3), device="cpu", repeats=2, warmup=1)
+    rows = measure(
+        load(colour_weights(("person",))),
+        [Image.new("RGB", (20, 20))],
+        batch_sizes=(1, 3),
+        device="cpu",
+        repeats=2,
+        warmup=1,
+    )
     assert [row.batch_size for row in rows] == [1, 3]
-    assert all(row.median_s > 0 and row.images_per_s == pytest.approx(row.batch_size / row.median_s) for row in rows)
+    assert all(
+        row.median_s > 0 and row.images_per_s == pytest.approx(row.batch_size / row.median_s)
+        for row in rows
+    )
     print_latency(rows)
     assert "images/s" in capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""Intervals: equal to COCO at weight 1, equal to a data set written out, and covering what they claim to."""
+"""Intervals: equal to COCO at weight 1, equal to a data set written out, and covering what they
+claim to.
+"""
 
 from dataclasses import replace
 
@@ -8,7 +10,13 @@ import pytest
 
 from evaluation.worlds import random_world
 from topwork.evaluation.retention import ratio_interval
-from topwork.metrics.bootstrap import draw_weights, interval, leave_one_out, mean_of_classes, weighted_ap
+from topwork.metrics.bootstrap import (
+    draw_weights,
+    interval,
+    leave_one_out,
+    mean_of_classes,
+    weighted_ap,
+)
 from topwork.metrics.coco import score
 from topwork.metrics.matching import match
 from topwork.metrics.truth import Truth, detections_of
@@ -27,20 +35,35 @@ def test_weight_one_is_coco(case: dict[str, object]) -> None:
     for label, name in enumerate(truth.classes, start=1):
         if truth.objects[name]:
             assert weighted_ap(matches, label, ones)[0] == pytest.approx(scores.ap(name), abs=1e-10)
-            assert weighted_ap(matches, label, ones, threshold=0)[0] == pytest.approx(scores.ap(name, iou=0.5), abs=1e-10)
+            assert weighted_ap(matches, label, ones, threshold=0)[0] == pytest.approx(
+                scores.ap(name, iou=0.5), abs=1e-10
+            )
 
 
-def written_out(truth: Truth, predictions: pd.DataFrame, weights: np.ndarray) -> tuple[Truth, pd.DataFrame]:
+def written_out(
+    truth: Truth, predictions: pd.DataFrame, weights: np.ndarray
+) -> tuple[Truth, pd.DataFrame]:
     """A data set in which an image stands as often as its weight says."""
     image = np.repeat(np.arange(len(weights)), weights)
     objects = [np.flatnonzero(truth.image == index) for index in image]
     rows = np.concatenate(objects)
     place = np.repeat(np.arange(len(image)), [len(part) for part in objects])
     bigger = replace(
-        truth, image_ids=np.arange(len(image)), sizes=truth.sizes[image], image=place, label=truth.label[rows], boxes=truth.boxes[rows],
-        area=truth.area[rows], crowd=truth.crowd[rows], annotation_ids=np.arange(len(rows)), segmentation=(None,) * len(rows),
-    )  # fmt: skip
-    parts = [predictions[predictions["image_id"] == truth.image_ids[index]].assign(image_id=number) for number, index in enumerate(image)]
+        truth,
+        image_ids=np.arange(len(image)),
+        sizes=truth.sizes[image],
+        image=place,
+        label=truth.label[rows],
+        boxes=truth.boxes[rows],
+        area=truth.area[rows],
+        crowd=truth.crowd[rows],
+        annotation_ids=np.arange(len(rows)),
+        segmentation=(None,) * len(rows),
+    )
+    parts = [
+        predictions[predictions["image_id"] == truth.image_ids[index]].assign(image_id=number)
+        for number, index in enumerate(image)
+    ]
     return bigger, pd.concat(parts, ignore_index=True)
 
 
@@ -56,7 +79,9 @@ def test_weights_are_copies() -> None:
         scores = score(bigger, detections_of(table, bigger))
         for label, name in enumerate(truth.classes):
             expected = scores.ap(name)
-            assert ours[label][row] == pytest.approx(np.nan if expected is None else expected, abs=1e-10, nan_ok=True)
+            assert ours[label][row] == pytest.approx(
+                np.nan if expected is None else expected, abs=1e-10, nan_ok=True
+            )
         assert mean_of_classes(ours)[row] == pytest.approx(scores.ap(), abs=1e-10)
 
 
@@ -77,10 +102,21 @@ def test_bca_agrees_with_scipy() -> None:
     """The mean of a skewed sample, on scipy's own resamples."""
     stats = pytest.importorskip("scipy.stats")
     sample = np.random.default_rng(0).exponential(size=40)
-    theirs = stats.bootstrap((sample,), np.mean, confidence_level=0.9, method="BCa", n_resamples=2000, rng=1)
+    theirs = stats.bootstrap(
+        (sample,), np.mean, confidence_level=0.9, method="BCa", n_resamples=2000, rng=1
+    )
     left_out = (sample.sum() - sample) / 39
-    ours = interval(theirs.bootstrap_distribution, 0.9, point=float(sample.mean()), jackknife=left_out, method="bca")
-    assert ours == (pytest.approx(theirs.confidence_interval.low, abs=1e-9), pytest.approx(theirs.confidence_interval.high, abs=1e-9))
+    ours = interval(
+        theirs.bootstrap_distribution,
+        0.9,
+        point=float(sample.mean()),
+        jackknife=left_out,
+        method="bca",
+    )
+    assert ours == (
+        pytest.approx(theirs.confidence_interval.low, abs=1e-9),
+        pytest.approx(theirs.confidence_interval.high, abs=1e-9),
+    )
 
 
 def test_paired_interval_is_narrow() -> None:
@@ -92,23 +128,40 @@ def test_paired_interval_is_narrow() -> None:
     assert ratio_interval(before, np.zeros(500), 0.95) is None
 
 
-def population(random: np.random.Generator, images: int, skill: float = 0.0) -> tuple[Truth, pd.DataFrame]:
-    """Images of one world: easy and hard ones, one class, 1 to 6 objects each, and false detections."""
+def population(
+    random: np.random.Generator, images: int, skill: float = 0.0
+) -> tuple[Truth, pd.DataFrame]:
+    """Images of one world: easy and hard ones, one class, 1 to 6 objects each, and false
+    detections.
+    """
     ease = random.beta(4, 2, images)
     counts = random.integers(1, 7, images)
     image = np.repeat(np.arange(images), counts)
     objects = len(image)
     boxes = np.hstack([random.uniform(0, 500, (objects, 2)), random.uniform(20, 100, (objects, 2))])
     truth = Truth(
-        classes=("person",), image_ids=np.arange(images), sizes=np.full((images, 2), 640), image=image, label=np.ones(objects, dtype=np.int64), boxes=boxes,
-        area=boxes[:, 2] * boxes[:, 3], crowd=np.zeros(objects, dtype=bool), annotation_ids=np.arange(objects), segmentation=(None,) * objects,
-    )  # fmt: skip
+        classes=("person",),
+        image_ids=np.arange(images),
+        sizes=np.full((images, 2), 640),
+        image=image,
+        label=np.ones(objects, dtype=np.int64),
+        boxes=boxes,
+        area=boxes[:, 2] * boxes[:, 3],
+        crowd=np.zeros(objects, dtype=bool),
+        annotation_ids=np.arange(objects),
+        segmentation=(None,) * objects,
+    )
     hit = random.random(objects) < ease[image] + skill
     shake = random.normal(0, 0.08, (objects, 2)) * (1.3 - ease[image])[:, None]
     near = boxes[hit] + np.hstack([shake * boxes[:, 2:], np.zeros((objects, 2))])[hit]
     strays = random.poisson(2.0 * (1 - ease))
     stray_image = np.repeat(np.arange(images), strays)
-    stray = np.hstack([random.uniform(0, 500, (len(stray_image), 2)), random.uniform(20, 100, (len(stray_image), 2))])
+    stray = np.hstack(
+        [
+            random.uniform(0, 500, (len(stray_image), 2)),
+            random.uniform(20, 100, (len(stray_image), 2)),
+        ]
+    )
     found = np.vstack([near, stray])
     table = pd.DataFrame(
         {
@@ -121,11 +174,19 @@ def population(random: np.random.Generator, images: int, skill: float = 0.0) -> 
     return truth, table
 
 
-def coverage(trials: int, images: int, resamples: int, method: str, confidence: float = 0.9) -> tuple[float, float, float]:
-    """Share of simulated test sets whose interval holds the true AP, and the shares that miss it above and below."""
+def coverage(
+    trials: int, images: int, resamples: int, method: str, confidence: float = 0.9
+) -> tuple[float, float, float]:
+    """Share of simulated test sets whose interval holds the true AP, and the shares that miss it
+    above and below.
+    """
     random = np.random.default_rng(0)
     truth, table = population(random, 20_000)
-    true_ap = float(weighted_ap(match(truth, detections_of(table, truth)), 1, np.ones((1, 20_000), dtype=np.int64))[0])
+    true_ap = float(
+        weighted_ap(
+            match(truth, detections_of(table, truth)), 1, np.ones((1, 20_000), dtype=np.int64)
+        )[0]
+    )
     low_miss = high_miss = 0
     for trial in range(trials):
         truth, table = population(random, images)
@@ -133,7 +194,12 @@ def coverage(trials: int, images: int, resamples: int, method: str, confidence: 
         values = weighted_ap(matches, 1, draw_weights(images, resamples, seed=trial))
         point = float(weighted_ap(matches, 1, np.ones((1, images), dtype=np.int64))[0])
         jackknife = weighted_ap(matches, 1, leave_one_out(images)) if method == "bca" else None
-        low, high = interval(values, confidence, point=point, jackknife=jackknife, method=method) or (0, 1)  # type: ignore[arg-type]
+        low, high = interval(
+            values, confidence, point=point, jackknife=jackknife, method=method
+        ) or (
+            0,
+            1,
+        )  # type: ignore[arg-type]
         low_miss += true_ap < low
         high_miss += true_ap > high
     return 1 - (low_miss + high_miss) / trials, low_miss / trials, high_miss / trials
@@ -141,7 +207,9 @@ def coverage(trials: int, images: int, resamples: int, method: str, confidence: 
 
 @pytest.mark.long
 def test_coverage_by_simulation() -> None:
-    """Test sets of 60 images drawn from a world whose AP is known: intervals of 90% hold it 86 to 94% of the time."""
+    """Test sets of 60 images drawn from a world whose AP is known: intervals of 90% hold it 86 to
+    94% of the time.
+    """
     covered, _, _ = coverage(trials=400, images=60, resamples=200, method="percentile")
     assert 0.86 <= covered <= 0.94
 

@@ -24,7 +24,12 @@ CASES = {
     "tied scores": {"ties": True},
     "ties of both": {"grid": 16.0, "ties": True, "crowds": 0.3},
     "an empty class": {"empty_class": True},
-    "more than 100 detections an image and class": {"images": 2, "classes": 1, "found": 900, "objects": 300},
+    "more than 100 detections an image and class": {
+        "images": 2,
+        "classes": 1,
+        "found": 900,
+        "objects": 300,
+    },
     "small objects": {"scale": 2.5},
     "large objects": {"scale": 5.0},
     "no detections": {"found": 0},
@@ -51,7 +56,9 @@ def test_scores_equal_pycocotools(case: dict[str, object], seed: int) -> None:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_matches_equal_pycocotools(case: dict[str, object]) -> None:
-    """Our own matching, detection by detection and threshold by threshold, against pycocotools' evalImgs."""
+    """Our own matching, detection by detection and threshold by threshold, against pycocotools'
+    evalImgs.
+    """
     truth, predictions = random_world(7, **case)  # type: ignore[arg-type]
     matches = match(truth, detections_of(predictions, truth))
     evaluation = pycoco(truth, predictions)
@@ -59,7 +66,10 @@ def test_matches_equal_pycocotools(case: dict[str, object]) -> None:
     theirs = {}
     for entry in everything:
         for column, found in enumerate(entry["dtIds"]):
-            theirs[found - 1] = (entry["dtMatches"][:, column].astype(int) - 1, entry["dtIgnore"][:, column].astype(bool))
+            theirs[found - 1] = (
+                entry["dtMatches"][:, column].astype(int) - 1,
+                entry["dtIgnore"][:, column].astype(bool),
+            )
     assert set(theirs) == set(matches.order.tolist())
     for column, found in enumerate(matches.order.tolist()):
         np.testing.assert_array_equal(matches.taken[:, column], theirs[found][0])
@@ -77,16 +87,35 @@ def example(real: Path) -> tuple[Truth, pd.DataFrame]:
         for place_index, place in enumerate(("x", "y", "width", "height"))
     }
     tables = Tables(
-        pd.DataFrame({"split": "test", "image_id": [i["id"] for i in data["images"]], "width": [i["width"] for i in data["images"]], "height": [i["height"] for i in data["images"]]}),
         pd.DataFrame(
             {
-                "split": "test", **{key: [entry[source] for entry in data["annotations"]] for key, source in (("annotation_id", "id"), ("image_id", "image_id"), ("category_id", "category_id"), ("area", "area"))},
-                **boxes, "iscrowd": [bool(entry["iscrowd"]) for entry in data["annotations"]],
-                "segmentation": [json.dumps(entry["segmentation"]) for entry in data["annotations"]],
+                "split": "test",
+                "image_id": [i["id"] for i in data["images"]],
+                "width": [i["width"] for i in data["images"]],
+                "height": [i["height"] for i in data["images"]],
+            }
+        ),
+        pd.DataFrame(
+            {
+                "split": "test",
+                **{
+                    key: [entry[source] for entry in data["annotations"]]
+                    for key, source in (
+                        ("annotation_id", "id"),
+                        ("image_id", "image_id"),
+                        ("category_id", "category_id"),
+                        ("area", "area"),
+                    )
+                },
+                **boxes,
+                "iscrowd": [bool(entry["iscrowd"]) for entry in data["annotations"]],
+                "segmentation": [
+                    json.dumps(entry["segmentation"]) for entry in data["annotations"]
+                ],
             }
         ),
         pd.DataFrame({"split": "test", "category_id": list(names), "name": list(names.values())}),
-    )  # fmt: skip
+    )
     results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
     predictions = pd.DataFrame(
         {
@@ -116,22 +145,43 @@ def test_torchmetrics_agrees(example: tuple[Truth, pd.DataFrame]) -> None:
     truth, predictions = example
     found = detections_of(predictions, truth)
     metric = MeanAveragePrecision(
-        box_format="xywh", backend="pycocotools", class_metrics=True,
-        iou_thresholds=list(IOU_THRESHOLDS), rec_thresholds=list(RECALL_THRESHOLDS),  # its own are rounded to single precision: 0.001 of mAP here
-    )  # fmt: skip
+        box_format="xywh",
+        backend="pycocotools",
+        class_metrics=True,
+        # its own are rounded to single precision: 0.001 of mAP here
+        iou_thresholds=list(IOU_THRESHOLDS),
+        rec_thresholds=list(RECALL_THRESHOLDS),
+    )
     for image in range(len(truth.image_ids)):
         mine, its = found.image == image, truth.image == image
         metric.update(
-            [{"boxes": torch.tensor(found.boxes[mine]), "scores": torch.tensor(found.score[mine]), "labels": torch.tensor(found.label[mine])}],
-            [{"boxes": torch.tensor(truth.boxes[its]), "labels": torch.tensor(truth.label[its]), "iscrowd": torch.tensor(truth.crowd[its]).int(), "area": torch.tensor(truth.area[its])}],
-        )  # fmt: skip
+            [
+                {
+                    "boxes": torch.tensor(found.boxes[mine]),
+                    "scores": torch.tensor(found.score[mine]),
+                    "labels": torch.tensor(found.label[mine]),
+                }
+            ],
+            [
+                {
+                    "boxes": torch.tensor(truth.boxes[its]),
+                    "labels": torch.tensor(truth.label[its]),
+                    "iscrowd": torch.tensor(truth.crowd[its]).int(),
+                    "area": torch.tensor(truth.area[its]),
+                }
+            ],
+        )
     theirs = metric.compute()
     ours = score(truth, found)
     for key, value in ours.table().items():
-        assert float(theirs[key]) == pytest.approx(value, abs=1e-6), key  # torchmetrics keeps boxes and results in single precision
+        assert float(theirs[key]) == pytest.approx(value, abs=1e-6), (
+            key
+        )  # torchmetrics keeps boxes and results in single precision
     classes = [truth.classes[int(label) - 1] for label in theirs["classes"]]
     for name, value in zip(classes, theirs["map_per_class"].tolist(), strict=True):
-        assert value == pytest.approx(-1 if ours.ap(name) is None else ours.ap(name), abs=1e-6), name
+        assert value == pytest.approx(-1 if ours.ap(name) is None else ours.ap(name), abs=1e-6), (
+            name
+        )
 
 
 def test_masks_equal_pycocotools() -> None:
@@ -145,20 +195,35 @@ def test_masks_equal_pycocotools() -> None:
         return [[x, y, x + w, y, x, y + h]]
 
     ours = [shape(box) for box in truth.boxes]
-    segmentations = [s if not crowd else mask.merge(mask.frPyObjects(s, 480, 640)) for s, crowd in zip(ours, truth.crowd, strict=True)]
+    segmentations = [
+        s if not crowd else mask.merge(mask.frPyObjects(s, 480, 640))
+        for s, crowd in zip(ours, truth.crowd, strict=True)
+    ]
     texts = tuple(
-        json.dumps(s if isinstance(s, list) else {"size": list(s["size"]), "counts": s["counts"].decode()}) for s in segmentations
+        json.dumps(
+            s if isinstance(s, list) else {"size": list(s["size"]), "counts": s["counts"].decode()}
+        )
+        for s in segmentations
     )
     area = np.array([float(mask.area(mask.merge(mask.frPyObjects(s, 480, 640)))) for s in ours])
     truth = replace(truth, segmentation=texts, area=area)
-    found = [mask.merge(mask.frPyObjects(shape(box), 480, 640)) for box in predictions[["x", "y", "width", "height"]].to_numpy()]
-    predictions["segmentation"] = [json.dumps({"size": list(rle["size"]), "counts": rle["counts"].decode()}) for rle in found]
+    found = [
+        mask.merge(mask.frPyObjects(shape(box), 480, 640))
+        for box in predictions[["x", "y", "width", "height"]].to_numpy()
+    ]
+    predictions["segmentation"] = [
+        json.dumps({"size": list(rle["size"]), "counts": rle["counts"].decode()}) for rle in found
+    ]
     theirs = pycoco(truth, predictions, "segm", (segmentations, found))
     detections = detections_of(predictions, truth)
     assert_equal(score(truth, detections, "segm"), theirs)
     assert score(truth, detections, "segm").ap() != score(truth, detections).ap()
     assessment = assess(truth, predictions, EvaluateParams(bootstrap=0))
-    masks = table_record({"test": {"finetuned": assessment}}, masks=True).sets["test"]["finetuned"].masks
+    masks = (
+        table_record({"test": {"finetuned": assessment}}, masks=True)
+        .sets["test"]["finetuned"]
+        .masks
+    )
     assert masks is not None
     assert masks.map == pytest.approx(stats(theirs)[0], abs=1e-10)
     assert masks.classes["class 1"].ap_50 == score(truth, detections, "segm").ap("class 1", iou=0.5)
@@ -176,7 +241,9 @@ def test_masks_missing_are_named() -> None:
     with pytest.raises(EvaluationError, match="masks: the predictions have boxes alone"):
         score(truth, detections_of(predictions, truth), "segm")
     predictions["segmentation"] = '{"size": [480, 640], "counts": ""}'
-    with pytest.raises(EvaluationError, match=r"annotation 1, 2, 3, 4, 5 and others \(60\) has no segmentation"):
+    with pytest.raises(
+        EvaluationError, match=r"annotation 1, 2, 3, 4, 5 and others \(60\) has no segmentation"
+    ):
         score(truth, detections_of(predictions, truth), "segm")
 
 
@@ -185,18 +252,35 @@ def test_class_without_objects_is_undefined() -> None:
     scores = score(truth, detections_of(predictions, truth))
     assert truth.objects["class 3"] == 0
     assert scores.ap("class 3") is None
-    assert scores.ap() == pytest.approx(np.mean([scores.ap(f"class {index}") for index in range(3)]), abs=1e-12)
-    with pytest.raises(EvaluationError, match="class 'tree': not evaluated here; evaluated are class 0"):
+    assert scores.ap() == pytest.approx(
+        np.mean([scores.ap(f"class {index}") for index in range(3)]), abs=1e-12
+    )
+    with pytest.raises(
+        EvaluationError, match="class 'tree': not evaluated here; evaluated are class 0"
+    ):
         scores.ap("tree")
 
 
 def test_one_box_by_hand() -> None:
-    """One object, found at IoU 2/3 below a stray detection: precision 1/2 at each recall, at the four thresholds up to 0.65."""
+    """One object, found at IoU 2/3 below a stray detection: precision 1/2 at each recall, at the
+    four thresholds up to 0.65.
+    """
     truth, _ = random_world(0, images=1, objects=1, classes=1, crowds=0.0)
     truth = replace(truth, boxes=np.array([[0.0, 0.0, 10.0, 10.0]]), area=np.array([100.0]))
     rows = [(0.9, 300.0, 300.0, 10.0, 10.0), (0.8, 0.0, 2.0, 10.0, 10.0)]
     predictions = pd.DataFrame(
-        [{"image_id": truth.image_ids[0], "name": "class 0", "score": s, "x": x, "y": y, "width": w, "height": h} for s, x, y, w, h in rows]
+        [
+            {
+                "image_id": truth.image_ids[0],
+                "name": "class 0",
+                "score": s,
+                "x": x,
+                "y": y,
+                "width": w,
+                "height": h,
+            }
+            for s, x, y, w, h in rows
+        ]
     )
     scores = score(truth, detections_of(predictions, truth))
     assert scores.ap("class 0", iou=0.5) == pytest.approx(0.5, abs=1e-12)
@@ -225,8 +309,12 @@ def test_unsound_predictions_are_refused(column: str, value: float, message: str
 
 def test_missing_column_is_named() -> None:
     truth, predictions = random_world(5)
-    with pytest.raises(EvaluationError, match="predictions of grafted on test: no column score; found image_id"):
-        detections_of(predictions.drop(columns="score"), truth, what="predictions of grafted on test")
+    with pytest.raises(
+        EvaluationError, match="predictions of grafted on test: no column score; found image_id"
+    ):
+        detections_of(
+            predictions.drop(columns="score"), truth, what="predictions of grafted on test"
+        )
 
 
 def test_unknown_class_is_left_out() -> None:

@@ -1,7 +1,7 @@
 """A finished project for the report's tests: everything is real but the detectors' work.
 
-The pictures are the demo's, validate, surgery, DVCLive and evaluate's own functions ran; detections are the ground truth, shaken by a
-seeded generator, so that nothing has to be trained.
+The pictures are the demo's, validate, surgery, DVCLive and evaluate's own functions ran; detections
+are the ground truth, shaken by a seeded generator, so that nothing has to be trained.
 """
 
 import json
@@ -31,10 +31,15 @@ from topwork.project.unlabelled import UnlabelledRecord
 from topwork.stages import check, evaluate, fetch, surgery, validate
 from topwork.weights.format import Weights, write_weights
 
-QUALITY = {  # model -> class -> (share of objects found, shake of the box, false detections an image)
+# model -> class -> (share of objects found, shake of the box, false detections an image)
+QUALITY = {
     "pretrained": {"person": (0.85, 0.05, 0.3)},
     "grafted": {"person": (0.84, 0.05, 0.3), "forklift": (0.25, 0.2, 0.5)},
-    "finetuned": {"person": (0.88, 0.045, 0.25), "helmet": (0.75, 0.09, 0.3), "forklift": (0.92, 0.05, 0.1)},
+    "finetuned": {
+        "person": (0.88, 0.045, 0.25),
+        "helmet": (0.75, 0.09, 0.3),
+        "forklift": (0.92, 0.05, 0.1),
+    },
 }
 
 
@@ -48,7 +53,10 @@ def document(**changes: Any) -> dict[str, Any]:
             "source": {"annotations": "street/test.json", "images": "street/test/images"},
             "fail_on": "never",
         },
-        "surgery": {"classes": {"person": "keep", "helmet": "new", "forklift": {"like": ["truck", "car"]}}, "dropped": "absorb"},
+        "surgery": {
+            "classes": {"person": "keep", "helmet": "new", "forklift": {"like": ["truck", "car"]}},
+            "dropped": "absorb",
+        },
         "evaluate": {"bootstrap": 60},
         "retention": {"person": {"min": 0.9, "on": "source"}},
         "report": {"title": "Yard: person kept, helmet and forklift learned", "pictures": 4},
@@ -56,10 +64,14 @@ def document(**changes: Any) -> dict[str, Any]:
     }
 
 
-def build_project(root: Path, test: int = 16, source: int = 12, train: int = 10, seed: int = 0, **changes: Any) -> Params:
+def build_project(
+    root: Path, test: int = 16, source: int = 12, train: int = 10, seed: int = 0, **changes: Any
+) -> Params:
     """Draw, check, graft and evaluate in `root`; returns the params."""
     params = parse_params(document(**changes))
-    (root / "params.yaml").write_text(json.dumps(document(**changes)))  # JSON is YAML; unsorted, since classes have an order
+    (root / "params.yaml").write_text(
+        json.dumps(document(**changes))
+    )  # JSON is YAML; unsorted, since classes have an order
     data = root / "data/demo"
     draw_yard(data / "yard", "train", train, 7, processes=1)
     draw_yard(data / "yard", "test", test, 7, processes=1)
@@ -92,7 +104,12 @@ def run_record() -> finetune.RunRecord:
     return finetune.RunRecord(
         determinism=finetune.Determinism(level="bit-exact", reasons=("CPU",)),
         machine={"device": "cpu", "torch": "2.14.0"},
-        versions={"python": "3.11.2", "torch": "2.14.0", "topwork": "0.0.9", "platform": "Linux-x86_64"},
+        versions={
+            "python": "3.11.2",
+            "torch": "2.14.0",
+            "topwork": "0.0.9",
+            "platform": "Linux-x86_64",
+        },
         epochs=12,
         steps=96,
         stopped_early=False,
@@ -109,7 +126,14 @@ def _spoil(path: Path) -> None:
     content = json.loads(path.read_text())
     first = content["annotations"][0]
     box = [*first["bbox"][:2], 0.0, first["bbox"][3]]
-    content["annotations"].append({**first, "id": 1 + max(row["id"] for row in content["annotations"]), "bbox": box, "area": 0.0})
+    content["annotations"].append(
+        {
+            **first,
+            "id": 1 + max(row["id"] for row in content["annotations"]),
+            "bbox": box,
+            "area": 0.0,
+        }
+    )
     content["categories"].append({"id": 99, "name": "crane"})
     path.write_text(json.dumps(content))
 
@@ -135,19 +159,35 @@ def predict_and_evaluate(root: Path, params: Params, seed: int = 0) -> None:
     tables = Tables.read(root / validate.FOLDER)
     rng = np.random.default_rng(seed)
     splits = held_out(plan, tables)
-    found = {split: {model: shaken(tables, split, plan, quality, rng) for model, quality in QUALITY.items()} for split in splits}
+    found = {
+        split: {
+            model: shaken(tables, split, plan, quality, rng) for model, quality in QUALITY.items()
+        }
+        for split in splits
+    }
     for models in (("pretrained", "grafted"), ("finetuned",)):
         of = {model: {split: found[split][model] for split in splits} for model in models}
         write_run(root / predictions_folder(models[0]), of, tables, plan)
-        record_of(of, dict.fromkeys(models, "ab" * 32), 8, torch.device("cpu")).write(root / record_path(models[0]))
+        record_of(of, dict.fromkeys(models, "ab" * 32), 8, torch.device("cpu")).write(
+            root / record_path(models[0])
+        )
     evaluate.run(params, root)
 
 
-def shaken(tables: Tables, split: str, plan: Any, quality: dict[str, tuple[float, float, float]], rng: np.random.Generator) -> pd.DataFrame:
+def shaken(
+    tables: Tables,
+    split: str,
+    plan: Any,
+    quality: dict[str, tuple[float, float, float]],
+    rng: np.random.Generator,
+) -> pd.DataFrame:
     """Detections made of the ground truth: some objects missed, boxes shaken, a few false ones."""
     part, names = tables.split(split), tables.names(split)
     sizes = {
-        int(key): (int(w), int(h)) for key, w, h in zip(part.images["image_id"], part.images["width"], part.images["height"], strict=True)
+        int(key): (int(w), int(h))
+        for key, w, h in zip(
+            part.images["image_id"], part.images["width"], part.images["height"], strict=True
+        )
     }
     rows: list[tuple[Any, ...]] = []
     for row in part.annotations.itertuples():
@@ -156,23 +196,55 @@ def shaken(tables: Tables, split: str, plan: Any, quality: dict[str, tuple[float
             continue
         share, shake, _ = quality[name]
         if rng.random() < share:
-            x, y, width, height = np.array([row.x, row.y, row.width, row.height]) + rng.normal(0, shake, 4) * np.tile(
-                [row.width, row.height], 2
+            x, y, width, height = np.array([row.x, row.y, row.width, row.height]) + rng.normal(
+                0, shake, 4
+            ) * np.tile([row.width, row.height], 2)
+            rows.append(
+                (
+                    row.image_id,
+                    name,
+                    float(np.clip(rng.beta(8, 3), 0.05, 0.999)),
+                    x,
+                    y,
+                    max(width, 2),
+                    max(height, 2),
+                )
             )
-            rows.append((row.image_id, name, float(np.clip(rng.beta(8, 3), 0.05, 0.999)), x, y, max(width, 2), max(height, 2)))
     for image_id, (width, height) in sizes.items():
         for name, (_, _, false) in quality.items():
             for _ in range(rng.poisson(false)):
                 w, h = width * rng.uniform(0.05, 0.3), height * rng.uniform(0.05, 0.4)
-                rows.append((image_id, name, float(rng.beta(2, 5)), rng.uniform(0, width - w), rng.uniform(0, height - h), w, h))
+                rows.append(
+                    (
+                        image_id,
+                        name,
+                        float(rng.beta(2, 5)),
+                        rng.uniform(0, width - w),
+                        rng.uniform(0, height - h),
+                        w,
+                        h,
+                    )
+                )
     frame = pd.DataFrame(rows, columns=["image_id", "name", "score", "x", "y", "width", "height"])
     frame.insert(1, "label", [plan.columns.index(name) for name in frame["name"]])
-    frame = frame.sort_values(["image_id", "score"], ascending=[True, False], kind="stable").reset_index(drop=True)
-    return frame.astype({"image_id": "int64", "label": "int64", "score": "float64", "width": "float64", "height": "float64"})
+    frame = frame.sort_values(
+        ["image_id", "score"], ascending=[True, False], kind="stable"
+    ).reset_index(drop=True)
+    return frame.astype(
+        {
+            "image_id": "int64",
+            "label": "int64",
+            "score": "float64",
+            "width": "float64",
+            "height": "float64",
+        }
+    )
 
 
 def changed(finished: Path, folder: Path) -> Path:
-    """The project after some work: one param, an annotation fewer, another moved, one image with other bytes."""
+    """The project after some work: one param, an annotation fewer, another moved, one image with
+    other bytes.
+    """
     shutil.copytree(finished, folder)
     (folder / "params.yaml").write_text(json.dumps(document(finetune={"lr": 0.02})))
     tables = Tables.read(folder / "out/validate")
@@ -191,10 +263,24 @@ def unlabelled(root: Path) -> None:
     tables = Tables.read(root / "out/validate").split("train")
     ids = list(tables.images["image_id"])[:3]
     frame = pd.DataFrame(
-        {"image_id": ids, "name": "person", "score": [0.93, 0.84, 0.71], "x": 60.0, "y": 90.0, "width": 80.0, "height": 160.0}
+        {
+            "image_id": ids,
+            "name": "person",
+            "score": [0.93, 0.84, 0.71],
+            "x": 60.0,
+            "y": 90.0,
+            "width": 80.0,
+            "height": 160.0,
+        }
     )
     (root / unlabelled_outs.FOLDER).mkdir(parents=True)
     frame.to_parquet(root / unlabelled_outs.BOXES)
-    UnlabelledRecord(count=len(ids), estimate=2.5, classes={}, rows=(), min_score=0.6, max_iou=0.3, max_inside=0.5).write(
-        root / unlabelled_outs.FINDINGS
-    )
+    UnlabelledRecord(
+        count=len(ids),
+        estimate=2.5,
+        classes={},
+        rows=(),
+        min_score=0.6,
+        max_iou=0.3,
+        max_inside=0.5,
+    ).write(root / unlabelled_outs.FINDINGS)

@@ -26,7 +26,10 @@ def test_hugging_face_reads_it(finished: Path) -> None:
     assert card.data.license == "apache-2.0"
     assert card.data.pipeline_tag == "object-detection"
     assert {"person", "helmet", "forklift"} <= set(card.data.tags)
-    figures = {(result.dataset_split, result.metric_name): result.metric_value for result in card.data.eval_results}
+    figures = {
+        (result.dataset_split, result.metric_name): result.metric_value
+        for result in card.data.eval_results
+    }
     rows = Run(WorkingFiles(finished)).classes.classes
     for row in rows:
         if (ap := row.models["finetuned"].ap) is not None:
@@ -46,7 +49,9 @@ def test_other_weights_get_no_figures(finished: Path) -> None:
 def test_a_licence_in_words_is_other(project: Path) -> None:
     """Hugging Face takes identifiers alone; torchvision's weights come with a sentence."""
     record = ProvenanceRecord.read(project / PROVENANCE)
-    record.model_copy(update={"licence": "not stated by torchvision; ask"}).write(project / PROVENANCE)
+    record.model_copy(update={"licence": "not stated by torchvision; ask"}).write(
+        project / PROVENANCE
+    )
     card = hub.ModelCard(card_of(project))
     assert card.data.license == "other"
     assert "- **Their licence**: not stated by torchvision; ask" in card.text

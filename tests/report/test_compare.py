@@ -28,7 +28,9 @@ def run_of(folder: Path, name: str) -> Run:
 
 def compared(*folders: Path) -> Comparison:
     documents = [json.loads((folder / "params.yaml").read_text()) for folder in folders]
-    return compare_runs([run_of(folder, chr(97 + index)) for index, folder in enumerate(folders)], documents)
+    return compare_runs(
+        [run_of(folder, chr(97 + index)) for index, folder in enumerate(folders)], documents
+    )
 
 
 @pytest.fixture
@@ -59,7 +61,11 @@ def test_better_and_worse_by_the_paired_interval(finished: Path, other: Path) ->
     from report import project as made
 
     good = dict(made.QUALITY)
-    made.QUALITY["finetuned"] = {"person": (0.5, 0.12, 1.0), "helmet": (0.99, 0.01, 0.0), "forklift": good["finetuned"]["forklift"]}
+    made.QUALITY["finetuned"] = {
+        "person": (0.5, 0.12, 1.0),
+        "helmet": (0.99, 0.01, 0.0),
+        "forklift": good["finetuned"]["forklift"],
+    }
     try:
         predict_and_evaluate(other, params, seed=3)
     finally:
@@ -78,10 +84,14 @@ def test_better_and_worse_by_the_paired_interval(finished: Path, other: Path) ->
 
 
 def test_other_resamples_are_no_other_set(finished: Path, project: Path) -> None:
-    """A run that drew fewer resamples, and is far worse: its drop is told, by resamples drawn alike for both."""
+    """A run that drew fewer resamples, and is far worse: its drop is told, by resamples drawn alike
+    for both.
+    """
     from report import project as made
 
-    (project / "params.yaml").write_text(json.dumps(document(evaluate={"bootstrap": 20, "seed": 9})))
+    (project / "params.yaml").write_text(
+        json.dumps(document(evaluate={"bootstrap": 20, "seed": 9}))
+    )
     good = dict(made.QUALITY)
     made.QUALITY["finetuned"] = {"person": (0.2, 0.2, 1.0)}
     try:
@@ -109,7 +119,9 @@ def test_another_set_and_no_interval_are_told_apart(finished: Path, project: Pat
     for row in evaluated["classes"]:
         row["models"]["finetuned"]["ap"] = 0.0
     (project / "out/evaluate/classes.json").write_text(json.dumps(evaluated))
-    assert {row.told(1) for row in compared(finished, project).metrics if row.on == "test"} == {"no interval"}
+    assert {row.told(1) for row in compared(finished, project).metrics if row.on == "test"} == {
+        "no interval"
+    }
 
 
 def test_rows_that_moved_bear_their_class(finished: Path, project: Path) -> None:
@@ -121,7 +133,14 @@ def test_rows_that_moved_bear_their_class(finished: Path, project: Path) -> None
     state[name][1 + columns] += 4.0  # and for the second
     write_weights(
         project / "out/finetune/weights.safetensors",
-        Weights(state, before.columns, before.builder, before.builder_args, before.absorbed, before.provenance),
+        Weights(
+            state,
+            before.columns,
+            before.builder,
+            before.builder_args,
+            before.absorbed,
+            before.provenance,
+        ),
     )
     moved = moved_rows(run_of(finished, "a"), run_of(project, "b"))
     assert not isinstance(moved, str)
@@ -130,7 +149,9 @@ def test_rows_that_moved_bear_their_class(finished: Path, project: Path) -> None
     assert by_class.drop("person").max() == 0
 
 
-def test_page_and_terminal_tell_the_same(finished: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_and_terminal_tell_the_same(
+    finished: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from rich.console import Console
 
     found = compared(finished, other)
@@ -166,9 +187,19 @@ def test_told_by_hand() -> None:
     def told(*estimate: float) -> str:
         return MetricRow("a", "test", [], [], {1: Estimate(*estimate)}).told(1)
 
-    assert [told(0.1, 0.02, 0.2), told(-0.1, -0.2, -0.02), told(0.1, -0.01, 0.2), told(0.1), told(0.0, 0.0, 0.0)] == [
-        "better", "worse", "within chance", "no interval", "equal",
-    ]  # fmt: skip
+    assert [
+        told(0.1, 0.02, 0.2),
+        told(-0.1, -0.2, -0.02),
+        told(0.1, -0.01, 0.2),
+        told(0.1),
+        told(0.0, 0.0, 0.0),
+    ] == [
+        "better",
+        "worse",
+        "within chance",
+        "no interval",
+        "equal",
+    ]
 
 
 def dvc_project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
@@ -189,7 +220,9 @@ def dvc_project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return do
 
 
-def test_git_and_dvc_revisions(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_git_and_dvc_revisions(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two commits of one project whose outs lie in DVC's cache; the second changes a param."""
     do = dvc_project(project, monkeypatch)
     do("dvc", "add", "-q", "data/demo", "out")
@@ -197,16 +230,29 @@ def test_git_and_dvc_revisions(project: Path, monkeypatch: pytest.MonkeyPatch, c
     do("git", "commit", "-qm", "one")
     (project / "params.yaml").write_text(json.dumps(document(finetune={"lr": 0.5})))
     do("git", "commit", "-qam", "two")
-    assert compare.run(compare_arguments("HEAD~1", "HEAD", "workspace", "--html", "page.html", "--pictures", "1")) == 0
+    assert (
+        compare.run(
+            compare_arguments(
+                "HEAD~1", "HEAD", "workspace", "--html", "page.html", "--pictures", "1"
+            )
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "finetune.lr" in printed
     assert "data the same" in printed
-    assert "HEAD equals HEAD~1 in every figure; workspace equals HEAD~1" in " ".join(printed.split())
+    assert "HEAD equals HEAD~1 in every figure; workspace equals HEAD~1" in " ".join(
+        printed.split()
+    )
     assert (project / "page.html").read_text().count('class="shot"') == 1
 
 
-def test_dvc_experiments(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A `dvc exp run` that ruins the detections of people is told by its name, and the working tree isn't touched."""
+def test_dvc_experiments(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A `dvc exp run` that ruins the detections of people is told by its name, and the working tree
+    isn't touched.
+    """
     from report import project as made
 
     do = dvc_project(project, monkeypatch)
@@ -216,7 +262,12 @@ def test_dvc_experiments(project: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setitem(made.QUALITY, "finetuned", {"person": (0.2, 0.2, 1.0)})
     predict_and_evaluate(project, load_params(project / "params.yaml"))
     (project / "out").rename(project / "made-0.5")
-    stage = {"cmd": "cp -r made-${finetune.lr} out", "deps": ["made-${finetune.lr}"], "params": ["finetune.lr"], "outs": ["out"]}
+    stage = {
+        "cmd": "cp -r made-${finetune.lr} out",
+        "deps": ["made-${finetune.lr}"],
+        "params": ["finetune.lr"],
+        "outs": ["out"],
+    }
     (project / "dvc.yaml").write_text(json.dumps({"stages": {"all": stage}}))
     (project / ".gitignore").write_text("/made-*\n")
     do("dvc", "add", "-q", "data/demo")
@@ -227,7 +278,10 @@ def test_dvc_experiments(project: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     do("git", "checkout", "-q", ".")
     do("dvc", "checkout", "-q")
     before = (project / "out/evaluate/classes.json").read_bytes()
-    assert compare.run(compare_arguments("HEAD", "bold", "--html", "page.html", "--pictures", "1")) == 0
+    assert (
+        compare.run(compare_arguments("HEAD", "bold", "--html", "page.html", "--pictures", "1"))
+        == 0
+    )
     printed = " ".join(capsys.readouterr().out.split())
     assert "bold is worse on person (test)" in printed
     assert "finetune.lr 0.01 0.5" in printed

@@ -8,7 +8,11 @@ import pytest
 
 import topwork.report
 
-MODULES = sorted(path.stem for path in Path(topwork.report.__file__).parent.glob("*.py") if ">>> " in path.read_text(encoding="utf-8"))
+MODULES = sorted(
+    path.stem
+    for path in Path(topwork.report.__file__).parent.glob("*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -6,12 +6,23 @@ from topwork.report.figures import ClassFigures, Clause, Estimate, percent, word
 from topwork.report.headline import headline
 
 
-def figures(name: str, origin: str, on: str, before: float | None, grafted: float | None, after: float | None) -> ClassFigures:
+def figures(
+    name: str,
+    origin: str,
+    on: str,
+    before: float | None,
+    grafted: float | None,
+    after: float | None,
+) -> ClassFigures:
     ap = {
         key: None if value is None else Estimate(value)
         for key, value in (("pretrained", before), ("grafted", grafted), ("finetuned", after))
     }
-    retention = Estimate(after / before, 0.9, 1.05) if before and after is not None and origin == "keep" else None
+    retention = (
+        Estimate(after / before, 0.9, 1.05)
+        if before and after is not None and origin == "keep"
+        else None
+    )
     return ClassFigures(name, origin, on, ap, retention, 10, 5)
 
 
@@ -28,18 +39,27 @@ def test_contract_held() -> None:
     assert top.state == "holds"
     assert (
         top.sentence
-        == "Person kept 97% of its pretrained AP (at least 95% was asked), and helmet and forklift were learned to AP 0.50 and 0.70."
+        == "Person kept 97% of its pretrained AP (at least 95% was asked), and helmet and forklift"
+        " were learned to AP 0.50 and 0.70."
     )
-    assert [number.value for number in top.numbers] == ["97%", "0.60", "0.60"]  # worst retention; (0.5 + 0.7) / 2; (0.6 + 0.5 + 0.7) / 3
+    assert [number.value for number in top.numbers] == [
+        "97%",
+        "0.60",
+        "0.60",
+    ]  # worst retention; (0.5 + 0.7) / 2; (0.6 + 0.5 + 0.7) / 3
     assert top.numbers[0].context == "person, source set; interval 93% to 100%; asked ≥ 95%"
     assert top.numbers[1].context == "mean of helmet and forklift; 0.05 before training"
-    assert top.numbers[2].context == "mean over 3 classes, test set; pretrained 0.10"  # 0.3 / 3: it knows one of the three
+    assert (
+        top.numbers[2].context == "mean over 3 classes, test set; pretrained 0.10"
+    )  # 0.3 / 3: it knows one of the three
 
 
 def test_contract_breached_names_class_and_figures() -> None:
     top = headline(YARD, [Clause("person", "source", 0.95, Estimate(0.81), False)])
     assert (top.state, top.tag) == ("breached", "Contract breached")
-    assert top.sentence.startswith("Person kept 81% of its pretrained AP where at least 95% was asked;")
+    assert top.sentence.startswith(
+        "Person kept 81% of its pretrained AP where at least 95% was asked;"
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,11 +75,17 @@ def test_contract_breached_names_class_and_figures() -> None:
         ),
         (
             Clause("person", "source", 0.95, Estimate(0.967, 0.936, 0.994), False, by="interval"),
-            "Person kept 97% of its pretrained AP, but that may be as low as 94% where at least 95% was asked;",
+            (
+                "Person kept 97% of its pretrained AP, but that may be as low as 94% where at least"
+                " 95% was asked;"
+            ),
         ),
         (
             Clause("person", "source", 0.95, Estimate(0.967), False, by="interval"),
-            "Person kept 97% of its pretrained AP, but that has no interval where at least 95% was asked;",
+            (
+                "Person kept 97% of its pretrained AP, but that has no interval where at least 95%"
+                " was asked;"
+            ),
         ),
     ],
     ids=["by a hair", "tenths asked", "by the interval", "no interval"],
@@ -79,7 +105,10 @@ def test_no_contract_no_kept_class_no_added_class() -> None:
     assert (nothing.state, nothing.tag) == ("open", "No contract set")
     assert "the AP of person is undefined: the test set holds none" in nothing.sentence
     kept = headline(YARD[:1], [])
-    assert kept.sentence == "Person kept 200% of its pretrained AP on the test set; no class was added."
+    assert (
+        kept.sentence
+        == "Person kept 200% of its pretrained AP on the test set; no class was added."
+    )
 
 
 def test_without_contract_the_source_set_speaks_first() -> None:
@@ -87,11 +116,18 @@ def test_without_contract_the_source_set_speaks_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.949, "95%"), (0.9949, "99.5%"), (0.9994, "99.9%"), (0.9996, "100%"), (1.2, "120%")], ids=str
+    ("value", "text"),
+    [(0.949, "95%"), (0.9949, "99.5%"), (0.9994, "99.9%"), (0.9996, "100%"), (1.2, "120%")],
+    ids=str,
 )
 def test_percent_never_rounds_a_loss_away(value: float, text: str) -> None:
     assert percent(value) == text
 
 
 def test_words() -> None:
-    assert [words(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
+    assert [words(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
+        "",
+        "a",
+        "a and b",
+        "a, b and c",
+    ]

@@ -1,4 +1,6 @@
-"""The page: the same bytes for the same run, nothing passed over in silence, never a crash for what may be missing."""
+"""The page: the same bytes for the same run, nothing passed over in silence, never a crash for what
+may be missing.
+"""
 
 import json
 import re
@@ -69,9 +71,20 @@ def test_ids_are_unique_and_every_reference_has_its_target(finished: Path) -> No
 def test_every_section_has_its_content(finished: Path) -> None:
     page = text_of(finished)
     for words in (
-        "Contract", "Ground truth", "Source set", "train / loss", "AP by class, test set", "Calibration", "localisation", "box-zero",
-        "mean of car, truck", "absorb", "out/surgery/receipt.json", "git log --oneline", "Kept-class objects without a label",
-    ):  # fmt: skip
+        "Contract",
+        "Ground truth",
+        "Source set",
+        "train / loss",
+        "AP by class, test set",
+        "Calibration",
+        "localisation",
+        "box-zero",
+        "mean of car, truck",
+        "absorb",
+        "out/surgery/receipt.json",
+        "git log --oneline",
+        "Kept-class objects without a label",
+    ):
         assert words in page, words
 
 
@@ -82,7 +95,11 @@ def test_every_command_is_one_that_topwork_knows(finished: Path) -> None:
 
     from topwork.report.lineage import commands
 
-    mine = [command.split() for _, command in commands(Run(WorkingFiles(finished))) if command.startswith("topwork ")]
+    mine = [
+        command.split()
+        for _, command in commands(Run(WorkingFiles(finished)))
+        if command.startswith("topwork ")
+    ]
     assert [words[1] for words in mine] == ["verify-graft", "audit"]
     for _, name, *arguments in mine:
         parser = argparse.ArgumentParser(exit_on_error=False)
@@ -102,7 +119,10 @@ def test_breach_is_on_top(project: Path) -> None:
 
 
 def test_titles_and_names_are_escaped(project: Path) -> None:
-    write_json(project / "params.yaml", document(report={"title": "<script>alert(1)</script> & more", "pictures": 1}))
+    write_json(
+        project / "params.yaml",
+        document(report={"title": "<script>alert(1)</script> & more", "pictures": 1}),
+    )
     page = text_of(project)
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in page
@@ -129,7 +149,9 @@ def test_what_is_missing_is_said(project: Path, gone: str, said: str) -> None:
 
 def test_no_source_set_is_said(tmp_path: Path) -> None:
     dataset = {key: value for key, value in document()["dataset"].items() if key != "source"}
-    build_project(tmp_path, test=3, train=3, dataset=dataset, retention={}, evaluate={"bootstrap": 0})
+    build_project(
+        tmp_path, test=3, train=3, dataset=dataset, retention={}, evaluate={"bootstrap": 0}
+    )
     page = text_of(tmp_path)
     assert "No source set was given (dataset.source)" in page
     assert "No confidence intervals were estimated" in page
@@ -139,13 +161,23 @@ def test_no_source_set_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "content", "match"),
     [
-        ("out/evaluate/classes.json", None, r"out/evaluate/classes\.json: no such file.*dvc repro evaluate"),
+        (
+            "out/evaluate/classes.json",
+            None,
+            r"out/evaluate/classes\.json: no such file.*dvc repro evaluate",
+        ),
         ("out/evaluate/verdict.json", "{", r"out/evaluate/verdict\.json: not readable as JSON"),
-        ("out/validate/images.parquet", "x", r"out/validate/images\.parquet: not readable as a table"),
+        (
+            "out/validate/images.parquet",
+            "x",
+            r"out/validate/images\.parquet: not readable as a table",
+        ),
     ],
     ids=["missing", "half a JSON", "no Parquet"],
 )
-def test_damage_is_an_error_and_the_old_page_stays(project: Path, path: str, content: str | None, match: str) -> None:
+def test_damage_is_an_error_and_the_old_page_stays(
+    project: Path, path: str, content: str | None, match: str
+) -> None:
     (project / "out/report").mkdir()
     (project / "out/report/report.html").write_text("old")
     (project / path).unlink()

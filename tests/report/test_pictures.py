@@ -9,7 +9,9 @@ from topwork.report.run import Run
 from topwork.report.story import Thresholds, before_after
 
 
-def table(rows: list[tuple[int, str, float, float, float, float]], scores: list[float] | None = None) -> pd.DataFrame:
+def table(
+    rows: list[tuple[int, str, float, float, float, float]], scores: list[float] | None = None
+) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["image_id", "name", "x", "y", "width", "height"])
     return frame if scores is None else frame.assign(score=scores)
 
@@ -25,28 +27,44 @@ def test_choose_spreads_from_best_to_worst() -> None:
 
 
 def test_iou_by_hand() -> None:
-    found = iou(np.array([[0, 0, 10, 10], [0, 0, 0, 5]]), np.array([[5, 0, 10, 10], [20, 20, 5, 5]]))
+    found = iou(
+        np.array([[0, 0, 10, 10], [0, 0, 0, 5]]), np.array([[5, 0, 10, 10], [20, 20, 5, 5]])
+    )
     assert found == pytest.approx(np.array([[50 / 150, 0], [0, 0]]))
 
 
 def test_f1_of_images_by_hand() -> None:
-    truth = table([(1, "person", 0, 0, 10, 10), (1, "person", 50, 0, 10, 10), (2, "helmet", 0, 0, 4, 4)])
+    truth = table(
+        [(1, "person", 0, 0, 10, 10), (1, "person", 50, 0, 10, 10), (2, "helmet", 0, 0, 4, 4)]
+    )
     found = table(
-        [(1, "person", 0, 0, 10, 10), (1, "person", 1, 0, 10, 10), (1, "helmet", 50, 0, 10, 10), (2, "helmet", 0, 0, 4, 4)],
+        [
+            (1, "person", 0, 0, 10, 10),
+            (1, "person", 1, 0, 10, 10),
+            (1, "helmet", 50, 0, 10, 10),
+            (2, "helmet", 0, 0, 4, 4),
+        ],
         [0.9, 0.8, 0.7, 0.6],
     )
-    # image 1: one hit of 2 objects and 3 detections (the second is a duplicate, the third the wrong class): 2 / 5
+    # image 1: one hit of 2 objects and 3 detections (the second is a duplicate, the third the wrong
+    # class): 2 / 5
     assert image_scores(truth, found, [1, 2, 3]) == pytest.approx({1: 0.4, 2: 1.0, 3: 1.0})
 
 
 def test_labels_stay_inside_and_apart() -> None:
-    boxes = [Box(0, 0, 60, 40, "person", "kept", 0.9), Box(2, 0, 30, 20, "helmet", "new", 0.8), Box(600, 440, 39, 39, "forklift", "new")]
+    boxes = [
+        Box(0, 0, 60, 40, "person", "kept", 0.9),
+        Box(2, 0, 30, 20, "helmet", "new", 0.8),
+        Box(600, 440, 39, 39, "forklift", "new"),
+    ]
     drawn = _overlay(boxes, 640, 480)
     import re
 
     labels = [
         tuple(map(float, place))
-        for place in re.findall(r'class="label \w+" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', drawn)
+        for place in re.findall(
+            r'class="label \w+" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', drawn
+        )
     ]
     assert len(labels) == 3
     for x, y, width, height in labels:
@@ -66,8 +84,13 @@ def test_labels_stay_inside_and_apart() -> None:
 
 
 def test_thresholds_take_each_class_its_own() -> None:
-    frame = table([(1, "person", 0, 0, 1, 1), (1, "person", 0, 0, 1, 1), (1, "helmet", 0, 0, 1, 1)], [0.7, 0.5, 0.55])
-    strong = Thresholds(0.6, {("finetuned", "person"): 0.5, ("pretrained", "helmet"): 0.1}).strong(frame, "finetuned")
+    frame = table(
+        [(1, "person", 0, 0, 1, 1), (1, "person", 0, 0, 1, 1), (1, "helmet", 0, 0, 1, 1)],
+        [0.7, 0.5, 0.55],
+    )
+    strong = Thresholds(0.6, {("finetuned", "person"): 0.5, ("pretrained", "helmet"): 0.1}).strong(
+        frame, "finetuned"
+    )
     assert list(strong["score"]) == [0.7, 0.5]
 
 
@@ -76,6 +99,13 @@ def test_image_bytes_stand_once_and_are_used_thrice(finished_run: Run) -> None:
     assert why == ""
     assert [len(picture.panels) for picture in pictures] == [3, 3, 3]
     for picture in pictures:
-        assert [panel.title for panel in picture.panels] == ["Ground truth", "Pretrained", "Fine-tuned"]
+        assert [panel.title for panel in picture.panels] == [
+            "Ground truth",
+            "Pretrained",
+            "Fine-tuned",
+        ]
         assert picture.panels[0].drawing.count("data:image/jpeg;base64,") == 1
-        assert all("data:" not in panel.drawing and "<use " in panel.drawing for panel in picture.panels[1:])
+        assert all(
+            "data:" not in panel.drawing and "<use " in panel.drawing
+            for panel in picture.panels[1:]
+        )

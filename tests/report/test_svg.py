@@ -22,21 +22,35 @@ def test_ticks_are_round_and_span(span: tuple[float, float], expected: list[floa
     assert ticks(*span) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("value", "text"), [(1.0, "1"), (1.005, "1"), (0.126, "0.13"), (-0.001, "0"), (120.5, "120.5")], ids=str)
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.0, "1"), (1.005, "1"), (0.126, "0.13"), (-0.001, "0"), (120.5, "120.5")],
+    ids=str,
+)
 def test_number(value: float, text: str) -> None:
     assert number(value) == text
 
 
 def test_line_lands_where_axes_say() -> None:
     chart = line_chart(
-        "k", "PR", "d", [Line("one", [(0, 0), (1, 1)])], "recall", "precision", x_range=(0, 1), y_range=(0, 1), size=(158, 166)
+        "k",
+        "PR",
+        "d",
+        [Line("one", [(0, 0), (1, 1)])],
+        "recall",
+        "precision",
+        x_range=(0, 1),
+        y_range=(0, 1),
+        size=(158, 166),
     )
     # 46 left, 12 right, 26 above, 40 below: a field of 100 x 100
     assert re.search(r'class="line tuned" d="M46 126L146 26"', chart)
 
 
 def test_gap_breaks_the_line_and_nothing_draws_nothing() -> None:
-    chart = line_chart("k", "t", "d", [Line("one", [(0, 1), (1, float("nan")), (2, 1), (3, 1)])], "x", "y")
+    chart = line_chart(
+        "k", "t", "d", [Line("one", [(0, 1), (1, float("nan")), (2, 1), (3, 1)])], "x", "y"
+    )
     path = re.search(r'class="line tuned" d="([^"]*)"', chart)
     assert path is not None
     assert re.sub(r"[-\d. ]", "", path[1]) == "MML"
@@ -44,7 +58,15 @@ def test_gap_breaks_the_line_and_nothing_draws_nothing() -> None:
 
 
 def test_charts_are_well_formed_named_and_escaped() -> None:
-    rows = [Row("<b>&", [Mark("fine-tuned", 0.5, 0.4, 0.6, "tuned"), Mark("pretrained", 1.4, None, None, "before")])]
+    rows = [
+        Row(
+            "<b>&",
+            [
+                Mark("fine-tuned", 0.5, 0.4, 0.6, "tuned"),
+                Mark("pretrained", 1.4, None, None, "before"),
+            ],
+        )
+    ]
     for chart in (
         interval_chart("k", "AP <&>", 'said "so"', rows, "AP"),
         bar_chart("k", "Errors <&>", "said", [("<b>", 0.2, "0.2"), ("none", 0.0, "0")], "AP"),
@@ -59,7 +81,14 @@ def test_charts_are_well_formed_named_and_escaped() -> None:
 
 def test_marks_stay_inside_and_whiskers_only_with_interval() -> None:
     chart = interval_chart(
-        "k", "t", "d", [Row("a", [Mark("m", 1.4, None, None, "before")]), Row("b", [Mark("m", 0.5, 0.25, 0.75, "tuned")])], "AP"
+        "k",
+        "t",
+        "d",
+        [
+            Row("a", [Mark("m", 1.4, None, None, "before")]),
+            Row("b", [Mark("m", 0.5, 0.25, 0.75, "tuned")]),
+        ],
+        "AP",
     )
     field = 400 - 104 - 14
     assert f'cx="{400 - 14}"' in chart

@@ -20,7 +20,9 @@ COLUMNS = ("__background__", "person", "car", "truck", "dog", "tree")
 PLAN = {"dog": "keep", "helmet": "new", "person": "keep"}
 
 
-@pytest.fixture(params=[tiny.ssd, tiny.faster_rcnn, tiny.mask_rcnn], ids=lambda builder: builder.__name__)
+@pytest.fixture(
+    params=[tiny.ssd, tiny.faster_rcnn, tiny.mask_rcnn], ids=lambda builder: builder.__name__
+)
 def absorbed(request):
     torch.manual_seed(0)
     model = build(request.param, len(COLUMNS))
@@ -29,11 +31,17 @@ def absorbed(request):
 
 
 def test_fold_by_hand():
-    wide = torch.tensor([[0.3, 1.0, -2.0, 0.7, 0.1]], dtype=torch.float64)  # bg, two targets, two absorbed
+    wide = torch.tensor(
+        [[0.3, 1.0, -2.0, 0.7, 0.1]], dtype=torch.float64
+    )  # bg, two targets, two absorbed
     folded = fold_background(wide, 3)
     assert folded.tolist()[0][1:] == [1.0, -2.0]
-    torch.testing.assert_close(folded[0, 0].exp(), wide[0, 0].exp() + wide[0, 3].exp() + wide[0, 4].exp())
-    torch.testing.assert_close(folded.softmax(-1)[0, 1:], wide.softmax(-1)[0, 1:3], rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        folded[0, 0].exp(), wide[0, 0].exp() + wide[0, 3].exp() + wide[0, 4].exp()
+    )
+    torch.testing.assert_close(
+        folded.softmax(-1)[0, 1:], wide.softmax(-1)[0, 1:3], rtol=1e-14, atol=0
+    )
 
 
 def test_fold_in_extremes():
@@ -70,7 +78,9 @@ def test_saves_and_loads(absorbed, tmp_path):
     assert _same(torch.load(buffer, weights_only=False)([_image()])[0], expected)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning"
+)
 def test_scripts(absorbed):
     model = absorbed.build()
     scripted = torch.jit.script(model)
@@ -101,11 +111,15 @@ def test_trains_and_the_loss_is_the_folded_one(absorbed):
 
 
 def test_the_loss_is_the_wide_cross_entropy_with_dropped_classes_as_background():
-    """An independent peer: -log p of the wide softmax, where every dropped class counts as background."""
+    """An independent peer: -log p of the wide softmax, where every dropped class counts as
+    background.
+    """
     torch.manual_seed(0)
     wide, labels = torch.randn(50, 7, dtype=torch.float64), torch.randint(0, 4, (50,))
     probabilities = wide.softmax(-1)
-    merged = torch.cat([probabilities[:, [0, 4, 5, 6]].sum(1, keepdim=True), probabilities[:, 1:4]], 1)
+    merged = torch.cat(
+        [probabilities[:, [0, 4, 5, 6]].sum(1, keepdim=True), probabilities[:, 1:4]], 1
+    )
     torch.testing.assert_close(
         nn.functional.cross_entropy(fold_background(wide, 4), labels),
         nn.functional.nll_loss(merged.log(), labels),
@@ -131,14 +145,25 @@ def test_exported_program_holds_the_fold():
     assert any("logsumexp" in str(node.target) for node in program.graph.nodes)
 
 
-@pytest.mark.parametrize("builder", [tiny.retinanet, tiny.fcos], ids=lambda builder: builder.__name__)
+@pytest.mark.parametrize(
+    "builder", [tiny.retinanet, tiny.fcos], ids=lambda builder: builder.__name__
+)
 def test_sigmoid_heads_absorb_by_removal(builder):
     torch.manual_seed(0)
     state_dict = build(builder, len(COLUMNS)).state_dict()
-    one, other = (graft(state_dict, PLAN, builder=builder, columns=COLUMNS, dropped=dropped) for dropped in ("remove", "absorb"))
+    one, other = (
+        graft(state_dict, PLAN, builder=builder, columns=COLUMNS, dropped=dropped)
+        for dropped in ("remove", "absorb")
+    )
     assert other.weights.absorbed == ()
-    assert other.receipt["dropped"] == {"done": "removed", "exact": True, "classes": ["car", "truck", "tree"]}
-    assert all(torch.equal(one.state_dict[name], tensor) for name, tensor in other.state_dict.items())
+    assert other.receipt["dropped"] == {
+        "done": "removed",
+        "exact": True,
+        "classes": ["car", "truck", "tree"],
+    }
+    assert all(
+        torch.equal(one.state_dict[name], tensor) for name, tensor in other.state_dict.items()
+    )
     with pytest.raises(SurgeryError, match="its head can't absorb classes"):
         build(builder, 4, absorbed=2)
 
@@ -154,7 +179,10 @@ def test_an_absorbed_head_gives_its_classes_back():
 def test_cut_box_rows_are_not_invented():
     state_dict = build(tiny.faster_rcnn, len(COLUMNS)).state_dict()
     absorbed = graft(state_dict, PLAN, builder=tiny.faster_rcnn, columns=COLUMNS, dropped="absorb")
-    with pytest.raises(SurgeryError, match=r"bbox_pred.weight: truck wants the rows of an absorbed class, which were cut"):
+    with pytest.raises(
+        SurgeryError,
+        match=r"bbox_pred.weight: truck wants the rows of an absorbed class, which were cut",
+    ):
         graft(absorbed.weights, ["truck"], builder=tiny.faster_rcnn)
     with pytest.raises(SurgeryError, match=r"truck wants the rows of an absorbed class"):
         preview(absorbed.weights, ClassPlan.parse(["truck"]), builder=tiny.faster_rcnn)
@@ -166,13 +194,17 @@ def test_exports_to_onnx(tmp_path):
     head = build(tiny.points, 4, absorbed=3).eval()
     x = torch.randn(5, 5)
     torch.onnx.export(head, (x,), tmp_path / "points.onnx", dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / "points.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "points.onnx", providers=["CPUExecutionProvider"]
+    )
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), head(x).detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_trains_under_ddp(absorbed, tmp_path):
-    """One process is enough to see that the hooks and names survive the wrapper; the training room runs two."""
+    """One process is enough to see that the hooks and names survive the wrapper; the training room
+    runs two.
+    """
     import torch.distributed as dist
 
     plain = absorbed.build().train()
@@ -185,6 +217,8 @@ def test_trains_under_ddp(absorbed, tmp_path):
         assert {name: float(value.detach()) for name, value in losses.items()} == pytest.approx(
             {name: float(value) for name, value in expected.items()}
         )
-        assert {name.removeprefix("module.") for name in wrapped.state_dict()} == set(absorbed.state_dict)
+        assert {name.removeprefix("module.") for name in wrapped.state_dict()} == set(
+            absorbed.state_dict
+        )
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,6 @@
-"""verify-graft: holds on what the surgery wrote, and names the place of each of ten planted faults."""
+"""verify-graft: holds on what the surgery wrote, and names the place of each of ten planted
+faults.
+"""
 
 import json
 import re
@@ -32,12 +34,17 @@ def _files(folder, dropped="absorb", builder=BUILDER):
     write_weights(folder / "source.safetensors", Weights(model.state_dict(), COLUMNS, builder))
     done = graft(read_weights(folder / "source.safetensors", trust=True), PLAN, dropped=dropped)
     write_weights(folder / "result.safetensors", done.weights)
-    receipt = sealed(done.receipt, *(sha256_file(folder / f"{side}.safetensors") for side in ("source", "result")))
+    receipt = sealed(
+        done.receipt,
+        *(sha256_file(folder / f"{side}.safetensors") for side in ("source", "result")),
+    )
     write_json(folder / "receipt.json", receipt)
     return [folder / name for name in ("source.safetensors", "result.safetensors", "receipt.json")]
 
 
-@pytest.mark.parametrize("builder", ["ssd", "faster_rcnn", "mask_rcnn", "retinanet", "fcos", "unusual", "points"])
+@pytest.mark.parametrize(
+    "builder", ["ssd", "faster_rcnn", "mask_rcnn", "retinanet", "fcos", "unusual", "points"]
+)
 @pytest.mark.parametrize("dropped", ["remove", "absorb"])
 def test_holds_on_an_untouched_graft(tmp_path, builder, dropped):
     builder = f"{Path(tiny.__file__)}:{builder}"
@@ -63,7 +70,8 @@ def _flip_bit(tensor, index, bit):
     return flipped
 
 
-# ssd, level 0: 4 anchors, level 1: 6; the absorbed head has 9 columns: bg dog helmet person lorry | car truck N/A tree
+# ssd, level 0: 4 anchors, level 1: 6; the absorbed head has 9 columns: bg dog helmet person lorry |
+# car truck N/A tree
 def _swapped_rows(state):
     _swap(state, f"{LEVEL0}.weight", 1, 3)  # anchor 0: dog and person
 
@@ -85,11 +93,15 @@ def _by_position(state):
 
 
 def _flipped_bit_in_a_kept_row(state):
-    state[f"{LEVEL0}.weight"] = _flip_bit(state[f"{LEVEL0}.weight"], state[f"{LEVEL0}.weight"][0].numel() * 3 + 5, 0)
+    state[f"{LEVEL0}.weight"] = _flip_bit(
+        state[f"{LEVEL0}.weight"], state[f"{LEVEL0}.weight"][0].numel() * 3 + 5, 0
+    )
 
 
 def _flipped_sign_of_zero_outside(state):
-    state["backbone.convs.0.bias"] = torch.cat([torch.tensor([-0.0]), state["backbone.convs.0.bias"][1:]])
+    state["backbone.convs.0.bias"] = torch.cat(
+        [torch.tensor([-0.0]), state["backbone.convs.0.bias"][1:]]
+    )
 
 
 def _flipped_bit_outside(state):
@@ -131,16 +143,32 @@ def _tensor_lost(state):
 FAULTS = {
     _swapped_rows: rf"{LEVEL0}.weight: rows \[1, 10, 19, 28\] of dog aren't what the plan gives it",
     _shifted_anchor_group: rf"{LEVEL1}.bias: rows \[0, 9, .*\] of __background__ aren't",
-    _another_class_bias: rf"{LEVEL1}.bias: rows \[3, 12, .*\] of person aren't .* they are the source's rows of dog",
-    _by_position: rf"{LEVEL0}.weight: rows \[1, 10, .*\] of dog aren't .* they are the source's rows of person",
-    _flipped_bit_in_a_kept_row: rf"{LEVEL0}.weight: rows \[3, .*\] of person aren't .* 1 of \d+ numbers differ, the first at \[0, 0, 1, 2\]",
-    _flipped_sign_of_zero_outside: r"backbone.convs.0.bias: doesn't depend on the classes and must be as in the source.*found -0.0, expected 0.0",
-    _flipped_bit_outside: r"backbone.convs.1.weight: doesn't depend on the classes.* 1 of \d+ numbers differ",
+    _another_class_bias: (
+        rf"{LEVEL1}.bias: rows \[3, 12, .*\] of person aren't .* they are the source's rows of dog"
+    ),
+    _by_position: (
+        rf"{LEVEL0}.weight: rows \[1, 10, .*\] of dog aren't .* they are the source's rows of"
+        r" person"
+    ),
+    _flipped_bit_in_a_kept_row: (
+        rf"{LEVEL0}.weight: rows \[3, .*\] of person aren't .* 1 of \d+ numbers differ, the first"
+        r" at \[0, 0, 1, 2\]"
+    ),
+    _flipped_sign_of_zero_outside: (
+        r"backbone.convs.0.bias: doesn't depend on the classes and must be as in the source.*found"
+        r" -0.0, expected 0.0"
+    ),
+    _flipped_bit_outside: (
+        r"backbone.convs.1.weight: doesn't depend on the classes.* 1 of \d+ numbers differ"
+    ),
     _new_row_moved: rf"{LEVEL0}.bias: rows \[2, 11, 20, 29\] of helmet aren't",
     _absorbed_row_zeroed: rf"{LEVEL1}.weight: rows \[8, .*\] of tree aren't",
     _like_with_other_weights: rf"{LEVEL0}.weight: rows \[4, .*\] of lorry aren't",
     _background_row_lost: rf"{LEVEL0}.bias: rows \[0, 9, 18, 27\] of __background__ aren't",
-    _half_precision: r"backbone.convs.0.weight is torch.float16 \[8, 3, 3, 3\], expected torch.float32 \[8, 3, 3, 3\]",
+    _half_precision: (
+        r"backbone.convs.0.weight is torch.float16 \[8, 3, 3, 3\], expected torch.float32 \[8, 3,"
+        r" 3, 3\]"
+    ),
     _tensor_lost: r"tensors missing: backbone.convs.0.bias; not in the receipt: none",
 }
 
@@ -161,7 +189,10 @@ def test_planted_faults_are_named(tmp_path, plant):
         done = graft(read_weights(source, trust=True), PLAN, dropped="absorb")
         write_json(receipt, sealed(done.receipt, sha256_file(source)))
     plant(state)
-    write_weights(result, Weights(state, weights.columns, weights.builder, {}, weights.absorbed, weights.provenance))
+    write_weights(
+        result,
+        Weights(state, weights.columns, weights.builder, {}, weights.absorbed, weights.provenance),
+    )
     with pytest.raises(ReceiptError, match=FAULTS[plant]) as caught:
         verify_graft(source, result, receipt, builder=BUILDER)
     assert str(result) in str(caught.value)
@@ -189,7 +220,10 @@ def test_a_changed_source_is_named_by_row(tmp_path):
     state = {name: tensor.clone() for name, tensor in weights.state_dict.items()}
     state[f"{LEVEL0}.bias"][8] += 1  # anchor 1 of 7 columns: person
     write_weights(source, Weights(state, COLUMNS, BUILDER))
-    with pytest.raises(ReceiptError, match=rf"source.safetensors: {LEVEL0}.bias, rows \[1, 8, 15, 22\] \(person\): SHA-256 is"):
+    with pytest.raises(
+        ReceiptError,
+        match=rf"source.safetensors: {LEVEL0}.bias, rows \[1, 8, 15, 22\] \(person\): SHA-256 is",
+    ):
         verify_graft(source, result, receipt, builder=BUILDER)
 
 
@@ -197,16 +231,25 @@ def test_a_changed_receipt_is_found(tmp_path):
     source, result, receipt = _files(tmp_path)
     text = receipt.read_text()
     receipt.write_text(text.replace('"prior": 0.01', '"prior": 0.02'))
-    with pytest.raises(ReceiptError, match=r"receipt.json: its SHA-256 is .* the receipt itself was changed"):
+    with pytest.raises(
+        ReceiptError, match=r"receipt.json: its SHA-256 is .* the receipt itself was changed"
+    ):
         verify_graft(source, result, receipt, builder=BUILDER)
     forged = sealed({**json.loads(text), "activation": "sigmoid"})
     write_json(receipt, forged)
-    with pytest.raises(ReceiptError, match=r"activation is 'sigmoid', computed again it is 'softmax'"):
+    with pytest.raises(
+        ReceiptError, match=r"activation is 'sigmoid', computed again it is 'softmax'"
+    ):
         verify_graft(source, result, receipt, builder=BUILDER)
     forged = json.loads(text)
-    next(item for item in forged["tensors"] if item["status"] == "changed")["rows"][0]["origin"] = "new"
+    next(item for item in forged["tensors"] if item["status"] == "changed")["rows"][0]["origin"] = (
+        "new"
+    )
     write_json(receipt, sealed(forged))
-    with pytest.raises(ReceiptError, match=r"tensors\[.*\].rows\[0\].origin is 'new', computed again it is 'background'"):
+    with pytest.raises(
+        ReceiptError,
+        match=r"tensors\[.*\].rows\[0\].origin is 'new', computed again it is 'background'",
+    ):
         verify_graft(source, result, receipt, builder=BUILDER)
     write_json(receipt, {"topwork_receipt": 99})
     with pytest.raises(ReceiptError, match="found receipt version 99, expected 1"):
@@ -240,7 +283,9 @@ def test_a_receipt_of_another_shape_is_refused_with_the_place(tmp_path, place):
         part = part[key]
     part[last] = DAMAGE[place]
     write_json(receipt, sealed(record))
-    with pytest.raises(ReceiptError, match=rf"receipt.json: damaged, ({place}|dog is 'keep' from 0 classes)"):
+    with pytest.raises(
+        ReceiptError, match=rf"receipt.json: damaged, ({place}|dog is 'keep' from 0 classes)"
+    ):
         verify_graft(source, result, receipt, builder=BUILDER)
 
 
@@ -248,10 +293,21 @@ def test_forged_origins_are_found_even_with_a_forged_receipt(tmp_path):
     """Training reads from the result's provenance whom to protect."""
     source, result, receipt = _files(tmp_path)
     weights = read_weights(result, trust=True)
-    forged = {"graft": {"rows": {**weights.provenance["graft"]["rows"], "dog": "new"}, "dropped": "absorb"}}
-    write_weights(result, Weights(weights.state_dict, weights.columns, weights.builder, {}, weights.absorbed, forged))
+    forged = {
+        "graft": {
+            "rows": {**weights.provenance["graft"]["rows"], "dog": "new"},
+            "dropped": "absorb",
+        }
+    }
+    write_weights(
+        result,
+        Weights(weights.state_dict, weights.columns, weights.builder, {}, weights.absorbed, forged),
+    )
     write_json(receipt, sealed(read_json(receipt), result_file=sha256_file(result)))
-    with pytest.raises(ReceiptError, match=r"result.safetensors: provenance is .*'dog': 'new'.*expected .*'dog': 'keep'"):
+    with pytest.raises(
+        ReceiptError,
+        match=r"result.safetensors: provenance is .*'dog': 'new'.*expected .*'dog': 'keep'",
+    ):
         verify_graft(source, result, receipt, builder=BUILDER)
 
 

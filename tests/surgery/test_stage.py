@@ -31,7 +31,12 @@ def project(tmp_path):
     torch.manual_seed(0)
     write_weights(
         tmp_path / PRETRAINED,
-        Weights(tiny.ssd(4).state_dict(), COLUMNS, f"{Path(tiny.__file__)}:ssd", provenance={"source": "here"}),
+        Weights(
+            tiny.ssd(4).state_dict(),
+            COLUMNS,
+            f"{Path(tiny.__file__)}:ssd",
+            provenance={"source": "here"},
+        ),
     )
     return tmp_path
 
@@ -46,7 +51,10 @@ def test_writes_weights_and_a_receipt_that_holds(project):
         "graft": {"rows": {"truck": "keep", "hat": "new"}, "dropped": "absorb"},
     }
     files = [project / path for path in (PRETRAINED, GRAFTED, RECEIPT)]
-    assert "the file's SHA-256 is the receipt's" in verify_graft(*files, builder=f"{Path(tiny.__file__)}:ssd")[-1]
+    assert (
+        "the file's SHA-256 is the receipt's"
+        in verify_graft(*files, builder=f"{Path(tiny.__file__)}:ssd")[-1]
+    )
     text = files[2].read_text()
     assert str(project) not in text.replace(str(Path(tiny.__file__)), "")
     first = [file.read_bytes() for file in files]

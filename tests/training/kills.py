@@ -1,8 +1,10 @@
-"""Run the real finetune stage in a forked process, again and again, and kill it: imports are paid for once.
+"""Run the real finetune stage in a forked process, again and again, and kill it: imports are paid
+for once.
 
-python kills.py FOLDER: reads lines from stdin, `FINETUNE_JSON\tSIGNAL\tSECONDS` (0 seconds: let it end), prints `CODE\tSECONDS\tSHA256` for each.
-SIGNAL is a name, `SIGKILL`, for the stage's own process, or `SIGKILL:0` for its youngest child (a process of DDP). `+SECONDS` are counted from the
-first checkpoint on.
+python kills.py FOLDER: reads lines from stdin, `FINETUNE_JSON\tSIGNAL\tSECONDS` (0 seconds: let it
+end), prints `CODE\tSECONDS\tSHA256` for each.
+SIGNAL is a name, `SIGKILL`, for the stage's own process, or `SIGKILL:0` for its youngest child (a
+process of DDP). `+SECONDS` are counted from the first checkpoint on.
 """
 
 import json
@@ -34,7 +36,11 @@ def attempt(folder: Path, raw: dict, sent: str, after: str) -> tuple[int, float]
             os._exit(1)
         os._exit(0)
     if float(after):
-        while after.startswith("+") and not list(folder.glob(".topwork/scratch/*/*.checkpoint")) and not os.waitid(*ended(child)):
+        while (
+            after.startswith("+")
+            and not list(folder.glob(".topwork/scratch/*/*.checkpoint"))
+            and not os.waitid(*ended(child))
+        ):
             time.sleep(0.01)
         time.sleep(float(after))
         name, _, place = sent.partition(":")
@@ -51,7 +57,9 @@ def ended(process: int) -> tuple[int, int, int]:
 
 
 def children(process: int) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return [
+        int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    ]
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""A run repeats to the bit: killed anywhere, resumed, with any number of loader workers, with several processes."""
+"""A run repeats to the bit: killed anywhere, resumed, with any number of loader workers, with
+several processes.
+"""
 
 import json
 import os
@@ -28,8 +30,14 @@ class Runner:
     params: Params
     process: "subprocess.Popen[str]"
 
-    def __call__(self, sent: str = "SIGKILL", after: float | str = 0.0, workers: int = 0, **finetune: object) -> tuple[int, float, str]:
-        raw = self.params.model_dump(mode="json", exclude={"dataset": {"train": {"images", "subset"}}, "demo": True}, exclude_defaults=True)
+    def __call__(
+        self, sent: str = "SIGKILL", after: float | str = 0.0, workers: int = 0, **finetune: object
+    ) -> tuple[int, float, str]:
+        raw = self.params.model_dump(
+            mode="json",
+            exclude={"dataset": {"train": {"images", "subset"}}, "demo": True},
+            exclude_defaults=True,
+        )
         raw["dataset"] = {"root": "data", "train": {"annotations": "train.json"}}
         raw["finetune"].update(finetune)
         raw["runtime"]["workers"] = workers
@@ -53,9 +61,17 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     folder = tmp_path_factory.mktemp("project")
     params = make_project(folder)
     source = HERE.parents[1] / "src"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(HERE.parent)]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(source), str(HERE.parent)]),
+        "OMP_NUM_THREADS": "1",
+    }
     with subprocess.Popen(
-        [sys.executable, str(HERE / "kills.py"), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, str(HERE / "kills.py"), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -65,7 +81,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 
 @pytest.fixture(scope="module")
 def whole(runner: Runner) -> tuple[float, str]:
-    """Seconds and hash of a run that nobody disturbed (the second one: the first pays for caches)."""
+    """Seconds and hash of a run that nobody disturbed (the second one: the first pays for
+    caches).
+    """
     code, _, first = runner()
     assert code == 0, runner.log
     _, seconds, second = runner()
@@ -89,7 +107,12 @@ DDP_SIGNALS = ("SIGKILL", "SIGKILL:0", "SIGTERM", "SIGKILL:1")
 
 
 def _kill_and_resume(
-    runner: Runner, whole: tuple[float, str], count: int, seed: int, signals: tuple[str, ...] = SIGNALS, **finetune: Any
+    runner: Runner,
+    whole: tuple[float, str],
+    count: int,
+    seed: int,
+    signals: tuple[str, ...] = SIGNALS,
+    **finetune: Any,
 ) -> None:
     seconds, expected = whole
     chance = random.Random(seed)
@@ -97,7 +120,11 @@ def _kill_and_resume(
     for number in range(count):
         runner.forget()
         ddp = finetune.get("processes")  # its processes start up for most of the time
-        after = f"+{chance.uniform(0.001, 0.03) * seconds}" if ddp else chance.uniform(0.02, 0.95) * seconds
+        after = (
+            f"+{chance.uniform(0.001, 0.03) * seconds}"
+            if ddp
+            else chance.uniform(0.02, 0.95) * seconds
+        )
         code, _, _ = runner(signals[number % len(signals)], after=after, **finetune)
         killed += code != 0
         code, _, found = runner(**finetune)
@@ -113,18 +140,28 @@ def test_a_killed_run_ends_in_the_same_bits(runner: Runner, whole: tuple[float, 
 
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_run_killed_at_twenty_moments_ends_in_the_same_bits(runner: Runner, whole: tuple[float, str], workers: int) -> None:
+def test_a_run_killed_at_twenty_moments_ends_in_the_same_bits(
+    runner: Runner, whole: tuple[float, str], workers: int
+) -> None:
     _kill_and_resume(runner, whole, count=20, seed=workers + 1, workers=workers)
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(2, marks=pytest.mark.timeout(300)), pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+    "count",
+    [
+        pytest.param(2, marks=pytest.mark.timeout(300)),
+        pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(1800)]),
+    ],
 )
-def test_two_killed_processes_end_in_the_same_bits(runner: Runner, two: tuple[float, str], count: int) -> None:
+def test_two_killed_processes_end_in_the_same_bits(
+    runner: Runner, two: tuple[float, str], count: int
+) -> None:
     _kill_and_resume(runner, two, count, 0, DDP_SIGNALS, processes=2)
 
 
-def test_one_run_killed_again_and_again_ends_in_the_same_bits(runner: Runner, whole: tuple[float, str]) -> None:
+def test_one_run_killed_again_and_again_ends_in_the_same_bits(
+    runner: Runner, whole: tuple[float, str]
+) -> None:
     seconds, expected = whole
     runner.forget()
     for _ in range(4):
@@ -135,7 +172,9 @@ def test_one_run_killed_again_and_again_ends_in_the_same_bits(runner: Runner, wh
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_loader_workers_change_no_bit(runner: Runner, whole: tuple[float, str], workers: int) -> None:
+def test_loader_workers_change_no_bit(
+    runner: Runner, whole: tuple[float, str], workers: int
+) -> None:
     code, _, found = runner(workers=workers)
     assert code == 0, runner.log
     assert found == whole[1]
@@ -168,7 +207,9 @@ def test_other_params_never_resume(runner: Runner, whole: tuple[float, str]) -> 
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_repeat_to_the_bit(runner: Runner, whole: tuple[float, str], two: tuple[float, str]) -> None:
+def test_two_processes_repeat_to_the_bit(
+    runner: Runner, whole: tuple[float, str], two: tuple[float, str]
+) -> None:
     runner.forget()
     _, _, again = runner(processes=2)
     assert again == two[1]
@@ -176,7 +217,9 @@ def test_two_processes_repeat_to_the_bit(runner: Runner, whole: tuple[float, str
 
 
 def test_a_stop_of_the_whole_process_group_ends_at_once(tmp_path: Path) -> None:
-    """Also where nobody catches the error; the loaders ignore the signal and must not be waited for."""
+    """Also where nobody catches the error; the loaders ignore the signal and must not be waited
+    for.
+    """
     params = make_project(tmp_path, epochs=500, runtime={"workers": 1, "checkpoint_steps": None})
     raw = {
         "dataset": {"root": "data", "train": {"annotations": "train.json"}},
@@ -184,12 +227,20 @@ def test_a_stop_of_the_whole_process_group_ends_at_once(tmp_path: Path) -> None:
         "finetune": params.finetune.model_dump(mode="json"),
         "runtime": params.runtime.model_dump(mode="json"),
     }
-    code = f"from topwork.params.document import parse_params; from topwork.stages import finetune; finetune.run(parse_params({raw!r}))"
+    code = (
+        "from topwork.params.document import parse_params; from topwork.stages import finetune;"
+        f" finetune.run(parse_params({raw!r}))"
+    )
     path = os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE.parent)])
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         assert process.stdout is not None
         assert any(line.startswith("epoch 2/") for line in process.stdout)

@@ -1,7 +1,9 @@
-"""Device placement of a training step, on fake CUDA tensors: no GPU is needed, and mixed devices fail as on a real one.
+"""Device placement of a training step, on fake CUDA tensors: no GPU is needed, and mixed devices
+fail as on a real one.
 
-The detector's own matching of boxes depends on values, which fake tensors don't have; a dense loss stands in for it. All the rest is ours:
-objective, teacher, frozen norms, protection, clipping, fused optimizer, moving average, interpolation.
+The detector's own matching of boxes depends on values, which fake tensors don't have; a dense loss
+stands in for it. All the rest is ours: objective, teacher, frozen norms, protection, clipping,
+fused optimizer, moving average, interpolation.
 """
 
 import pytest
@@ -24,9 +26,13 @@ CUDA = torch.device("cuda", 0)
 
 
 class Sized(nn.Module):
-    """Images that have the right size already; torchvision's own transform asks tensors for numbers."""
+    """Images that have the right size already; torchvision's own transform asks tensors for
+    numbers.
+    """
 
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> tuple[ImageList, list[dict[str, Tensor]]]:
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[ImageList, list[dict[str, Tensor]]]:
         return ImageList(torch.stack(images), [(SIDE, SIDE)] * len(images)), targets
 
 
@@ -37,7 +43,11 @@ class Dense(nn.Module):
         super().__init__()
         whole = build(4)
         self.transform = Sized()
-        self.backbone, self.anchor_generator, self.head = whole.backbone, whole.anchor_generator, whole.head
+        self.backbone, self.anchor_generator, self.head = (
+            whole.backbone,
+            whole.anchor_generator,
+            whole.head,
+        )
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval().requires_grad_(False)
@@ -66,15 +76,29 @@ def test_a_whole_step_stays_on_the_gpu(optimizer: str) -> None:
         rows = torch.zeros(24, dtype=torch.bool)
         masks = {"head.classification_head.module_list.0.bias": RowMasks(rows[:16], rows[:16])}
         protection = Protection(params, masks).to(CUDA)
-        state = State(model, protection.optimizer(model, fused=optimizer == "adamw"), torch.amp.GradScaler("cuda", enabled=False))
+        state = State(
+            model,
+            protection.optimizer(model, fused=optimizer == "adamw"),
+            torch.amp.GradScaler("cuda", enabled=False),
+        )
         images = [torch.zeros(3, SIDE, SIDE, dtype=torch.uint8) for _ in range(2)]
-        targets = [{"boxes": torch.zeros(1, 4), "labels": torch.ones(1, dtype=torch.int64)} for _ in range(2)]
+        targets = [
+            {"boxes": torch.zeros(1, 4), "labels": torch.ones(1, dtype=torch.int64)}
+            for _ in range(2)
+        ]
         with device.autocast():
             terms = objective(device.to(images), device.to(targets))
-        assert set(terms) == {"bbox_regression", "classification", "distill_classes", "distill_boxes"}
+        assert set(terms) == {
+            "bbox_regression",
+            "classification",
+            "distill_classes",
+            "distill_boxes",
+        }
         total = torch.stack([term.float() for term in terms.values()]).sum()
         assert total.device == CUDA
-        for parameter in model.parameters():  # backward itself asks the driver for a context, which isn't there
+        for (
+            parameter
+        ) in model.parameters():  # backward itself asks the driver for a context, which isn't there
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         protection.before_step(model)
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
@@ -84,7 +108,12 @@ def test_a_whole_step_stays_on_the_gpu(optimizer: str) -> None:
         learned = [p for p in model.parameters() if p.requires_grad]
         assert {p.grad.device for p in learned if p.grad is not None} == {CUDA}
         assert {tensor.device for tensor in mixed.values()} == {CUDA}
-        assert {slot.device for held in state.optimizer.state.values() for slot in held.values() if isinstance(slot, Tensor)} == {CUDA}
+        assert {
+            slot.device
+            for held in state.optimizer.state.values()
+            for slot in held.values()
+            if isinstance(slot, Tensor)
+        } == {CUDA}
 
 
 def test_a_forgotten_copy_is_found() -> None:
@@ -92,4 +121,7 @@ def test_a_forgotten_copy_is_found() -> None:
         with torch.device(CUDA):
             model = Dense().train()
         with pytest.raises(RuntimeError, match=r"(?s)cuda:0.*cpu|cpu.*cuda:0|device"):
-            Objective(model, FinetuneParams())([torch.zeros(3, SIDE, SIDE)], [{"boxes": torch.zeros(1, 4), "labels": torch.ones(1)}])
+            Objective(model, FinetuneParams())(
+                [torch.zeros(3, SIDE, SIDE)],
+                [{"boxes": torch.zeros(1, 4), "labels": torch.ones(1)}],
+            )

@@ -25,8 +25,14 @@ def _scattered(model: nn.Module) -> nn.Module:
 
 CASES = [
     pytest.param(lambda: Conv2dNormActivation(3, 6, 3, groups=3), 1, id="depthwise, batch norm"),
-    pytest.param(lambda: BasicBlock(3, 3, norm_layer=FrozenBatchNorm2d), 2, id="residual, frozen batch norm"),
-    pytest.param(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), 0, id="convolution with bias: left alone"),
+    pytest.param(
+        lambda: BasicBlock(3, 3, norm_layer=FrozenBatchNorm2d), 2, id="residual, frozen batch norm"
+    ),
+    pytest.param(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)),
+        0,
+        id="convolution with bias: left alone",
+    ),
 ]
 
 

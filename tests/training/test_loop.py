@@ -32,7 +32,14 @@ def make_job(tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
 
     def make(runtime: RuntimeParams = base.runtime, **options: object) -> Job:
         finetune = FinetuneParams.model_validate(
-            {**base.finetune.model_dump(), "ema": None, "early_stop": None, "augmentation": "hflip", "interpolation": "off", **options}
+            {
+                **base.finetune.model_dump(),
+                "ema": None,
+                "early_stop": None,
+                "augmentation": "hflip",
+                "interpolation": "off",
+                **options,
+            }
         )
         params = base.model_copy(update={"finetune": finetune, "runtime": runtime})
         plan = params.surgery.plan()
@@ -41,15 +48,29 @@ def make_job(tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
         with chdir(folder):
             dataset, train = training_set(params, plan, tables, weights, pd.read_parquet(BOXES))
             device = training_device(finetune, runtime.device)
-            validate = validation(tables, weights, SplitImages(tables, folder), params.predict.batch_size, device)
+            validate = validation(
+                tables, weights, SplitImages(tables, folder), params.predict.batch_size, device
+            )
             dataset.preload()
-        return Job(weights, tuple(plan.kept), dataset, train, finetune, device, runtime, validate, shown=False)
+        return Job(
+            weights,
+            tuple(plan.kept),
+            dataset,
+            train,
+            finetune,
+            device,
+            runtime,
+            validate,
+            shown=False,
+        )
 
     return make
 
 
 def _flat(job: Job) -> torch.Tensor:
-    return torch.cat([tensor.flatten().double() for tensor in fine_tune(job).weights.state_dict.values()])
+    return torch.cat(
+        [tensor.flatten().double() for tensor in fine_tune(job).weights.state_dict.values()]
+    )
 
 
 def test_the_loss_falls(make_job: MakeJob) -> None:
@@ -71,18 +92,25 @@ def test_absorbed_rows_end_as_they_began(make_job: MakeJob, optimizer: str) -> N
 def test_no_epoch_changes_nothing(make_job: MakeJob) -> None:
     job = make_job(epochs=0, head_epochs=0)
     outcome = fine_tune(job)
-    assert all(torch.equal(tensor, job.weights.state_dict[name]) for name, tensor in outcome.weights.state_dict.items())
+    assert all(
+        torch.equal(tensor, job.weights.state_dict[name])
+        for name, tensor in outcome.weights.state_dict.items()
+    )
 
 
 def test_a_frozen_trunk_is_bit_identical_and_the_head_is_not(make_job: MakeJob) -> None:
     job = make_job(epochs=1, head_epochs=1)
     found = fine_tune(job).weights.state_dict
-    same = {name for name, tensor in found.items() if torch.equal(tensor, job.weights.state_dict[name])}
+    same = {
+        name for name, tensor in found.items() if torch.equal(tensor, job.weights.state_dict[name])
+    }
     assert {name for name in found if name.startswith("backbone.")} <= same
     assert {name for name in found if name.startswith("head.")}.isdisjoint(same)
 
 
-def test_micro_batches_give_the_same_step_where_losses_are_means_of_images(make_job: MakeJob) -> None:
+def test_micro_batches_give_the_same_step_where_losses_are_means_of_images(
+    make_job: MakeJob,
+) -> None:
     record = fine_tune(make_job(epochs=1, head_epochs=0, accumulate=2)).record
     assert record.accumulate == 2
 
@@ -90,12 +118,18 @@ def test_micro_batches_give_the_same_step_where_losses_are_means_of_images(make_
 def test_teacher_boxes_are_added(make_job: MakeJob) -> None:
     with_boxes, without = make_job(), make_job(teacher_boxes=False)
     assert len(with_boxes.dataset.items[0].labels) == len(without.dataset.items[0].labels) + 1
-    assert len(make_job(teacher_min_score=0.95).dataset.items[0].labels) == len(without.dataset.items[0].labels)
+    assert len(make_job(teacher_min_score=0.95).dataset.items[0].labels) == len(
+        without.dataset.items[0].labels
+    )
 
 
-def test_distillation_starts_at_nothing_and_keeps_pretrained_classes_closer(make_job: MakeJob) -> None:
+def test_distillation_starts_at_nothing_and_keeps_pretrained_classes_closer(
+    make_job: MakeJob,
+) -> None:
     def drift(distill: float) -> list[float]:
-        record = fine_tune(make_job(epochs=4, distill=distill, distill_boxes=0.0, head_epochs=0, validate_every=0)).record
+        record = fine_tune(
+            make_job(epochs=4, distill=distill, distill_boxes=0.0, head_epochs=0, validate_every=0)
+        ).record
         return [row["train/distill_classes"] / distill for row in record.history]
 
     barely, firmly = drift(1e-6), drift(20.0)
@@ -103,8 +137,13 @@ def test_distillation_starts_at_nothing_and_keeps_pretrained_classes_closer(make
     assert barely[0] < barely[-1]
 
 
-@pytest.mark.parametrize(("finetune", "count"), [({"distill": 0.0, "replay": 0.0}, 1), ({"distill": 0.0}, 0), ({"replay": 0.0}, 0)])
-def test_a_run_that_holds_nothing_says_so(make_job: MakeJob, capsys: pytest.CaptureFixture[str], finetune: dict, count: int) -> None:
+@pytest.mark.parametrize(
+    ("finetune", "count"),
+    [({"distill": 0.0, "replay": 0.0}, 1), ({"distill": 0.0}, 0), ({"replay": 0.0}, 0)],
+)
+def test_a_run_that_holds_nothing_says_so(
+    make_job: MakeJob, capsys: pytest.CaptureFixture[str], finetune: dict, count: int
+) -> None:
     job = replace(make_job(epochs=1, **finetune), shown=True)
     notes = fine_tune(job).record.notes
     assert len(notes) == count
@@ -116,11 +155,18 @@ def test_a_non_finite_loss_names_epoch_step_images_and_terms(make_job: MakeJob) 
     job = make_job(clip_norm=None, epochs=3, head_epochs=0)
     broken = {name: tensor.clone() for name, tensor in job.weights.state_dict.items()}
     broken["head.regression_head.module_list.0.bias"][0] = float("nan")
-    with pytest.raises(TrainingError, match=r"isn't finite at epoch 1, step 1: .*bbox_regression nan.*images: train \d+, train \d+"):
+    with pytest.raises(
+        TrainingError,
+        match=(
+            r"isn't finite at epoch 1, step 1: .*bbox_regression nan.*images: train \d+, train \d+"
+        ),
+    ):
         fine_tune(replace(job, weights=replace(job.weights, state_dict=broken)))
 
 
-def test_out_of_memory_halves_the_micro_batch_says_so_and_goes_on(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_halves_the_micro_batch_says_so_and_goes_on(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = _Run._gradients
 
     def small(self: _Run, module, keys, images, targets):
@@ -131,10 +177,14 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_goes_on(make_job: Make
     monkeypatch.setattr(_Run, "_gradients", small)
     record = fine_tune(make_job(epochs=1, head_epochs=0)).record
     assert record.accumulate == 2
-    assert list(record.notes) == ["out of memory at epoch 1, step 1: from there on each step is made of 2 micro-batches"]
+    assert list(record.notes) == [
+        "out of memory at epoch 1, step 1: from there on each step is made of 2 micro-batches"
+    ]
 
 
-def test_out_of_memory_with_one_image_is_an_error(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_with_one_image_is_an_error(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(self: _Run, *_: object) -> None:
         raise torch.OutOfMemoryError("pretended")
 

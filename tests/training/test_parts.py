@@ -27,7 +27,7 @@ from training.tiny import SIDE, build, make_project, pretrained
 CPU = Device(torch.device("cpu"), torch.float32, False)
 
 
-# -- batches ---------------------------------------------------------------------------------------------------------------------------
+# -- batches -----------------------------------------------------------------------------------
 
 
 def test_an_epoch_shows_every_training_image_once() -> None:
@@ -39,20 +39,30 @@ def test_an_epoch_shows_every_training_image_once() -> None:
 
 
 def test_processes_share_an_epoch() -> None:
-    shares = [epoch_batches(0, train=13, batch_size=2, seed=0, share=Share(rank, 3)) for rank in range(3)]
+    shares = [
+        epoch_batches(0, train=13, batch_size=2, seed=0, share=Share(rank, 3)) for rank in range(3)
+    ]
     assert len({len(share) for share in shares}) == 1
     seen = [index for share in shares for batch in share for _, index in batch]
-    assert len(seen) == len(set(seen)) == 12  # the thirteenth would leave two processes without an image
+    assert (
+        len(seen) == len(set(seen)) == 12
+    )  # the thirteenth would leave two processes without an image
 
 
 def test_replayed_images_take_their_share_and_all_get_their_turn() -> None:
-    batches = [batch for epoch in range(2) for batch in epoch_batches(epoch, train=12, replay=5, replay_share=0.25, batch_size=8, seed=0)]
+    batches = [
+        batch
+        for epoch in range(2)
+        for batch in epoch_batches(
+            epoch, train=12, replay=5, replay_share=0.25, batch_size=8, seed=0
+        )
+    ]
     replayed = [[index for _, index in batch if index >= 12] for batch in batches]
     assert [len(batch) for batch in replayed] == [2, 2, 2, 2]
     assert {index for batch in replayed for index in batch} == {12, 13, 14, 15, 16}
 
 
-# -- augmentation ----------------------------------------------------------------------------------------------------------------------
+# -- augmentation ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -63,22 +73,32 @@ def test_presets_keep_boxes_valid(preset: str) -> None:
     for seed in range(20):
         torch.manual_seed(seed)
         boxes = tv_tensors.BoundingBoxes(
-            torch.tensor([[5.0, 5, 40, 60], [0, 0, 3, 3], [50, 10, 64, 20]]), format="XYXY", canvas_size=(SIDE, SIDE)
+            torch.tensor([[5.0, 5, 40, 60], [0, 0, 3, 3], [50, 10, 64, 20]]),
+            format="XYXY",
+            canvas_size=(SIDE, SIDE),
         )
         target = {"boxes": boxes, "labels": torch.tensor([1, 2, 3]), "image_id": 7}
-        image, changed = transform(tv_tensors.Image(torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)), target)
+        image, changed = transform(
+            tv_tensors.Image(torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)), target
+        )
         found = changed["boxes"]
         height, width = image.shape[-2:]
         assert len(found) == len(changed["labels"])
         assert (found[:, 2:] > found[:, :2]).all()
-        assert found.numel() == 0 or (found.min() >= 0 and found[:, 0::2].max() <= width and found[:, 1::2].max() <= height)
+        assert found.numel() == 0 or (
+            found.min() >= 0 and found[:, 0::2].max() <= width and found[:, 1::2].max() <= height
+        )
         assert changed["image_id"] == 7
 
 
 def test_masks_come_from_polygons_run_lengths_and_boxes() -> None:
     polygon = json.dumps([[1, 1, 5, 1, 5, 4, 1, 4]])
     runs = json.dumps({"size": [6, 8], "counts": [0, 6, 42]})  # the first column
-    masks = masks_of([polygon, runs, None], np.array([[1, 1, 5, 4], [0, 0, 1, 6], [2, 2, 4, 3]], dtype=float), (6, 8))
+    masks = masks_of(
+        [polygon, runs, None],
+        np.array([[1, 1, 5, 4], [0, 0, 1, 6], [2, 2, 4, 3]], dtype=float),
+        (6, 8),
+    )
     assert masks[0].sum() == 12
     assert masks[0][1:4, 1:5].all()
     assert masks[1].sum() == 6
@@ -87,7 +107,7 @@ def test_masks_come_from_polygons_run_lengths_and_boxes() -> None:
     assert masks[2][2, 2:4].all()
 
 
-# -- protection ------------------------------------------------------------------------------------------------------------------------
+# -- protection --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +118,9 @@ def masks() -> dict[str, RowMasks]:
 
 def test_row_masks_name_new_and_absorbed_rows(masks: dict[str, RowMasks]) -> None:
     for name, mask in masks.items():
-        if "classification_head" in name:  # columns: background, person, box, and car, tree, dog absorbed; 4 anchors... each
+        if (
+            "classification_head" in name
+        ):  # columns: background, person, box, and car, tree, dog absorbed; 4 anchors... each
             anchors = mask.new.numel() // 6
             assert mask.new.flatten().int().tolist() == [0, 0, 1, 0, 0, 0] * anchors
             assert mask.absorbed.flatten().int().tolist() == [0, 0, 0, 1, 1, 1] * anchors
@@ -109,7 +131,10 @@ def test_row_masks_name_new_and_absorbed_rows(masks: dict[str, RowMasks]) -> Non
 def test_absorbed_rows_stay_to_the_bit_and_others_move(optimizer: str, fused: bool) -> None:
     layer = nn.Linear(3, 4)  # rows: background, kept, new, absorbed
     new, absorbed = (torch.arange(4) == kind for kind in (2, 3))
-    masks = {"weight": RowMasks(new.reshape(4, 1), absorbed.reshape(4, 1)), "bias": RowMasks(new, absorbed)}
+    masks = {
+        "weight": RowMasks(new.reshape(4, 1), absorbed.reshape(4, 1)),
+        "bias": RowMasks(new, absorbed),
+    }
     before = torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach()
     protection = Protection(FinetuneParams(optimizer=optimizer, lr=0.1, weight_decay=0.1), masks)
     descent = protection.optimizer(layer, fused=fused)
@@ -139,18 +164,28 @@ def test_class_rows_get_no_weight_decay(optimizer: str) -> None:
 
 
 def test_freezing_names_what_learns_and_what_does_not() -> None:
-    model = nn.ModuleDict({"backbone": nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), "head": nn.Linear(1, 1)})
+    model = nn.ModuleDict(
+        {"backbone": nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), "head": nn.Linear(1, 1)}
+    )
     protection = Protection(FinetuneParams(), {})
     model.train()
     protection.freeze(model, trunk=False)
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        "head.weight",
+        "head.bias",
+    }
     protection.freeze(model, trunk=True)
-    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {"backbone.1.weight", "backbone.1.bias"}
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {
+        "backbone.1.weight",
+        "backbone.1.bias",
+    }
     assert not model["backbone"][1].training
 
 
 def test_learning_rates_by_hand() -> None:
-    schedule = Schedule(FinetuneParams(epochs=4, head_epochs=1, lr=1.0, trunk_lr=0.5, warmup_steps=2), steps=10)
+    schedule = Schedule(
+        FinetuneParams(epochs=4, head_epochs=1, lr=1.0, trunk_lr=0.5, warmup_steps=2), steps=10
+    )
     assert schedule.head(0) == 0.5
     assert schedule.head(20) == pytest.approx(0.5)  # half of the cosine
     assert schedule.trunk(9) == 0.0
@@ -158,31 +193,48 @@ def test_learning_rates_by_hand() -> None:
     assert schedule.trunk(20) == pytest.approx(0.25)
 
 
-# -- interpolation ---------------------------------------------------------------------------------------------------------------------
+# -- interpolation -----------------------------------------------------------------------------
 
 
 def test_interpolation_by_hand() -> None:
     start = {"trunk": torch.zeros(2), "head": torch.zeros(3), "count": torch.tensor(1)}
     end = {"trunk": torch.ones(2), "head": torch.ones(3), "count": torch.tensor(9)}
-    masks = {"head": RowMasks(torch.tensor([False, True, False]), torch.tensor([False, False, True]))}
+    masks = {
+        "head": RowMasks(torch.tensor([False, True, False]), torch.tensor([False, False, True]))
+    }
     mixed = interpolate(start, end, 0.25, masks)
     assert mixed["trunk"].tolist() == [0.25, 0.25]
     assert mixed["head"].tolist() == [0.25, 1.0, 0.25]
     assert mixed["count"] == 9
-    assert all(torch.equal(value, end[name]) for name, value in interpolate(start, end, 1.0, masks).items())
+    assert all(
+        torch.equal(value, end[name]) for name, value in interpolate(start, end, 1.0, masks).items()
+    )
 
 
 def test_the_smallest_share_that_costs_nothing_is_chosen() -> None:
     start, end = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
     worth = {1.0: 0.5, 0.9: 0.52, 0.8: 0.53, 0.7: 0.52, 0.6: 0.515, 0.5: 0.4}
-    share, tried = choose_share(start, end, {}, FinetuneParams(), lambda tensors: {"map": worth[round(float(tensors["w"]), 6)]})
+    share, tried = choose_share(
+        start,
+        end,
+        {},
+        FinetuneParams(),
+        lambda tensors: {"map": worth[round(float(tensors["w"]), 6)]},
+    )
     assert share == 0.7
-    assert [row["share"] for row in tried] == [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]  # below that it only falls
+    assert [row["share"] for row in tried] == [
+        1.0,
+        0.9,
+        0.8,
+        0.7,
+        0.6,
+        0.5,
+    ]  # below that it only falls
     assert choose_share(start, end, {}, FinetuneParams(interpolation=0.3), None) == (0.3, [])
     assert choose_share(start, end, {}, FinetuneParams(interpolation="off"), None) == (1.0, [])
 
 
-# -- checkpoints -----------------------------------------------------------------------------------------------------------------------
+# -- checkpoints -------------------------------------------------------------------------------
 
 
 def test_generators_go_on_where_they_were() -> None:
@@ -199,7 +251,10 @@ def test_a_checkpoint_comes_back_whole_and_the_last_two_stay(tmp_path: Path) -> 
     assert checkpoints.latest() is None
     for step in (1, 2, 3):
         checkpoints.save(step, {"step": step, "rng": rng_states()})
-    assert [path.name for path in checkpoints.files()] == ["000000002.checkpoint", "000000003.checkpoint"]
+    assert [path.name for path in checkpoints.files()] == [
+        "000000002.checkpoint",
+        "000000003.checkpoint",
+    ]
     assert checkpoints.latest()["step"] == 3
     checkpoints.files()[-1].write_bytes(b"")
     assert checkpoints.latest()["step"] == 2
@@ -207,7 +262,9 @@ def test_a_checkpoint_comes_back_whole_and_the_last_two_stay(tmp_path: Path) -> 
     assert not tmp_path.exists()
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"step": 1})
 
@@ -215,17 +272,23 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("topwork.files.os.fsync", full)
-    with pytest.raises(TopworkError, match=r"000000002.checkpoint: can't be written \(No space left on device\)"):
+    with pytest.raises(
+        TopworkError, match=r"000000002.checkpoint: can't be written \(No space left on device\)"
+    ):
         checkpoints.save(2, {"step": 2})
     assert checkpoints.latest() == {"step": 1}
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_scratch_key_knows_every_input() -> None:
-    assert scratch_key({"a": 1, "b": 2}) == scratch_key({"b": 2, "a": 1}) != scratch_key({"a": 1, "b": 3})
+    assert (
+        scratch_key({"a": 1, "b": 2})
+        == scratch_key({"b": 2, "a": 1})
+        != scratch_key({"a": 1, "b": 3})
+    )
 
 
-# -- device ----------------------------------------------------------------------------------------------------------------------------
+# -- device ------------------------------------------------------------------------------------
 
 
 def test_half_precision_on_a_cpu_is_refused() -> None:
@@ -236,21 +299,30 @@ def test_half_precision_on_a_cpu_is_refused() -> None:
 def test_levels_of_determinism() -> None:
     assert determinism(FinetuneParams(), CPU)[0] == "bit-exact"
     assert determinism(FinetuneParams(deterministic=False), CPU)[0] == "statistical"
-    assert determinism(FinetuneParams(), Device(torch.device("cuda"), torch.bfloat16, False))[0] == "same-device"
+    assert (
+        determinism(FinetuneParams(), Device(torch.device("cuda"), torch.bfloat16, False))[0]
+        == "same-device"
+    )
 
 
 def test_project_fixture_is_what_the_stage_reads(tmp_path: Path) -> None:
     assert make_project(tmp_path).finetune.epochs == 4
 
 
-# -- distillation ----------------------------------------------------------------------------------------------------------------------
+# -- distillation ------------------------------------------------------------------------------
 
 
-def _gradients(label: int, columns: list[int], teacher: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of the distillation with one annotated box: the logits' gradient at each anchor, which anchors lie on the box, what the teacher sees there."""
+def _gradients(
+    label: int, columns: list[int], teacher: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the distillation with one annotated box: the logits' gradient at each anchor, which
+    anchors lie on the box, what the teacher sees there.
+    """
     torch.manual_seed(0)
     student = build(4).train()
-    objective = Objective(student, FinetuneParams(), Teacher(teacher, student, columns, softmax=True))
+    objective = Objective(
+        student, FinetuneParams(), Teacher(teacher, student, columns, softmax=True)
+    )
     heard: dict[str, torch.Tensor] = {}
 
     def hear(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
@@ -258,12 +330,22 @@ def _gradients(label: int, columns: list[int], teacher: nn.Module) -> tuple[torc
         heard["logits"] = output
 
     student.head.classification_head.register_forward_hook(hear, prepend=True)
-    student.anchor_generator.register_forward_hook(lambda module, inputs, output: heard.update(anchors=output[0]))
-    told = teacher.head.classification_head.register_forward_hook(lambda module, inputs, output: heard.update(told=output), prepend=True)
+    student.anchor_generator.register_forward_hook(
+        lambda module, inputs, output: heard.update(anchors=output[0])
+    )
+    told = teacher.head.classification_head.register_forward_hook(
+        lambda module, inputs, output: heard.update(told=output), prepend=True
+    )
     box = torch.tensor([[8.0, 8.0, 40.0, 40.0]])
-    objective([torch.rand(3, SIDE, SIDE)], [{"boxes": box, "labels": torch.tensor([label])}])["distill_classes"].backward()
+    objective([torch.rand(3, SIDE, SIDE)], [{"boxes": box, "labels": torch.tensor([label])}])[
+        "distill_classes"
+    ].backward()
     told.remove()
-    return heard["logits"].grad[0].abs().sum(-1), box_iou(heard["anchors"], box)[:, 0] >= 0.4, heard["told"][0][:, columns].softmax(-1)
+    return (
+        heard["logits"].grad[0].abs().sum(-1),
+        box_iou(heard["anchors"], box)[:, 0] >= 0.4,
+        heard["told"][0][:, columns].softmax(-1),
+    )
 
 
 def test_on_a_new_classs_object_the_teacher_is_silent() -> None:

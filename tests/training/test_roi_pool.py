@@ -17,10 +17,15 @@ def test_groups_equal_the_whole() -> None:
     results = []
     for pool in pools:
         torch.manual_seed(1)
-        maps = {"0": torch.rand(2, 3, 32, 32, requires_grad=True), "1": torch.rand(2, 3, 16, 16, requires_grad=True)}
+        maps = {
+            "0": torch.rand(2, 3, 32, 32, requires_grad=True),
+            "1": torch.rand(2, 3, 16, 16, requires_grad=True),
+        }
         pooled = pool(maps, [boxes[:100], boxes[100:]], [(128, 128), (128, 128)])
         pooled.square().sum().backward()
         results.append((pooled, maps["0"].grad, maps["1"].grad))
     for whole, grouped in zip(*results, strict=True):
         torch.testing.assert_close(grouped, whole)
-    assert pools[1](maps, [torch.zeros(0, 4), torch.zeros(0, 4)], [(128, 128), (128, 128)]).shape == (0, 3, 7, 7)
+    assert pools[1](
+        maps, [torch.zeros(0, 4), torch.zeros(0, 4)], [(128, 128), (128, 128)]
+    ).shape == (0, 3, 7, 7)

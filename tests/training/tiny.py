@@ -28,7 +28,12 @@ class Trunk(nn.Module):
         super().__init__()
 
         def block(before: int, after: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(), nn.Dropout(0.1))
+            return nn.Sequential(
+                nn.Conv2d(before, after, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+                nn.Dropout(0.1),
+            )
 
         self.low = nn.Sequential(block(3, 8), block(8, 16), block(16, 16))
         self.high = block(16, 16)
@@ -52,22 +57,45 @@ def pretrained() -> Weights:
     return Weights(model.state_dict(), ("__background__", "person", "car", "tree", "dog"), BUILDER)
 
 
-def make_project(folder: Path, train: int = 12, runtime: dict[str, object] | None = None, **finetune: object) -> Params:
+def make_project(
+    folder: Path, train: int = 12, runtime: dict[str, object] | None = None, **finetune: object
+) -> Params:
     """Write all that the finetune stage reads, and return its params."""
     images, annotations, categories = [], [], []
     random = np.random.default_rng(0)
     for split, count in (("train", train), ("val", 4), ("replay", 4)):
         (folder / "data" / split).mkdir(parents=True)
-        categories += [{"split": split, "category_id": key, "name": name} for key, name in enumerate(NAMES, start=1)]
+        categories += [
+            {"split": split, "category_id": key, "name": name}
+            for key, name in enumerate(NAMES, start=1)
+        ]
         for image_id in range(count):
             picture = Image.new("RGB", (SIDE, SIDE), (30, 60, 90))
             pen = ImageDraw.Draw(picture)
             for key in (1, 2):
                 x, y = (int(value) for value in random.integers(2, 34, 2))
                 w, h = (int(value) for value in random.integers(12, 28, 2))
-                pen.rectangle([x, y, x + w, y + h], fill=[(0, 0, 0), (200, 200, 40), (220, 30, 30)][key])
-                box = {"x": x, "y": y, "width": w, "height": h, "area": w * h, "iscrowd": False, "segmentation": None}
-                annotations.append({"split": split, "annotation_id": len(annotations), "image_id": image_id, "category_id": key, **box})
+                pen.rectangle(
+                    [x, y, x + w, y + h], fill=[(0, 0, 0), (200, 200, 40), (220, 30, 30)][key]
+                )
+                box = {
+                    "x": x,
+                    "y": y,
+                    "width": w,
+                    "height": h,
+                    "area": w * h,
+                    "iscrowd": False,
+                    "segmentation": None,
+                }
+                annotations.append(
+                    {
+                        "split": split,
+                        "annotation_id": len(annotations),
+                        "image_id": image_id,
+                        "category_id": key,
+                        **box,
+                    }
+                )
             picture.save(folder / "data" / split / f"{image_id}.png")
             images.append(
                 {
@@ -80,8 +108,20 @@ def make_project(folder: Path, train: int = 12, runtime: dict[str, object] | Non
                 }
             )
     floats = dict.fromkeys(("x", "y", "width", "height", "area"), "float64")
-    Tables(pd.DataFrame(images), pd.DataFrame(annotations).astype(floats), pd.DataFrame(categories)).write(folder / "out/validate")
-    boxes = pd.DataFrame({"image_id": [0], "name": ["person"], "score": [0.9], "x": [1.0], "y": [1.0], "width": [9.0], "height": [9.0]})
+    Tables(
+        pd.DataFrame(images), pd.DataFrame(annotations).astype(floats), pd.DataFrame(categories)
+    ).write(folder / "out/validate")
+    boxes = pd.DataFrame(
+        {
+            "image_id": [0],
+            "name": ["person"],
+            "score": [0.9],
+            "x": [1.0],
+            "y": [1.0],
+            "width": [9.0],
+            "height": [9.0],
+        }
+    )
     (folder / "out/unlabelled").mkdir(parents=True)
     boxes.to_parquet(folder / "out/unlabelled/boxes.parquet", index=False)
     source = pretrained()
@@ -89,9 +129,17 @@ def make_project(folder: Path, train: int = 12, runtime: dict[str, object] | Non
     grafted = graft(source, {"person": "keep", "box": "new"}, dropped="absorb").weights
     write_weights(folder / "out/surgery/grafted.safetensors", grafted)
     settings = {
-        "epochs": 4, "head_epochs": 1, "batch_size": 4, "lr": 0.02, "validate_every": 2, "threads": 1,
-        "augmentation": "ssdlite", "ema": 0.9, "early_stop": 50, **finetune,
-    }  # fmt: skip
+        "epochs": 4,
+        "head_epochs": 1,
+        "batch_size": 4,
+        "lr": 0.02,
+        "validate_every": 2,
+        "threads": 1,
+        "augmentation": "ssdlite",
+        "ema": 0.9,
+        "early_stop": 50,
+        **finetune,
+    }
     raw = {
         "dataset": {"root": "data", "train": {"annotations": "train.json"}},
         "surgery": {"classes": {"person": "keep", "box": "new"}, "dropped": "absorb"},

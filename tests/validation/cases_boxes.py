@@ -1,4 +1,6 @@
-"""For each rule on boxes, areas, crowds and segmentations: what triggers it, and the nearest thing that doesn't. The first box is [3, 5, 12, 14]."""
+"""For each rule on boxes, areas, crowds and segmentations: what triggers it, and the nearest thing
+that doesn't. The first box is [3, 5, 12, 14].
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +53,10 @@ def shares(scene: Scene, largest: float) -> Scene:
 
 BOX_CASES: dict[str, tuple[Case, Case]] = {
     "box-missing": (lambda s: s.annotation(0, bbox=ABSENT), lambda s: s),
-    "box-nan": (lambda s: s.annotation(0, bbox=[3, None, 12, 14]), lambda s: s.box(0, 3, 5.0, 12, 1.4e1)),
+    "box-nan": (
+        lambda s: s.annotation(0, bbox=[3, None, 12, 14]),
+        lambda s: s.box(0, 3, 5.0, 12, 1.4e1),
+    ),
     "box-zero": (lambda s: s.box(0, 3, 5, 12, 0), lambda s: s.box(0, 3, 5, 12, 0.5)),
     "box-negative": (lambda s: s.box(0, 15, 19, -12, -14), lambda s: s.box(0, -0.5, 5, 12, 14)),
     "box-outside": (lambda s: s.box(0, 100, 5, 12, 14), lambda s: s.box(0, 97, 5, 12, 14)),
@@ -65,8 +70,14 @@ BOX_CASES: dict[str, tuple[Case, Case]] = {
     ),
     "box-xyxy": (lambda s: xyxy(s, 24), lambda s: xyxy(s, 2)),
     "box-normalised": (lambda s: shares(s, 0.5), lambda s: shares(s, 1.5)),
-    "box-twin": (pair([10, 10, 30, 30], [10.4, 10, 30, 30]), pair([10, 10, 30, 30], [11, 10, 30, 30])),
-    "box-near-twin": (pair([10, 10, 60, 60], [11, 10, 60, 60]), pair([10, 10, 60, 60], [13, 10, 60, 60])),
+    "box-twin": (
+        pair([10, 10, 30, 30], [10.4, 10, 30, 30]),
+        pair([10, 10, 30, 30], [11, 10, 30, 30]),
+    ),
+    "box-near-twin": (
+        pair([10, 10, 60, 60], [11, 10, 60, 60]),
+        pair([10, 10, 60, 60], [13, 10, 60, 60]),
+    ),
     "box-two-classes": (
         pair([10, 10, 30, 30], [10, 10, 30, 30], (1, 2)),
         pair([10, 10, 30, 30], [12, 10, 30, 30], (1, 2)),
@@ -75,13 +86,22 @@ BOX_CASES: dict[str, tuple[Case, Case]] = {
     "area-bad": (lambda s: s.annotation(0, area=0), lambda s: s.annotation(0, area=0.5)),
     "area-beyond-box": (lambda s: s.annotation(0, area=180), lambda s: s.annotation(0, area=169)),
     "crowd-flag": (lambda s: s.annotation(0, iscrowd=2), lambda s: s.annotation(0, iscrowd=True)),
-    "crowd-polygon": (lambda s: s.mask(0, [RECTANGLE], iscrowd=1), lambda s: s.mask(0, rle(), iscrowd=1)),
+    "crowd-polygon": (
+        lambda s: s.mask(0, [RECTANGLE], iscrowd=1),
+        lambda s: s.mask(0, rle(), iscrowd=1),
+    ),
     "crowd-many": (lambda s: crowds(s, 7), lambda s: crowds(s, 6)),
     "segmentation-malformed": (lambda s: s.mask(0, "polygon"), lambda s: s.mask(0, [RECTANGLE])),
     "segmentation-nan": (lambda s: s.mask(0, [[3, 5, None, 5, 15, 19]]), lambda s: s.mask(0, None)),
     "polygon-odd": (lambda s: s.mask(0, [RECTANGLE[:7]]), lambda s: s.mask(0, [RECTANGLE])),
-    "polygon-short": (lambda s: s.mask(0, [[3, 5, 15, 19]]), lambda s: s.mask(0, [[3, 5, 15, 19, 15, 5]])),
-    "polygon-flat": (lambda s: s.mask(0, [[3, 5, 9, 12, 15, 19]]), lambda s: s.mask(0, [[3, 5, 15, 5, 15, 19]])),
+    "polygon-short": (
+        lambda s: s.mask(0, [[3, 5, 15, 19]]),
+        lambda s: s.mask(0, [[3, 5, 15, 19, 15, 5]]),
+    ),
+    "polygon-flat": (
+        lambda s: s.mask(0, [[3, 5, 9, 12, 15, 19]]),
+        lambda s: s.mask(0, [[3, 5, 15, 5, 15, 19]]),
+    ),
     "segmentation-outside": (
         lambda s: s.box(0, -2, 5, 12, 14).mask(0, [[-2, 5, 10, 5, 10, 19, -2, 19]]),
         lambda s: s.box(0, -1, 5, 12, 14).mask(0, [[-1, 5, 11, 5, 11, 19, -1, 19]]),
@@ -95,5 +115,8 @@ BOX_CASES: dict[str, tuple[Case, Case]] = {
         lambda s: s.mask(0, [RECTANGLE], area=140),
     ),
     "rle-size-differs": (lambda s: s.mask(0, rle((100, 80))), lambda s: s.mask(0, rle((80, 100)))),
-    "rle-counts": (lambda s: s.mask(0, rle(counts=RUNS[:-1])), lambda s: s.mask(0, rle(counts=RUNS))),
+    "rle-counts": (
+        lambda s: s.mask(0, rle(counts=RUNS[:-1])),
+        lambda s: s.mask(0, rle(counts=RUNS)),
+    ),
 }

@@ -1,4 +1,6 @@
-"""For each rule on Pascal VOC and YOLO sets: what triggers it, and the nearest thing that doesn't."""
+"""For each rule on Pascal VOC and YOLO sets: what triggers it, and the nearest thing that
+doesn't.
+"""
 
 from collections.abc import Callable
 
@@ -10,7 +12,10 @@ DATA_YAML = "path: .\ntrain: images/train\nval: images/val\nnames: {0: helmet, 1
 
 
 def voc_object(name: str = "helmet", box: tuple[object, ...] = (11, 21, 30, 50)) -> str:
-    corners = "".join(f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    corners = "".join(
+        f"<{key}>{value}</{key}>"
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
     return f"<object><name>{name}</name><bndbox>{corners}</bndbox></object>"
 
 
@@ -21,7 +26,11 @@ def voc_file(name: str, *objects: str) -> bytes:
 
 def voc(scene: Scene, **files: bytes) -> Scene:
     """A VOC folder `voc` with two images; `files` replace or add XML files by stem."""
-    given = {"a": voc_file("a.jpg", voc_object()), "b": voc_file("b.jpg", voc_object("forklift")), **files}
+    given = {
+        "a": voc_file("a.jpg", voc_object()),
+        "b": voc_file("b.jpg", voc_object("forklift")),
+        **files,
+    }
     for stem, data in given.items():
         scene.file(f"voc/Annotations/{stem}.xml", data)
     for seed, stem in enumerate("ab"):
@@ -41,10 +50,16 @@ def yolo(scene: Scene, data: str = DATA_YAML, **labels: str) -> Scene:
 
 
 FORMAT_CASES: dict[str, tuple[Case, Case]] = {
-    "file-not-voc": (lambda s: voc(s, a=b"<annotation><object>"), lambda s: voc(s, a=voc_file("a.jpg"))),
+    "file-not-voc": (
+        lambda s: voc(s, a=b"<annotation><object>"),
+        lambda s: voc(s, a=voc_file("a.jpg")),
+    ),
     "file-not-yolo": (
         lambda s: yolo(s, "train: images/train\n"),
         lambda s: yolo(s, "train: images/train\nnames: [helmet, forklift]\n"),
     ),
-    "label-without-image": (lambda s: yolo(s, c="0 0.5 0.5 0.2 0.2\n"), lambda s: yolo(s, classes="helmet\n")),
+    "label-without-image": (
+        lambda s: yolo(s, c="0 0.5 0.5 0.2 0.2\n"),
+        lambda s: yolo(s, classes="helmet\n"),
+    ),
 }

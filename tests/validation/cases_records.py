@@ -1,4 +1,6 @@
-"""For each rule on files, records, categories, splits and choices: what triggers it, and the nearest thing that doesn't."""
+"""For each rule on files, records, categories, splits and choices: what triggers it, and the
+nearest thing that doesn't.
+"""
 
 import json
 from collections.abc import Callable
@@ -12,7 +14,9 @@ def rare(scene: Scene, kept: int) -> Scene:
     """Only so many boxes of forklift."""
     rows = scene.sets["train"]["annotations"]
     forklifts = [row for row in rows if row["category_id"] == 2]
-    scene.sets["train"]["annotations"] = [row for row in rows if row["category_id"] == 1] + forklifts[:kept]
+    scene.sets["train"]["annotations"] = [
+        row for row in rows if row["category_id"] == 1
+    ] + forklifts[:kept]
     return scene
 
 
@@ -23,21 +27,37 @@ def imbalanced(scene: Scene, count: int) -> Scene:
         x, y = number % 40 * 2, number // 40 * 2
         scene.add(
             "annotations",
-            {"id": 1000 + number, "image_id": 1, "category_id": 1, "bbox": [x, y, 5, 5], "area": 25, "iscrowd": 0},
+            {
+                "id": 1000 + number,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [x, y, 5, 5],
+                "area": 25,
+                "iscrowd": 0,
+            },
         )
     return scene
 
 
 def coco_names(scene: Scene, *ids: int) -> Scene:
     """Person, car and cat under these ids."""
-    scene.sets["train"]["categories"] = [{"id": i, "name": n} for i, n in zip(ids, ("person", "car", "cat"), strict=True)]
+    scene.sets["train"]["categories"] = [
+        {"id": i, "name": n} for i, n in zip(ids, ("person", "car", "cat"), strict=True)
+    ]
     for place, row in enumerate(scene.sets["train"]["annotations"]):
         row["category_id"] = ids[place % 2 if place < 20 else 2]
     for number in range(8):
         box = [5 * number, 60, 5, 5]
         scene.add(
             "annotations",
-            {"id": 900 + number, "image_id": 1, "category_id": ids[2], "bbox": box, "area": 25, "iscrowd": 0},
+            {
+                "id": 900 + number,
+                "image_id": 1,
+                "category_id": ids[2],
+                "bbox": box,
+                "area": 25,
+                "iscrowd": 0,
+            },
         )
     return scene
 
@@ -60,41 +80,67 @@ def leaking(scene: Scene, val_site: str) -> Scene:
 
 RECORD_CASES: dict[str, tuple[Case, Case]] = {
     "file-unreadable": (lambda s: s.raw(None), lambda s: s),
-    "file-empty": (lambda s: s.raw(b""), lambda s: s.raw(json.dumps(small_set()).encode() + b"\n\n")),
+    "file-empty": (
+        lambda s: s.raw(b""),
+        lambda s: s.raw(json.dumps(small_set()).encode() + b"\n\n"),
+    ),
     "file-not-json": (
         lambda s: s.raw(json.dumps(small_set()).encode()[:-100]),
         lambda s: s.raw(json.dumps(small_set(), indent=2).encode()),
     ),
     "file-not-coco": (lambda s: s.raw(b"[]"), lambda s: s.top(info={"year": 2026}, licenses=[])),
     "file-encoding": (lambda s: s.encode("utf-16"), lambda s: s.category(0, name="Schutzhelm ä")),
-    "file-nan-token": (lambda s: s.edit('"area": 168', '"area": NaN'), lambda s: s.top(info={"note": "NaN, Infinity"})),
+    "file-nan-token": (
+        lambda s: s.edit('"area": 168', '"area": NaN'),
+        lambda s: s.top(info={"note": "NaN, Infinity"}),
+    ),
     "file-key-twice": (
         lambda s: s.edit('"bbox": [', '"bbox": [1, 1, 5, 5], "bbox": ['),
         lambda s: s.top(info={"bbox": 1, "file_name": "x"}),
     ),
     "set-empty": (lambda s: s.top(images=[], annotations=[]), lambda s: s),
     "set-unannotated": (lambda s: s.top(annotations=[]), lambda s: s),
-    "record-malformed": (lambda s: s.annotation(0, image_id=None), lambda s: s.annotation(0, image_id=1.0)),
+    "record-malformed": (
+        lambda s: s.annotation(0, image_id=None),
+        lambda s: s.annotation(0, image_id=1.0),
+    ),
     "image-id-twice": (lambda s: s.image(1, id=1), lambda s: s),
     "annotation-id-twice": (lambda s: s.annotation(1, id=10), lambda s: s.annotation(1, id=999)),
     "category-id-twice": (
         lambda s: s.add("categories", {"id": 2, "name": "cone"}),
         lambda s: s.add("categories", {"id": 3, "name": "cone"}),
     ),
-    "annotation-id-missing": (lambda s: s.annotation(0, id=ABSENT), lambda s: s.annotation(0, id=0)),
+    "annotation-id-missing": (
+        lambda s: s.annotation(0, id=ABSENT),
+        lambda s: s.annotation(0, id=0),
+    ),
     "id-text": (lambda s: s.annotation(0, id="10"), lambda s: s.image(0, license="10")),
     "id-negative": (lambda s: s.annotation(0, id=-1), lambda s: s.annotation(0, id=0)),
-    "image-id-dangling": (lambda s: s.annotation(0, image_id=77), lambda s: s.annotation(0, image_id=2)),
-    "category-id-dangling": (lambda s: s.annotation(0, category_id=7), lambda s: s.annotation(0, category_id=2)),
+    "image-id-dangling": (
+        lambda s: s.annotation(0, image_id=77),
+        lambda s: s.annotation(0, image_id=2),
+    ),
+    "category-id-dangling": (
+        lambda s: s.annotation(0, category_id=7),
+        lambda s: s.annotation(0, category_id=2),
+    ),
     "image-listed-twice": (lambda s: s.image(1, file_name="0.jpg"), lambda s: s),
     "image-size-missing": (lambda s: s.image(0, width=ABSENT), lambda s: s.image(0, width=100.0)),
     "image-empty": (
-        lambda s: s.add("images", {"id": 9, "file_name": "9.jpg", "width": 100, "height": 80}).file("train/9.jpg", encoded(picture(9))),
+        lambda s: s.add("images", {"id": 9, "file_name": "9.jpg", "width": 100, "height": 80}).file(
+            "train/9.jpg", encoded(picture(9))
+        ),
         lambda s: s,
     ),
     "category-none": (lambda s: s.top(categories=[]), lambda s: s),
-    "category-name-twice": (lambda s: s.category(1, name="helmet"), lambda s: s.category(1, name="helmets")),
-    "category-name-case": (lambda s: s.category(1, name="Hel_met"), lambda s: s.category(1, name="helmet 2")),
+    "category-name-twice": (
+        lambda s: s.category(1, name="helmet"),
+        lambda s: s.category(1, name="helmets"),
+    ),
+    "category-name-case": (
+        lambda s: s.category(1, name="Hel_met"),
+        lambda s: s.category(1, name="helmet 2"),
+    ),
     "category-name-blank": (lambda s: s.category(1, name=" "), lambda s: s.category(1, name="0")),
     "category-name-reserved": (
         lambda s: s.category(1, name="__background__"),
@@ -108,7 +154,10 @@ RECORD_CASES: dict[str, tuple[Case, Case]] = {
         lambda s: s.other().category(0, "val", id=5).every("val", category_id=5),
         lambda s: s.other(),
     ),
-    "category-sets-differ": (lambda s: s.other().category(1, "val", name="cone"), lambda s: s.other()),
+    "category-sets-differ": (
+        lambda s: s.other().category(1, "val", name="cone"),
+        lambda s: s.other(),
+    ),
     "category-missing-from-split": (
         lambda s: s.other().every("val", category_id=1),
         lambda s: s.other().annotation(0, "val", category_id=2),
@@ -124,6 +173,9 @@ RECORD_CASES: dict[str, tuple[Case, Case]] = {
         lambda s: s.option(split={"val": 0.5, "test": 0.0}),
     ),
     "split-group-leak": (lambda s: leaking(s, "north"), lambda s: leaking(s, "south")),
-    "split-ungrouped": (lambda s: group_field(s, "a", "b", "c", None), lambda s: group_field(s, "a", "b", "c", "d")),
+    "split-ungrouped": (
+        lambda s: group_field(s, "a", "b", "c", None),
+        lambda s: group_field(s, "a", "b", "c", "d"),
+    ),
     "drop-unknown": (lambda s: s.option(drop=[5]), lambda s: s.option(drop=[10])),
 }

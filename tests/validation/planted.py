@@ -1,6 +1,8 @@
-"""Demo sets with a fault of every rule planted side by side, each in an image or annotation of its own, and the list of what was planted.
+"""Demo sets with a fault of every rule planted side by side, each in an image or annotation of its
+own, and the list of what was planted.
 
-One set can hold but one fault of a whole file, so the few that leave nothing else to look at have two further sets of their own.
+One set can hold but one fault of a whole file, so the few that leave nothing else to look at have
+two further sets of their own.
 """
 
 import json
@@ -27,15 +29,26 @@ class Planted:
         self.scene = Scene(folder)
         self.said: Counter[Fault] = Counter()
 
-    def say(self, rule: str, split: str = "train", image: int | None = None, annotation: int | None = None, times: int = 1) -> None:
+    def say(
+        self,
+        rule: str,
+        split: str = "train",
+        image: int | None = None,
+        annotation: int | None = None,
+        times: int = 1,
+    ) -> None:
         self.said[rule, split, image, annotation] += times
 
     def params(self, dataset: dict[str, Any]) -> None:
-        (self.folder / "params.yaml").write_text(f"dataset: {json.dumps({'root': '.', **dataset})}\n{SURGERY}")
+        (self.folder / "params.yaml").write_text(
+            f"dataset: {json.dumps({'root': '.', **dataset})}\n{SURGERY}"
+        )
 
 
 def bulk(scene: Scene, split: str, site: str, count: int, seed: int, image_id: int = 1) -> None:
-    """A sound set of many images: `SITE-NN.jpg` with the ids from `image_id` on, annotations from ten times that."""
+    """A sound set of many images: `SITE-NN.jpg` with the ids from `image_id` on, annotations from
+    ten times that.
+    """
     whole = small_set(first_id=image_id, count=count)
     for place, record in enumerate(whole["images"]):
         record["file_name"] = f"{site}-{place:02}.jpg"
@@ -43,7 +56,9 @@ def bulk(scene: Scene, split: str, site: str, count: int, seed: int, image_id: i
     scene.sets[split] = whole
 
 
-BOXES: dict[str, dict[str, Any]] = {  # what becomes of the first annotation of an image, [3, 5, 12, 14] without more
+BOXES: dict[
+    str, dict[str, Any]
+] = {  # what becomes of the first annotation of an image, [3, 5, 12, 14] without more
     "box-missing": {"bbox": ABSENT},
     "box-nan": {"bbox": [3, float("nan"), 12, 14]},
     "box-zero": {"bbox": [3, 5, 12, 0]},
@@ -84,7 +99,9 @@ PICTURES: dict[str, bytes | None] = {  # what becomes of an image's file
 
 
 def side_by_side(folder: Path) -> Planted:
-    """A project of five sets in three formats with the faults of all rules that leave something else to look at."""
+    """A project of five sets in three formats with the faults of all rules that leave something
+    else to look at.
+    """
     planted = Planted(folder)
     scene = planted.scene
     bulk(scene, "train", "north", 64, 0)
@@ -138,10 +155,14 @@ def _more_boxes(planted: Planted, after: Any) -> None:
         ("box-two-classes", [10, 10, 30, 30], [10, 10, 30, 30], 2),
     ):
         place = next(after)
-        scene.box(6 * place, *box).box(6 * place + 1, *other).annotation(6 * place + 1, category_id=category)
+        scene.box(6 * place, *box).box(6 * place + 1, *other).annotation(
+            6 * place + 1, category_id=category
+        )
         planted.say(rule, "train", place + 1, 10 * (place + 1) + 1)
     place = next(after)
-    scene.image(place, width=200).file(f"train/north-{place:02}.jpg", encoded(picture(906, (200, HEIGHT))))
+    scene.image(place, width=200).file(
+        f"train/north-{place:02}.jpg", encoded(picture(906, (200, HEIGHT)))
+    )
     scene.box(6 * place, 0, 5, 105, 2)
     planted.say("box-slim", "train", place + 1, 10 * (place + 1))
     place = next(after)
@@ -159,11 +180,16 @@ def _more_pictures(planted: Planted, after: Any) -> None:
     scene.image(place, width=WIDTH + 1)
     planted.say("image-size-differs", "train", place + 1)
     place = next(after)
-    scene.file(f"train/north-{place:02}.jpg", encoded(picture(907), "GIF", save_all=True, append_images=[picture(908)]))
+    scene.file(
+        f"train/north-{place:02}.jpg",
+        encoded(picture(907), "GIF", save_all=True, append_images=[picture(908)]),
+    )
     for rule in ("image-animated", "image-alpha"):  # a GIF has a palette
         planted.say(rule, "train", place + 1)
     place = next(after)
-    scene.image(place, width=31, height=40).file(f"train/north-{place:02}.jpg", encoded(picture(909, (31, 40))))
+    scene.image(place, width=31, height=40).file(
+        f"train/north-{place:02}.jpg", encoded(picture(909, (31, 40)))
+    )
     for index in range(6):
         scene.box(6 * place + index, 2 * index, 3 * index, 10, 9)
     planted.say("image-tiny", "train", place + 1)
@@ -187,14 +213,17 @@ def _more_pictures(planted: Planted, after: Any) -> None:
 def _names(planted: Planted, after: Any) -> None:
     """File names; files that are links."""
     scene = planted.scene
-    for rule, name in (("path-outside", "../north-00.jpg"), ("path-absolute", f"{planted.folder}/north-00.jpg")):
+    for rule, name in (
+        ("path-outside", "../north-00.jpg"),
+        ("path-absolute", f"{planted.folder}/north-00.jpg"),
+    ):
         place = next(after)
         scene.image(place, file_name=name)
         del scene.files[f"train/north-{place:02}.jpg"]
         planted.say(rule, "train", place + 1)
     place = next(after)
-    scene.image(place, file_name=f"a\\north-{place}.jpg").files[f"train/a\\north-{place}.jpg"] = scene.files.pop(
-        f"train/north-{place:02}.jpg"
+    scene.image(place, file_name=f"a\\north-{place}.jpg").files[f"train/a\\north-{place}.jpg"] = (
+        scene.files.pop(f"train/north-{place:02}.jpg")
     )
     planted.say("path-backslash", "train", place + 1)
     place = next(after)
@@ -203,7 +232,9 @@ def _names(planted: Planted, after: Any) -> None:
     planted.say("path-symlink-out", "train", place + 1)
     for name in ("north-1a.jpg", "north-1A.jpg"):
         place = next(after)
-        scene.image(place, file_name=name).files[f"train/{name}"] = scene.files.pop(f"train/north-{place:02}.jpg")
+        scene.image(place, file_name=name).files[f"train/{name}"] = scene.files.pop(
+            f"train/north-{place:02}.jpg"
+        )
     planted.say("path-case-twins")
     place = next(after)
     scene.image(place, file_name=f"north-{place:02}.JPG")
@@ -225,16 +256,34 @@ def _records(planted: Planted, after: Any) -> None:
     scene.annotation(row + 5, id=-7)
     planted.say("id-negative", "train", image, -7)
     place = next(after)
-    scene.image(place, width=ABSENT).annotation(6 * place, iscrowd=ABSENT, twice=0).annotation(6 * place, **{"iscrowd": 0})
+    scene.image(place, width=ABSENT).annotation(6 * place, iscrowd=ABSENT, twice=0).annotation(
+        6 * place, **{"iscrowd": 0}
+    )
     planted.say("image-size-missing", "train", place + 1)
-    for key, name in ((800, "north-80.jpg"), (800, "north-81.jpg"), (810, "north-82.jpg"), (811, "north-82.jpg"), (820, "north-83.jpg")):
+    for key, name in (
+        (800, "north-80.jpg"),
+        (800, "north-81.jpg"),
+        (810, "north-82.jpg"),
+        (811, "north-82.jpg"),
+        (820, "north-83.jpg"),
+    ):
         scene.add("images", {"id": key, "file_name": name, "width": WIDTH, "height": HEIGHT})
         scene.files[f"train/{name}"] = encoded(picture(800 + int(name[6:8])))
     planted.say("image-id-twice", "train", 800, times=2)
     for key in (810, 811):
         planted.say("image-listed-twice", "train", key)
     for key in (800, 810, 811):  # 820 has none
-        scene.add("annotations", {"id": 10 * key, "image_id": key, "category_id": 1, "bbox": [3, 5, 12, 14], "area": 168, "iscrowd": 0})
+        scene.add(
+            "annotations",
+            {
+                "id": 10 * key,
+                "image_id": key,
+                "category_id": 1,
+                "bbox": [3, 5, 12, 14],
+                "area": 168,
+                "iscrowd": 0,
+            },
+        )
     planted.say("image-empty")
     following = max(int(record.get("id", 0)) for record in scene.sets["train"]["annotations"]) + 1
     planted.say("annotation-id-missing", "train", image, following)
@@ -244,19 +293,45 @@ def _categories(planted: Planted) -> None:
     """Categories of train that have no fault but in their names and numbers."""
     scene = planted.scene
     for key, name in (
-        (3, "cone"), (4, "ladder"), (7, "bollard"), (7, "post"), (8, "sign"), (9, "sign"), (10, "road works"), (11, "Road_Works"),
-        (12, " "), (13, "__background__"), (0, "kerb"),
-    ):  # fmt: skip
+        (3, "cone"),
+        (4, "ladder"),
+        (7, "bollard"),
+        (7, "post"),
+        (8, "sign"),
+        (9, "sign"),
+        (10, "road works"),
+        (11, "Road_Works"),
+        (12, " "),
+        (13, "__background__"),
+        (0, "kerb"),
+    ):
         scene.add("categories", {"id": key, "name": name})
         if key not in (3, 4):
             planted.say("category-unused")
     planted.say("category-id-twice", times=2)
-    for rule in ("category-name-twice", "category-name-case", "category-name-blank", "category-name-reserved", "category-id-zero"):
+    for rule in (
+        "category-name-twice",
+        "category-name-case",
+        "category-name-blank",
+        "category-name-reserved",
+        "category-id-zero",
+    ):
         planted.say(rule)
-    for key, image, category, crowd in ((900, 61, 4, 0), *((901 + number, 62 + number % 2, 3, 1) for number in range(4))):
+    for key, image, category, crowd in (
+        (900, 61, 4, 0),
+        *((901 + number, 62 + number % 2, 3, 1) for number in range(4)),
+    ):
         box = [60 - 12 * (key % 4), 58, 8, 8]
         scene.add(
-            "annotations", {"id": 10_000 + key, "image_id": image, "category_id": category, "bbox": box, "area": 64, "iscrowd": crowd}
+            "annotations",
+            {
+                "id": 10_000 + key,
+                "image_id": image,
+                "category_id": category,
+                "bbox": box,
+                "area": 64,
+                "iscrowd": crowd,
+            },
         )
     planted.say("crowd-many")  # all cones
     planted.say("category-rare", times=2)
@@ -264,16 +339,26 @@ def _categories(planted: Planted) -> None:
 
 
 def _other_sets(planted: Planted) -> None:
-    """val in a zip, test as VOC, source in shares of COCO's classes, replay as YOLO without a box."""
+    """val in a zip, test as VOC, source in shares of COCO's classes, replay as YOLO without a
+    box.
+    """
     scene = planted.scene
     copied = scene.files["train/north-00.jpg"]
     scene.file("val/south-00.jpg", copied).file("val/south-01.jpg", brighter(1, 9))
     planted.say("duplicate-image-across", "val", 1)
     planted.say("duplicate-labels-differ", "val", 1)  # in train one of its boxes is missing
     planted.say("near-duplicate-across", "val", 2)
-    scene.image(2, "val", file_name="north-99.jpg").image(3, "val", file_name="nowhere.jpg").image(4, "val", file_name="bomb.jpg")
-    members = {f"south-{place:02}.jpg": scene.files.pop(f"val/south-{place:02}.jpg") for place in range(12)}
-    members |= {"north-99.jpg": members.pop("south-02.jpg"), "nowhere.jpg": members.pop("south-03.jpg"), "../evil.jpg": b"x"}
+    scene.image(2, "val", file_name="north-99.jpg").image(3, "val", file_name="nowhere.jpg").image(
+        4, "val", file_name="bomb.jpg"
+    )
+    members = {
+        f"south-{place:02}.jpg": scene.files.pop(f"val/south-{place:02}.jpg") for place in range(12)
+    }
+    members |= {
+        "north-99.jpg": members.pop("south-02.jpg"),
+        "nowhere.jpg": members.pop("south-03.jpg"),
+        "../evil.jpg": b"x",
+    }
     del members["south-04.jpg"]
     scene.archives["val.zip"] = {**members, "bomb.jpg": b"\0" * (300 << 20)}
     planted.say("split-group-leak", "val")
@@ -291,7 +376,10 @@ def _other_sets(planted: Planted) -> None:
         record["category_id"] = {1: 1, 2: 5}[record["category_id"]]
     planted.say("category-ids-differ", "val")
     for place, stem in enumerate(("east-1", "east-2")):
-        objects = [voc_object(name, (left, 21, left + 20, 50)) for name, left in (("helmet", 11), ("forklift", 51))[: 2 - place]]
+        objects = [
+            voc_object(name, (left, 21, left + 20, 50))
+            for name, left in (("helmet", 11), ("forklift", 51))[: 2 - place]
+        ]
         scene.file(f"voc/Annotations/{stem}.xml", voc_file(f"{stem}.jpg", *objects))
         scene.file(f"voc/JPEGImages/{stem}.jpg", encoded(picture(600 + place)))
     scene.file("voc/Annotations/east-3.xml", b"<annotation><object>")
@@ -301,18 +389,32 @@ def _other_sets(planted: Planted) -> None:
         "images": [{"id": 1, "file_name": "west-1.jpg", "width": WIDTH, "height": HEIGHT}],
         "categories": [{"id": key, "name": name} for key, name in names],
         "annotations": [
-            {"id": key, "image_id": 1, "category_id": key, "bbox": [0.1, 0.02 * key, 0.5, 0.4], "area": 0.2, "iscrowd": 0}
+            {
+                "id": key,
+                "image_id": 1,
+                "category_id": key,
+                "bbox": [0.1, 0.02 * key, 0.5, 0.4],
+                "area": 0.2,
+                "iscrowd": 0,
+            }
             for key, _ in names
         ],
     }
     scene.file("yolo/data.yaml", b"train: images/train\nnames: {0: person, 2: car, 16: dog}\n")
-    scene.file("yolo/images/train/a.jpg", encoded(picture(610))).file("yolo/labels/train/a.txt", b"")
+    scene.file("yolo/images/train/a.jpg", encoded(picture(610))).file(
+        "yolo/labels/train/a.txt", b""
+    )
     scene.file("yolo/labels/train/b.txt", b"0 0.5 0.5 0.2 0.2\n")
     planted.say("file-not-voc", "test", 3)
     planted.say("category-ids-differ", "test", times=2)
     for rule in ("archive-unreadable", "box-normalised", "category-off-by-one"):
         planted.say(rule, "source")
-    for rule in ("set-unannotated", "category-id-zero", "category-coco80-ids", "label-without-image"):
+    for rule in (
+        "set-unannotated",
+        "category-id-zero",
+        "category-coco80-ids",
+        "label-without-image",
+    ):
         planted.say(rule, "replay")
     for split in ("val", "test"):
         planted.say("category-sets-differ", split)
@@ -332,9 +434,13 @@ def whole_files(folder: Path) -> list[Planted]:
     sets = {split: {"annotations": f"{split}.json"} for split in ("train", "val", "test", "replay")}
     one.params({**sets, "source": {"annotations": "data.yaml", "subset": "train"}})
     for rule, split in (
-        ("file-not-json", "train"), ("file-not-coco", "val"), ("file-empty", "test"), ("file-not-yolo", "source"), ("category-none", "replay"),
+        ("file-not-json", "train"),
+        ("file-not-coco", "val"),
+        ("file-empty", "test"),
+        ("file-not-yolo", "source"),
+        ("category-none", "replay"),
         ("set-unannotated", "replay"),
-    ):  # fmt: skip
+    ):
         one.say(rule, split)
     for key in range(1, 5):
         one.say("image-missing", "replay", key)

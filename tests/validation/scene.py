@@ -1,4 +1,6 @@
-"""A small sound COCO set that a test can spoil in one place: two classes, four images, no finding."""
+"""A small sound COCO set that a test can spoil in one place: two classes, four images, no
+finding.
+"""
 
 import io
 import json
@@ -32,7 +34,10 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
 
 def small_set(first_seed: int = 0, first_id: int = 1, count: int = 4) -> dict[str, Any]:
     """So many images with three boxes of each class."""
-    images = [{"id": first_id + i, "file_name": f"{first_seed + i}.jpg", "width": WIDTH, "height": HEIGHT} for i in range(count)]
+    images = [
+        {"id": first_id + i, "file_name": f"{first_seed + i}.jpg", "width": WIDTH, "height": HEIGHT}
+        for i in range(count)
+    ]
     annotations = []
     for i in range(count):
         for j in range(6):
@@ -62,7 +67,9 @@ class Scene:
         self.folder = folder
         self.sets: dict[str, Any] = {"train": small_set()}
         self.raw_bytes: dict[str, bytes | None] = {}
-        self.files: dict[str, bytes] = {f"train/{seed}.jpg": encoded(picture(seed)) for seed in range(4)}
+        self.files: dict[str, bytes] = {
+            f"train/{seed}.jpg": encoded(picture(seed)) for seed in range(4)
+        }
         self.links: dict[str, str] = {}
         self.archives: dict[str, dict[str, bytes]] = {}
         self.options: dict[str, Any] = {}
@@ -135,7 +142,11 @@ class Scene:
 
     def zip(self, members: dict[str, bytes]) -> "Scene":
         """The images of train in a zip, with further members."""
-        own = {name.removeprefix("train/"): data for name, data in self.files.items() if name.startswith("train/")}
+        own = {
+            name.removeprefix("train/"): data
+            for name, data in self.files.items()
+            if name.startswith("train/")
+        }
         self.archives["train.zip"] = {**own, **members}
         self.roots["train"] = "train.zip"
         return self
@@ -154,7 +165,10 @@ class Scene:
     def other(self, split: str = "val", first_seed: int = 10) -> "Scene":
         """A second sound split."""
         self.sets[split] = small_set(first_seed)
-        self.files |= {f"{split}/{seed}.jpg": encoded(picture(seed)) for seed in range(first_seed, first_seed + 4)}
+        self.files |= {
+            f"{split}/{seed}.jpg": encoded(picture(seed))
+            for seed in range(first_seed, first_seed + 4)
+        }
         return self
 
     def option(self, **values: Any) -> "Scene":
@@ -179,7 +193,12 @@ class Scene:
         return self
 
     def dataset(self) -> DatasetParams:
-        sets = {split: SetParams(annotations=Path(f"{split}.json"), images=Path(self.roots.get(split, split))) for split in self.sets}
+        sets = {
+            split: SetParams(
+                annotations=Path(f"{split}.json"), images=Path(self.roots.get(split, split))
+            )
+            for split in self.sets
+        }
         if self.annotations is not None:
             sets["train"] = SetParams(annotations=Path(self.annotations))
         options = dict(self.options)

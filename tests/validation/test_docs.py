@@ -8,7 +8,9 @@ from topwork.validation.rules import RULES, SEVERITIES, rules_table
 def test_the_table_of_rules_is_the_registry(root: Path) -> None:
     text = (root / "docs" / "data.md").read_text()
     shown = text.split("<!-- rules: ", 1)[1].split("-->\n", 1)[1].split("<!-- end of rules -->")[0]
-    assert shown.strip() == rules_table().strip(), "docs/data.md: print the table anew, its comment says how"
+    assert shown.strip() == rules_table().strip(), (
+        "docs/data.md: print the table anew, its comment says how"
+    )
 
 
 def test_explanations_are_one_line_and_names_are_plain() -> None:

@@ -1,4 +1,6 @@
-"""Mutated COCO, VOC and YOLO inputs: no crash, no hang, no silent drop; every input box is in the tables, in the findings, or in both."""
+"""Mutated COCO, VOC and YOLO inputs: no crash, no hang, no silent drop; every input box is in the
+tables, in the findings, or in both.
+"""
 
 import copy
 import json
@@ -66,7 +68,11 @@ def check(dataset: DatasetParams, folder: Path, segmentation: bool = True) -> Va
     found = validate(dataset, folder, workers=1, segmentation=segmentation)
     assert time.perf_counter() - start < SECONDS
     assert _listing(folder) == before, "something was written into the data"
-    assert sum(found.findings.by_rule().values()) == len(found.findings) == sum(found.findings.by_severity().values())
+    assert (
+        sum(found.findings.by_rule().values())
+        == len(found.findings)
+        == sum(found.findings.by_severity().values())
+    )
     listed = json.loads(canonical_json(findings_record(found.findings, found.dropped).document()))
     assert listed["counts"]["total"] == len(found.findings) == len(found.findings.frame())
     if len(found.findings) % 10 == 3:  # one in some: writing is slow beside the rest
@@ -106,27 +112,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _coco_records(folder: Path, mutations: list[tuple[str, int, str, Any, str]], segmentation: bool) -> None:
+def _coco_records(
+    folder: Path, mutations: list[tuple[str, int, str, Any, str]], segmentation: bool
+) -> None:
     data = mutated(mutations)
     (folder / "train.json").write_text(json.dumps(data))
     found = check(
-        DatasetParams(root=Path(), train=SetParams(annotations=Path("train.json"), images=Path("train"))),
+        DatasetParams(
+            root=Path(), train=SetParams(annotations=Path("train.json"), images=Path("train"))
+        ),
         folder,
         segmentation,
     )
     if any(row.rule in FATAL for row in found.findings):
-        assert "\\ud" in json.dumps(data)  # half a surrogate pair is no text; nothing else in here makes a file unreadable
+        assert "\\ud" in json.dumps(
+            data
+        )  # half a surrogate pair is no text; nothing else in here makes a file unreadable
         return
     rows = Counter(found.tables.annotations["annotation_id"].tolist())
-    told = Counter(row.message.split(":")[0] for row in found.findings if row.rule == "record-malformed")
+    told = Counter(
+        row.message.split(":")[0] for row in found.findings if row.rule == "record-malformed"
+    )
     given_ = [(index, record) for index, record in enumerate(data["annotations"])]
     in_findings = sum(f"annotations[{index}]" in told for index, _ in given_)
     assert len(found.tables.annotations) + in_findings == len(given_)
     for index, record in given_:
-        if f"annotations[{index}]" not in told and isinstance(record.get("id"), int) and not isinstance(record["id"], bool):
+        if (
+            f"annotations[{index}]" not in told
+            and isinstance(record.get("id"), int)
+            and not isinstance(record["id"], bool)
+        ):
             assert rows[record["id"]] >= 1
     images = sum(f"images[{index}]" in told for index in range(len(data["images"])))
-    named = sum(row.rule == "record-malformed" and row.message.startswith("images[") for row in found.findings)
+    named = sum(
+        row.rule == "record-malformed" and row.message.startswith("images[")
+        for row in found.findings
+    )
     assert len(found.tables.images) + max(images, named) == len(data["images"])
 
 
@@ -138,13 +159,23 @@ def _coco_bytes(folder: Path, cut: float | None, edits: list[tuple[float, bytes]
     if cut is not None:
         del data[int(cut * len(data)) :]
     (folder / "bytes.json").write_bytes(bytes(data))
-    found = check(DatasetParams(root=Path(), train=SetParams(annotations=Path("bytes.json"), images=Path("train"))), folder)
+    found = check(
+        DatasetParams(
+            root=Path(), train=SetParams(annotations=Path("bytes.json"), images=Path("train"))
+        ),
+        folder,
+    )
     fatal = any(row.rule in (*FATAL, "file-empty", "file-key-twice") for row in found.findings)
-    malformed = sum(row.rule == "record-malformed" and row.message.startswith("annotations[") for row in found.findings)
+    malformed = sum(
+        row.rule == "record-malformed" and row.message.startswith("annotations[")
+        for row in found.findings
+    )
     assert fatal or len(found.tables.annotations) + malformed == 24
 
 
-def _voc(folder: Path, fields: list[Any], cut: float | None, edits: list[tuple[float, bytes]]) -> None:
+def _voc(
+    folder: Path, fields: list[Any], cut: float | None, edits: list[tuple[float, bytes]]
+) -> None:
     place = folder / "voc"
     for sub in ("Annotations", "JPEGImages"):
         (place / sub).mkdir(parents=True, exist_ok=True)
@@ -160,7 +191,9 @@ def _voc(folder: Path, fields: list[Any], cut: float | None, edits: list[tuple[f
     found = check(DatasetParams(root=Path(), train=SetParams(annotations=Path("voc"))), folder)
     if not edits and cut is None:
         whole_file = any(row.rule == "file-not-voc" for row in found.findings)
-        assert whole_file == any(character < " " and character not in "\t\n\r" for character in text.decode())  # what XML can't hold
+        assert whole_file == any(
+            character < " " and character not in "\t\n\r" for character in text.decode()
+        )  # what XML can't hold
         assert whole_file or len(found.tables.annotations) == len(boxes)
 
 
@@ -170,8 +203,12 @@ def _yolo(folder: Path, lines: list[str], data: str) -> None:
         (place / sub).mkdir(parents=True, exist_ok=True)
     (place / "images/train/a.jpg").write_bytes(encoded(picture(1)))
     (place / "data.yaml").write_text(data, encoding="utf-8", errors="surrogatepass")
-    (place / "labels/train/a.txt").write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
-    found = check(DatasetParams(root=Path(), train=SetParams(annotations=Path("yolo/data.yaml"))), folder)
+    (place / "labels/train/a.txt").write_text(
+        "\n".join(lines), encoding="utf-8", errors="surrogatepass"
+    )
+    found = check(
+        DatasetParams(root=Path(), train=SetParams(annotations=Path("yolo/data.yaml"))), folder
+    )
     if data == DATA_YAML:
         rows = [line for line in "\n".join(lines).split("\n") if line.strip()]
         told = [row for row in found.findings if row.rule == "record-malformed"]
@@ -187,16 +224,28 @@ NUMBER = st.one_of(
     st.just(""),
 )
 LINE = st.one_of(
-    st.lists(st.one_of(st.floats(), st.integers(-3, 3)), max_size=9).map(lambda row: " ".join(map(str, row))),
+    st.lists(st.one_of(st.floats(), st.integers(-3, 3)), max_size=9).map(
+        lambda row: " ".join(map(str, row))
+    ),
     st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20),
 )
 YAML = st.one_of(
     st.just(DATA_YAML),
     st.text(max_size=60),
-    st.sampled_from(["names: {0: a}\ntrain: ..", "names: [a]\ntrain: /etc\n", "train: [images/train, 3]\nnames: [a]", "{{{"]),
+    st.sampled_from(
+        [
+            "names: {0: a}\ntrain: ..",
+            "names: [a]\ntrain: /etc\n",
+            "train: [images/train, 3]\nnames: [a]",
+            "{{{",
+        ]
+    ),
 )
 FORMATS = {
-    "coco-records": (_coco_records, st.tuples(st.lists(MUTATION, min_size=1, max_size=5), st.booleans())),
+    "coco-records": (
+        _coco_records,
+        st.tuples(st.lists(MUTATION, min_size=1, max_size=5), st.booleans()),
+    ),
     "coco-bytes": (_coco_bytes, st.tuples(CUT, BYTES)),
     "voc": (_voc, st.tuples(st.lists(NUMBER, max_size=12), CUT, BYTES)),
     "yolo": (_yolo, st.tuples(st.lists(LINE, max_size=5), YAML)),
@@ -235,4 +284,6 @@ def _fuzz(kind: str, folder: Path, examples: int) -> None:
 
 
 def _listing(folder: Path) -> list[tuple[str, int]]:
-    return sorted((path.as_posix(), path.stat().st_size) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        (path.as_posix(), path.stat().st_size) for path in folder.rglob("*") if path.is_file()
+    )

@@ -11,7 +11,9 @@ from topwork.validation.rules import RULES
 from validation.planted import Fault, Planted, side_by_side, whole_files
 
 
-def found(planted: Planted, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Counter[Fault]:
+def found(
+    planted: Planted, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Counter[Fault]:
     """What the command says of a project, once it's clear that it changed nothing there."""
     before = {path: path.stat().st_mtime_ns for path in planted.folder.rglob("*")}
     monkeypatch.chdir(planted.folder)
@@ -19,7 +21,10 @@ def found(planted: Planted, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert {path: path.stat().st_mtime_ns for path in planted.folder.rglob("*")} == before
     said = json.loads(capsys.readouterr().out)
     assert not said["left_out"]
-    return Counter((row["rule"], row["split"], row["image_id"], row["annotation_id"]) for row in said["findings"])
+    return Counter(
+        (row["rule"], row["split"], row["image_id"], row["annotation_id"])
+        for row in said["findings"]
+    )
 
 
 def test_every_planted_fault_is_found_and_nothing_else(

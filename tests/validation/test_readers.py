@@ -11,7 +11,10 @@ from validation.scene import ABSENT, Scene, encoded, first, picture, rules
 
 def boxes(found: object) -> list[tuple[float, ...]]:
     rows = found.tables.annotations  # type: ignore[attr-defined]
-    return [tuple(round(v, 6) for v in row) for row in rows[["x", "y", "width", "height"]].to_numpy().tolist()]
+    return [
+        tuple(round(v, 6) for v in row)
+        for row in rows[["x", "y", "width", "height"]].to_numpy().tolist()
+    ]
 
 
 def test_coco_keeps_ids_and_order(tmp_path: Path) -> None:
@@ -20,8 +23,16 @@ def test_coco_keeps_ids_and_order(tmp_path: Path) -> None:
         scene.annotation(index, image_id=4_000_000_000_000)
     tables = scene.run().tables
     assert tables.images["image_id"].tolist() == [4_000_000_000_000, 2, 3, 4]
-    assert tables.annotations["annotation_id"].tolist() == [10 * i + j for i in range(1, 5) for j in range(6)]
-    assert tables.annotations.iloc[7][["x", "y", "width", "height", "area"]].tolist() == [17, 14, 13, 15, 195]
+    assert tables.annotations["annotation_id"].tolist() == [
+        10 * i + j for i in range(1, 5) for j in range(6)
+    ]
+    assert tables.annotations.iloc[7][["x", "y", "width", "height", "area"]].tolist() == [
+        17,
+        14,
+        13,
+        15,
+        195,
+    ]
     assert tables.names("train") == {1: "helmet", 2: "forklift"}
     assert not tables.annotations["iscrowd"].any()
 
@@ -35,7 +46,10 @@ def test_whatever_the_order_of_keys_and_spaces(tmp_path: Path) -> None:
 def test_a_missing_annotation_id_is_the_next_free_one(tmp_path: Path) -> None:
     found = Scene(tmp_path).annotation(3, id=ABSENT).annotation(5, id=ABSENT).run()
     assert found.tables.annotations["annotation_id"].tolist()[3:6:2] == [46, 47]
-    assert [row.annotation_id for row in found.findings if row.rule == "annotation-id-missing"] == [46, 47]
+    assert [row.annotation_id for row in found.findings if row.rule == "annotation-id-missing"] == [
+        46,
+        47,
+    ]
 
 
 def test_a_malformed_record_costs_itself_alone(tmp_path: Path) -> None:
@@ -43,7 +57,10 @@ def test_a_malformed_record_costs_itself_alone(tmp_path: Path) -> None:
     assert len(found.tables.annotations) == 23
     told = [row for row in found.findings if row.rule == "record-malformed"]
     assert [row.message for row in told] == [
-        "annotations[24]: found 'nonsense', expected an object with id, image_id, category_id and bbox",
+        (
+            "annotations[24]: found 'nonsense', expected an object with id, image_id, category_id"
+            " and bbox"
+        ),
         "annotations[2]: category_id is 'cone', expected a whole number below 2^63",
     ]
     assert told[1].annotation_id == 12
@@ -60,7 +77,9 @@ def test_voc_counts_pixels_from_one_and_includes_the_last(tmp_path: Path) -> Non
     found = voc(Scene(tmp_path)).run()
     assert boxes(found) == [(10, 20, 20, 30), (10, 20, 20, 30)]
     assert found.tables.annotations["annotation_id"].tolist() == [10_001, 20_001]
-    assert found.tables.images[["image_id", "file_name", "width", "height"]].to_numpy().tolist() == [
+    assert found.tables.images[
+        ["image_id", "file_name", "width", "height"]
+    ].to_numpy().tolist() == [
         [1, "a.jpg", 100, 80],
         [2, "b.jpg", 100, 80],
     ]
@@ -69,13 +88,18 @@ def test_voc_counts_pixels_from_one_and_includes_the_last(tmp_path: Path) -> Non
 
 
 def test_voc_written_from_zero_is_read_from_zero(tmp_path: Path) -> None:
-    found = voc(Scene(tmp_path), a=voc_file("a.jpg", voc_object(box=(0, 0, 29, 49)), voc_object(box=(11, 21, 30, 50)))).run()
+    found = voc(
+        Scene(tmp_path),
+        a=voc_file("a.jpg", voc_object(box=(0, 0, 29, 49)), voc_object(box=(11, 21, 30, 50))),
+    ).run()
     assert boxes(found)[:2] == [(0, 0, 30, 50), (11, 21, 20, 30)]
 
 
 def test_voc_difficult_objects_are_crowds_and_names_are_vocs(tmp_path: Path) -> None:
     hard = voc_object("person").replace("</object>", "<difficult>1</difficult></object>")
-    found = voc(Scene(tmp_path), a=voc_file("a.jpg", hard), b=voc_file("b.jpg", voc_object("dog"))).run()
+    found = voc(
+        Scene(tmp_path), a=voc_file("a.jpg", hard), b=voc_file("b.jpg", voc_object("dog"))
+    ).run()
     assert found.tables.annotations["iscrowd"].tolist() == [True, False]
     assert found.tables.annotations["category_id"].tolist() == [15, 12]
 
@@ -108,7 +132,10 @@ def test_yolo_boxes_are_shares_of_the_image(tmp_path: Path) -> None:
 def test_yolo_polygons_give_boxes_and_segmentations(tmp_path: Path) -> None:
     found = yolo(Scene(tmp_path), a="0 0.1 0.25 0.5 0.25 0.5 0.75 0.1 0.75\n").run()
     assert boxes(found)[0] == (10, 20, 40, 40)
-    assert found.tables.annotations["segmentation"].iloc[0] == "[[10.0,20.0,50.0,20.0,50.0,60.0,10.0,60.0]]"
+    assert (
+        found.tables.annotations["segmentation"].iloc[0]
+        == "[[10.0,20.0,50.0,20.0,50.0,60.0,10.0,60.0]]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +148,14 @@ def test_yolo_polygons_give_boxes_and_segmentations(tmp_path: Path) -> None:
         "helmet 0.5 0.5 0.2 0.2",
         "1e400 0.5 0.5 0.2 0.2",
     ],
-    ids=["four-numbers", "half-a-class", "negative-class", "six-numbers", "a-name", "infinite-class"],
+    ids=[
+        "four-numbers",
+        "half-a-class",
+        "negative-class",
+        "six-numbers",
+        "a-name",
+        "infinite-class",
+    ],
 )
 def test_yolo_lines_that_cannot_be_read_are_found(line: str, tmp_path: Path) -> None:
     found = yolo(Scene(tmp_path), a=f"0 0.5 0.5 0.2 0.2\n\n{line}\n").run()
@@ -137,7 +171,9 @@ def test_yolo_boxes_of_an_unreadable_image_are_not_lost(tmp_path: Path) -> None:
     assert len(found.tables.annotations) == 2
 
 
-@pytest.mark.parametrize("train", ["../images/train", "./images/train", "[images/train]", "images/train"])
+@pytest.mark.parametrize(
+    "train", ["../images/train", "./images/train", "[images/train]", "images/train"]
+)
 def test_yolo_ways_to_say_the_folder(train: str, tmp_path: Path) -> None:
     data = DATA_YAML.replace("train: images/train", f"train: {train}")
     assert len(yolo(Scene(tmp_path), data).run().tables.images) == 2

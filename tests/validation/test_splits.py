@@ -12,21 +12,47 @@ from topwork.errors import DataError, ParamsError
 from topwork.validation.splits import SPLITS, assign, groups_of, place, read_places
 from validation.scene import Scene, encoded, picture
 
-PLACES = ["val", "val", "test", "val", "train", "train", "train", "test"]  # of a to h at 0.15 and 0.15
+PLACES = [
+    "val",
+    "val",
+    "test",
+    "val",
+    "train",
+    "train",
+    "train",
+    "test",
+]  # of a to h at 0.15 and 0.15
 
 
 def classes_of(count: int) -> list[Counter[str]]:
     """A common class, one in every fifth image, one in every twentieth."""
-    return [Counter({"common": 2, **({"some": 1} if i % 5 == 0 else {}), **({"rare": 1} if i % 20 == 0 else {})}) for i in range(count)]
+    return [
+        Counter(
+            {
+                "common": 2,
+                **({"some": 1} if i % 5 == 0 else {}),
+                **({"rare": 1} if i % 20 == 0 else {}),
+            }
+        )
+        for i in range(count)
+    ]
 
 
 @settings(max_examples=50, deadline=None, database=None)
-@given(st.lists(st.text(min_size=1), min_size=1, unique=True), st.lists(st.text(min_size=1), unique=True), st.randoms())
-def test_added_images_move_none_and_order_means_nothing(old: list[str], new: list[str], random: object) -> None:
+@given(
+    st.lists(st.text(min_size=1), min_size=1, unique=True),
+    st.lists(st.text(min_size=1), unique=True),
+    st.randoms(),
+)
+def test_added_images_move_none_and_order_means_nothing(
+    old: list[str], new: list[str], random: object
+) -> None:
     before = dict(zip(old, assign(old, [Counter()] * len(old), 0.2, 0.2), strict=True))
     everything = list(dict.fromkeys(old + new))
     random.shuffle(everything)  # type: ignore[attr-defined]
-    after = dict(zip(everything, assign(everything, [Counter()] * len(everything), 0.2, 0.2), strict=True))
+    after = dict(
+        zip(everything, assign(everything, [Counter()] * len(everything), 0.2, 0.2), strict=True)
+    )
     assert all(after[name] == split for name, split in before.items())
 
 
@@ -66,17 +92,25 @@ def test_earlier_places_stay_and_new_images_fill_what_lacks() -> None:
 def test_groups_stay_together(earlier: dict[str, str] | None) -> None:
     groups = [f"site {i // 7}" for i in range(210)]
     places = assign(groups, classes_of(210), 0.3, 0.3, earlier)
-    homes = {group: {p for g, p in zip(groups, places, strict=True) if g == group} for group in groups}
+    homes = {
+        group: {p for g, p in zip(groups, places, strict=True) if g == group} for group in groups
+    }
     assert all(len(home) == 1 for home in homes.values())
     assert set(places) == set(SPLITS)
 
 
 def test_groups_by_field_and_by_pattern() -> None:
-    names, digests, fields = ["cam1_003.jpg", "cam2_004.jpg", "x.jpg"], ["", "", ""], [{"site": 4}, {"site": "b"}, {}]
+    names, digests, fields = (
+        ["cam1_003.jpg", "cam2_004.jpg", "x.jpg"],
+        ["", "", ""],
+        [{"site": 4}, {"site": "b"}, {}],
+    )
     assert groups_of(names, digests, fields, "site") == ["4", "b", None]
     assert groups_of(names, digests, fields, r"^(cam\d+)_") == ["cam1", "cam2", None]
     assert groups_of(names, ["h1", "h1", ""], fields, None) == ["h1", "h1", "name:x.jpg"]
-    with pytest.raises(ParamsError, match=re.escape("dataset.split.group_by: '(' is neither a field")):
+    with pytest.raises(
+        ParamsError, match=re.escape("dataset.split.group_by: '(' is neither a field")
+    ):
         groups_of(names, digests, fields, "(")
     with pytest.raises(ParamsError, match="as a pattern it matches no file name"):
         groups_of(names, digests, fields, "zone")
@@ -93,7 +127,9 @@ def test_one_set_becomes_three_and_findings_move_along(tmp_path: Path) -> None:
         assert set(part.annotations["image_id"]) <= set(part.images["image_id"])
     home = tables.images.set_index("image_id")["split"]
     assert [row.split for row in found.findings if row.rule == "box-tiny"] == [home[1]]
-    assert {(split, name) for _, split, name in found.places} == set(zip(tables.images["split"], tables.images["file_name"], strict=True))
+    assert {(split, name) for _, split, name in found.places} == set(
+        zip(tables.images["split"], tables.images["file_name"], strict=True)
+    )
 
 
 def test_the_same_image_twice_never_parts(tmp_path: Path) -> None:
@@ -105,7 +141,9 @@ def test_the_same_image_twice_never_parts(tmp_path: Path) -> None:
 
 def test_places_of_an_earlier_run_are_kept(tmp_path: Path) -> None:
     scene = Scene(tmp_path).option(split={"val": 0.3, "test": 0.3, "group_by": r"(\d)"})
-    (tmp_path / "places.csv").write_text("group,split,file_name\n0,test,0.jpg\n1,val,1.jpg\n2,test,2.jpg\n")
+    (tmp_path / "places.csv").write_text(
+        "group,split,file_name\n0,test,0.jpg\n1,val,1.jpg\n2,test,2.jpg\n"
+    )
     scene.options["split"]["assigned"] = Path("places.csv")
     tables = scene.run().tables
     home = dict(zip(tables.images["file_name"], tables.images["split"], strict=True))
@@ -113,7 +151,9 @@ def test_places_of_an_earlier_run_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_list_of_places_at_fault(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.csv: no such file, and dataset\.split\.assigned names it"):
+    with pytest.raises(
+        DataError, match=r"nowhere\.csv: no such file, and dataset\.split\.assigned names it"
+    ):
         read_places(tmp_path / "nowhere.csv")
     (tmp_path / "p.csv").write_text("group,split\na,dev\n")
     with pytest.raises(DataError, match=r"p\.csv: split is 'dev', expected train, val or test"):

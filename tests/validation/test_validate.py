@@ -40,24 +40,47 @@ def run(scene: Scene) -> Path:
 
 
 def test_the_stage_writes_tables_and_findings(tmp_path: Path) -> None:
-    out = run(Scene(tmp_path).other().box(0, 3, 5, 12, 1).mask(1, [[17, 14, 30, 14, 30, 29, 17, 29]]))
+    out = run(
+        Scene(tmp_path).other().box(0, 3, 5, 12, 1).mask(1, [[17, 14, 30, 14, 30, 29, 17, 29]])
+    )
     assert {path.name for path in out.iterdir()} == OUTPUTS
     tables = Tables.read(out)
     assert tables.splits == ["train", "val"]
-    assert tables.annotations["segmentation"].tolist()[:3] == [None, "[[17, 14, 30, 14, 30, 29, 17, 29]]", None]
+    assert tables.annotations["segmentation"].tolist()[:3] == [
+        None,
+        "[[17, 14, 30, 14, 30, 29, 17, 29]]",
+        None,
+    ]
     found = json.loads((out / "findings.json").read_text())
     assert found["counts"]["by_rule"] == {"box-tiny": 1}
     assert found["findings"] == [
         {
-            "rule": "box-tiny", "severity": "warning", "split": "train", "file": "train.json", "image": "0.jpg", "image_id": 1, "annotation_id": 10,
-            "message": "bbox is 12 x 1 px", "box": [3.0, 5.0, 12.0, 1.0], "other_split": None, "other_image_id": None,
+            "rule": "box-tiny",
+            "severity": "warning",
+            "split": "train",
+            "file": "train.json",
+            "image": "0.jpg",
+            "image_id": 1,
+            "annotation_id": 10,
+            "message": "bbox is 12 x 1 px",
+            "box": [3.0, 5.0, 12.0, 1.0],
+            "other_split": None,
+            "other_image_id": None,
         }
-    ]  # fmt: skip
+    ]
     assert pd.read_parquet(out / "findings.parquet")["rule"].tolist() == ["box-tiny"]
     summary = json.loads((out / "summary.json").read_text())
     assert summary == {
-        "annotations_train": 24, "annotations_val": 24, "classes": 2, "dropped": 0, "errors": 0, "images_train": 4, "images_val": 4, "notes": 0, "warnings": 1,
-    }  # fmt: skip
+        "annotations_train": 24,
+        "annotations_val": 24,
+        "classes": 2,
+        "dropped": 0,
+        "errors": 0,
+        "images_train": 4,
+        "images_val": 4,
+        "notes": 0,
+        "warnings": 1,
+    }
 
 
 def test_the_same_data_give_the_same_bytes_elsewhere(tmp_path: Path) -> None:
@@ -81,7 +104,12 @@ def test_all_faults_are_told_together_and_kept(tmp_path: Path) -> None:
 
 
 def test_dropping_by_list_lets_the_stage_go_on(tmp_path: Path) -> None:
-    scene = Scene(tmp_path).box(0, 3, 5, 12, 0).file("train/2.jpg", None).option(drop=[10], drop_images=["train:3"])
+    scene = (
+        Scene(tmp_path)
+        .box(0, 3, 5, 12, 0)
+        .file("train/2.jpg", None)
+        .option(drop=[10], drop_images=["train:3"])
+    )
     out = run(scene)
     assert len(Tables.read(out).annotations) == 24 - 1 - 6
     dropped = json.loads((out / "findings.json").read_text())["dropped"]
@@ -98,9 +126,14 @@ def test_dropping_by_list_lets_the_stage_go_on(tmp_path: Path) -> None:
 
 
 def test_an_id_in_two_splits_must_say_which(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dataset\.drop: the id 10 stands in train and val; write `train:10` or `val:10`"):
+    with pytest.raises(
+        DataError,
+        match=r"dataset\.drop: the id 10 stands in train and val; write `train:10` or `val:10`",
+    ):
         Scene(tmp_path).other().option(drop=[10]).run()
-    with pytest.raises(DataError, match=r"dataset\.drop: found 'train:x', expected an id such as 123"):
+    with pytest.raises(
+        DataError, match=r"dataset\.drop: found 'train:x', expected an id such as 123"
+    ):
         Scene(tmp_path).option(drop=["train:x"]).run()
 
 
@@ -112,7 +145,9 @@ def test_aliases_that_meet_become_one_class(tmp_path: Path) -> None:
 
 def test_a_second_run_reads_no_image(tmp_path: Path) -> None:
     scene = Scene(tmp_path / "data").write()
-    runs = [validate(scene.dataset(), scene.folder, cache=tmp_path / "cache").probed for _ in range(2)]
+    runs = [
+        validate(scene.dataset(), scene.folder, cache=tmp_path / "cache").probed for _ in range(2)
+    ]
     assert runs == [(4, 4), (4, 0)]
     (scene.folder / "train/1.jpg").write_bytes(encoded(picture(77)))
     os.utime(scene.folder / "train/1.jpg", ns=(1, 1))
@@ -141,26 +176,47 @@ def killed(chunk: object) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_killed_process_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene = Scene(tmp_path).write()
     monkeypatch.setattr("topwork.validation.probe._probe_chunk", killed)
-    with pytest.raises(DataError, match=r"train: a process that looked at images was killed.*--workers 1"):
+    with pytest.raises(
+        DataError, match=r"train: a process that looked at images was killed.*--workers 1"
+    ):
         validate(scene.dataset(), tmp_path, workers=2)
 
 
 @pytest.mark.parametrize(("spoil", "code"), [(0, 1), (1, 0)], ids=["error", "warning"])
-def test_the_command_tells_by_its_exit_code(spoil: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_tells_by_its_exit_code(
+    spoil: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Scene(tmp_path).box(0, 3, 5, 12, spoil).write()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert main(["validate", str(tmp_path / "train.json"), "--images", str(tmp_path / "train"), "--no-cache"]) == code
-    assert main(["validate", str(tmp_path / "train.json"), "--no-cache", "--fail-on", "warning"]) == 1
+    assert (
+        main(
+            [
+                "validate",
+                str(tmp_path / "train.json"),
+                "--images",
+                str(tmp_path / "train"),
+                "--no-cache",
+            ]
+        )
+        == code
+    )
+    assert (
+        main(["validate", str(tmp_path / "train.json"), "--no-cache", "--fail-on", "warning"]) == 1
+    )
     text = capsys.readouterr().out
     assert ("box-zero" if spoil == 0 else "box-tiny") in text
     assert len(text.splitlines()) < 60
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_the_command_writes_json_a_fix_list_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_json_a_fix_list_and_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Scene(tmp_path / "data").box(0, 3, 5, 12, 0).file("train/2.jpg", None).write()
     command = [
         "validate",
@@ -171,11 +227,23 @@ def test_the_command_writes_json_a_fix_list_and_a_page(tmp_path: Path, capsys: p
         "--format",
         "json",
     ]
-    assert main([*command, "--fix-list", str(tmp_path / "drop.yaml"), "--report", str(tmp_path / "page")]) == 1
+    assert (
+        main(
+            [
+                *command,
+                "--fix-list",
+                str(tmp_path / "drop.yaml"),
+                "--report",
+                str(tmp_path / "page"),
+            ]
+        )
+        == 1
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["counts"]["by_rule"] == {"image-missing": 1, "box-zero": 1}
-    assert (tmp_path / "drop.yaml").read_text() == (
-        'dataset:\n  drop:\n    - "train:10"  # box-zero\n  drop_images:\n    - "train:3"  # image-missing\n'
+    assert (
+        (tmp_path / "drop.yaml").read_text() == 'dataset:\n  drop:\n    - "train:10"  # box-zero\n'
+        '  drop_images:\n    - "train:3"  # image-missing\n'
     )
     page = (tmp_path / "page/index.html").read_text()
     assert 'src="pictures/box-zero-0.jpg"' in page
@@ -183,29 +251,66 @@ def test_the_command_writes_json_a_fix_list_and_a_page(tmp_path: Path, capsys: p
     assert "http" not in page
 
 
-def test_two_images_that_look_the_same_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_images_that_look_the_same_stand_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     IMAGE_CASES["near-duplicate-across"][0](Scene(tmp_path / "data")).write()
     sets = [str(tmp_path / "data" / name) for name in ("train.json", "val.json")]
-    command = ["validate", sets[0], "--against", sets[1], "--no-cache", "--format", "json", "--report", str(tmp_path / "page")]
+    command = [
+        "validate",
+        sets[0],
+        "--against",
+        sets[1],
+        "--no-cache",
+        "--format",
+        "json",
+        "--report",
+        str(tmp_path / "page"),
+    ]
     assert main(command) == 0
-    (found,) = (row for row in json.loads(capsys.readouterr().out)["findings"] if row["rule"] == "near-duplicate-across")
+    (found,) = (
+        row
+        for row in json.loads(capsys.readouterr().out)["findings"]
+        if row["rule"] == "near-duplicate-across"
+    )
     assert (found["image_id"], found["other_split"], found["other_image_id"]) == (1, "train", 1)
     with Image.open(tmp_path / "page/pictures/near-duplicate-across-0.jpg") as both:
-        left, right = (both.crop((x, 0, x + both.width // 2 - 3, both.height)) for x in (0, both.width // 2 + 3))
+        left, right = (
+            both.crop((x, 0, x + both.width // 2 - 3, both.height))
+            for x in (0, both.width // 2 + 3)
+        )
     assert left.size == right.size == (100, 80)
-    assert np.abs(np.asarray(left, float) - np.asarray(right, float)).mean() < 15  # one is the other, brightened by 9
+    assert (
+        np.abs(np.asarray(left, float) - np.asarray(right, float)).mean() < 15
+    )  # one is the other, brightened by 9
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        pytest.param(["--fix-list", "train.json"], "train.json: there already, and no list of ids", id="over-the-annotations"),
-        pytest.param(["--report", "train"], "train: has other files in it; --report takes a new or empty folder", id="among-the-images"),
-        pytest.param(["--format", "json", "--fix-list", "-"], "--format json and --fix-list - both print", id="two-on-one-pipe"),
+        pytest.param(
+            ["--fix-list", "train.json"],
+            "train.json: there already, and no list of ids",
+            id="over-the-annotations",
+        ),
+        pytest.param(
+            ["--report", "train"],
+            "train: has other files in it; --report takes a new or empty folder",
+            id="among-the-images",
+        ),
+        pytest.param(
+            ["--format", "json", "--fix-list", "-"],
+            "--format json and --fix-list - both print",
+            id="two-on-one-pipe",
+        ),
     ],
 )
 def test_what_is_written_takes_the_place_of_nothing(
-    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    options: list[str],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Scene(tmp_path).box(0, 3, 5, 12, 0).write()
     monkeypatch.chdir(tmp_path)
@@ -216,23 +321,65 @@ def test_what_is_written_takes_the_place_of_nothing(
     assert out == ""
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     for _ in range(2):  # its own files it may write anew
-        assert main(["validate", "train.json", "--no-cache", "--fix-list", "drop.yaml", "--report", "page"]) == 1
+        assert (
+            main(
+                [
+                    "validate",
+                    "train.json",
+                    "--no-cache",
+                    "--fix-list",
+                    "drop.yaml",
+                    "--report",
+                    "page",
+                ]
+            )
+            == 1
+        )
         assert capsys.readouterr().err == ""
 
 
-def test_the_summary_fits_a_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_fits_a_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """24 lines of 80 characters, the next prompt among them, whatever is wrong."""
     monkeypatch.setenv("COLUMNS", "80")
     scene = Scene(tmp_path).other()
     for cases in (BOX_CASES, IMAGE_CASES):
-        for name in ("box-nan", "area-bad", "crowd-flag", "polygon-odd", "rle-counts", "path-backslash", "path-case-twins"):
+        for name in (
+            "box-nan",
+            "area-bad",
+            "crowd-flag",
+            "polygon-odd",
+            "rle-counts",
+            "path-backslash",
+            "path-case-twins",
+        ):
             scene = cases[name][0](scene) if name in cases else scene
-    scene.box(2, 3, 5, 12, 0).box(3, 3, 5, -12, 1).box(4, 500, 5, 9, 9).box(5, 90, 5, 30, 9).box(6, 3, 3, 1, 1).box(7, 0, 0, 100, 80)
-    scene.box(8, 3, 5, 12, 14, area=900).annotation(9, image_id=99).annotation(10, category_id=99).annotation(11, id=-1)
-    scene.image(3, width=7).category(0, name="Fork-lift").add("categories", {"id": 0, "name": "N/A"})
+    scene.box(2, 3, 5, 12, 0).box(3, 3, 5, -12, 1).box(4, 500, 5, 9, 9).box(5, 90, 5, 30, 9).box(
+        6, 3, 3, 1, 1
+    ).box(7, 0, 0, 100, 80)
+    scene.box(8, 3, 5, 12, 14, area=900).annotation(9, image_id=99).annotation(
+        10, category_id=99
+    ).annotation(11, id=-1)
+    scene.image(3, width=7).category(0, name="Fork-lift").add(
+        "categories", {"id": 0, "name": "N/A"}
+    )
     scene.add("images", {"id": 5, "file_name": "../x.jpg", "width": 9, "height": 9}).write()
     sets = [str(tmp_path / name) for name in ("train.json", "val.json")]
-    assert main(["validate", sets[0], "--against", sets[1], "--no-cache", "--report", str(tmp_path / "page")]) == 1
+    assert (
+        main(
+            [
+                "validate",
+                sets[0],
+                "--against",
+                sets[1],
+                "--no-cache",
+                "--report",
+                str(tmp_path / "page"),
+            ]
+        )
+        == 1
+    )
     lines = capsys.readouterr().out.splitlines()
     assert any("more rules; --format json has all" in line for line in lines)
     assert len(lines) <= 23

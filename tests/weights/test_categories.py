@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from torchvision.models._meta import _COCO_CATEGORIES, _VOC_CATEGORIES
 
-from topwork.classes import BACKGROUND, UNUSED
-from topwork.errors import WeightsError
-from topwork.weights.categories import SETS, category_set, check_same_names, columns_of
+from topwork.classes import BACKGROUND, CATEGORY_SETS, UNUSED, category_set
+from topwork.errors import ClassPlanError, WeightsError
+from topwork.weights.categories import check_same_names, columns_of
 
 
 def test_coco() -> None:
@@ -40,27 +40,50 @@ def test_voc() -> None:
 def test_open_images() -> None:
     columns = category_set("open-images-601")
     assert len(columns) == len(set(columns)) == 602
-    assert {1: "Tortoise", 69: "Person", 400: "Truck", 571: "Car", 601: "Helmet"}.items() <= dict(enumerate(columns)).items()
+    assert {1: "Tortoise", 69: "Person", 400: "Truck", 571: "Car", 601: "Helmet"}.items() <= dict(
+        enumerate(columns)
+    ).items()
 
 
 def test_names_that_contradict_the_weights_own_are_shown_side_by_side() -> None:
     own = category_set("coco-91")
     check_same_names(category_set("coco-91"), own, "w.pth")
-    shifted = (*own[:12], *(name for name in own[12:] if name != UNUSED), *[UNUSED] * 10)  # the 80 names in a row
-    with pytest.raises(WeightsError, match=r"w\.pth: .* column 12 is 'N/A', fetch\.classes says 'stop sign'; column 13 is .*; and 73 more"):
+    shifted = (
+        *own[:12],
+        *(name for name in own[12:] if name != UNUSED),
+        *[UNUSED] * 10,
+    )  # the 80 names in a row
+    with pytest.raises(
+        WeightsError,
+        match=(
+            r"w\.pth: .* column 12 is 'N/A', fetch\.classes says 'stop sign'; column 13 is .*; and"
+            r" 73 more"
+        ),
+    ):
         check_same_names(shifted, own, "w.pth")
-    with pytest.raises(WeightsError, match=r"fetch\.classes: found 81 columns, the weights have 91"):
+    with pytest.raises(
+        WeightsError, match=r"fetch\.classes: found 81 columns, the weights have 91"
+    ):
         check_same_names(category_set("coco-80"), own, "w.pth")
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", CATEGORY_SETS)
 def test_every_set_says_where_it_is_from(root: Path, name: str) -> None:
-    assert (root / f"src/topwork/weights/category_sets/{name}.txt").read_text().startswith("# Source: ")
+    assert (
+        (root / f"src/topwork/category_sets/{name}.txt")
+        .read_text()
+        .startswith("# Source: ")
+    )
 
 
 def test_lists_and_files(tmp_path: Path) -> None:
     assert columns_of(["helmet", "forklift"]) == (BACKGROUND, "helmet", "forklift")
-    assert columns_of([BACKGROUND, "helmet", UNUSED, UNUSED]) == (BACKGROUND, "helmet", UNUSED, UNUSED)
+    assert columns_of([BACKGROUND, "helmet", UNUSED, UNUSED]) == (
+        BACKGROUND,
+        "helmet",
+        UNUSED,
+        UNUSED,
+    )
     (tmp_path / "names.txt").write_text("# the yard\nhelmet\n\n  forklift \n")
     assert columns_of(str(tmp_path / "names.txt")) == (BACKGROUND, "helmet", "forklift")
 
@@ -76,7 +99,7 @@ def test_lists_and_files(tmp_path: Path) -> None:
     ],
 )
 def test_bad_names(classes: list[str] | str, message: str) -> None:
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises((ClassPlanError, WeightsError), match=message):
         columns_of(classes)
 
 

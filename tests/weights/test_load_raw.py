@@ -21,12 +21,17 @@ from topwork.weights.load_raw import prefix_hint, read_state_dict
 @pytest.fixture
 def tensors() -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return {"head.weight": torch.randn(4, 3), "head.bias": torch.randn(4), "norm.num_batches_tracked": torch.tensor(7)}
+    return {
+        "head.weight": torch.randn(4, 3),
+        "head.bias": torch.randn(4),
+        "norm.num_batches_tracked": torch.tensor(7),
+    }
 
 
 def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(
-        found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in expected.items()
+        found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+        for name, tensor in expected.items()
     )
 
 
@@ -42,7 +47,10 @@ def test_every_format(tmp_path: Path, tensors: dict[str, Tensor], form: str) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes_stay(tmp_path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
-    halves = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    halves = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
     torch.save(halves, tmp_path / "w.pth")
     assert equal(read_state_dict(tmp_path / "w.pth"), halves)
 
@@ -72,7 +80,10 @@ def test_malicious_pickle(tmp_path: Path, tensors: dict[str, Tensor], form: str)
     what = "more than tensors" if form == "bare pickle" else "`(posix|os).system`"
     with pytest.raises(
         WeightsError,
-        match=rf"w\.pth: refused: it asks for {what}, and loading it would run code from the file\. topwork reads tensors alone",
+        match=(
+            rf"w\.pth: refused: it asks for {what}, and loading it would run code from the file\."
+            r" topwork reads tensors alone"
+        ),
     ):
         read_state_dict(path, prefix="state_dict" if form == "inside a checkpoint" else None)
     assert not target.exists()
@@ -86,7 +97,13 @@ def test_malicious_pickle(tmp_path: Path, tensors: dict[str, Tensor], form: str)
 
 def test_a_whole_module_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"refused: it asks for `torch\.nn\.modules\.linear\.Linear`.*save `model\.state_dict\(\)`"):
+    with pytest.raises(
+        WeightsError,
+        match=(
+            r"refused: it asks for `torch\.nn\.modules\.linear\.Linear`.*save"
+            r" `model\.state_dict\(\)`"
+        ),
+    ):
         read_state_dict(tmp_path / "w.pth")
 
 
@@ -111,7 +128,9 @@ def test_cut_short(tmp_path: Path, tensors: dict[str, Tensor], form: str, share:
 
 
 def damage(tmp_path: Path, tensors: dict[str, Tensor], rounds: int) -> None:
-    """Change, cut out and put in bytes at random: a file is read, or refused with a word; nothing else ends the program."""
+    """Change, cut out and put in bytes at random: a file is read, or refused with a word; nothing
+    else ends the program.
+    """
     draw, path = random.Random(3), tmp_path / "w"
     torch.save(tensors, tmp_path / "zip")
     torch.save(tensors, tmp_path / "legacy", _use_new_zipfile_serialization=False)
@@ -122,7 +141,9 @@ def damage(tmp_path: Path, tensors: dict[str, Tensor], rounds: int) -> None:
         content = bytearray(contents[number % 3])
         for _ in range(draw.choice([1, 2, 5, 30])):
             place, kind = draw.randrange(len(content)), draw.random()
-            content[place : place + (draw.randrange(1, 20) if kind < 0.4 else 1)] = draw.randbytes(1 if kind < 0.8 else draw.randrange(9))
+            content[place : place + (draw.randrange(1, 20) if kind < 0.4 else 1)] = draw.randbytes(
+                1 if kind < 0.8 else draw.randrange(9)
+            )
         path.write_bytes(content)
         try:
             read_state_dict(path)
@@ -153,7 +174,9 @@ def test_an_archive_of_another_age(tmp_path: Path, tensors: dict[str, Tensor]) -
 
 def test_a_web_page(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_text("<!DOCTYPE html><html>Sign in")
-    with pytest.raises(WeightsError, match=r"begins with '<!DOCTYP'; expected safetensors.*looks like a web page"):
+    with pytest.raises(
+        WeightsError, match=r"begins with '<!DOCTYP'; expected safetensors.*looks like a web page"
+    ):
         read_state_dict(tmp_path / "w.pth")
 
 
@@ -168,18 +191,29 @@ def test_missing(tmp_path: Path) -> None:
         (lambda t: {f"module.{k}": v for k, v in t.items()}, "module."),
         (lambda t: {f"_orig_mod.{k}": v for k, v in t.items()}, "_orig_mod."),
         (lambda t: {f"module._orig_mod.{k}": v for k, v in t.items()}, "module._orig_mod."),
-        (lambda t: {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in t.items()}}, "module."),
-        (lambda t: {"model": t, "epoch": 3, "optimizer": {"state": {}}}, "model"),
-        (lambda t: {"model_ema": {f"module.{k}": v for k, v in t.items()}, "epoch": 3}, "model_ema/module."),
         (
-            lambda t: {"pytorch-lightning_version": "2", "state_dict": {f"model.{k}": v for k, v in t.items()}},
+            lambda t: {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in t.items()}},
+            "module.",
+        ),
+        (lambda t: {"model": t, "epoch": 3, "optimizer": {"state": {}}}, "model"),
+        (
+            lambda t: {"model_ema": {f"module.{k}": v for k, v in t.items()}, "epoch": 3},
+            "model_ema/module.",
+        ),
+        (
+            lambda t: {
+                "pytorch-lightning_version": "2",
+                "state_dict": {f"model.{k}": v for k, v in t.items()},
+            },
             "state_dict/model.",
         ),
         (lambda t: {"checkpoint": {"model": t, "step": 1}}, "checkpoint/model"),
     ],
     ids=["DDP", "compile", "both", "averaged", "checkpoint", "EMA", "Lightning", "nested"],
 )
-def test_prefixes_are_named_and_never_guessed(tmp_path: Path, tensors: dict[str, Tensor], nest: Any, prefix: str) -> None:
+def test_prefixes_are_named_and_never_guessed(
+    tmp_path: Path, tensors: dict[str, Tensor], nest: Any, prefix: str
+) -> None:
     path = tmp_path / "w.pth"
     nested = nest(tensors)
     torch.save(nested, path)
@@ -189,45 +223,66 @@ def test_prefixes_are_named_and_never_guessed(tmp_path: Path, tensors: dict[str,
     else:
         with pytest.raises(
             WeightsError,
-            match=rf"w\.pth: found a checkpoint with .*expected tensors by name.*fetch\.prefix: {re.escape(prefix)}`\.",
+            match=(
+                r"w\.pth: found a checkpoint with .*expected tensors by name.*fetch\.prefix:"
+                rf" {re.escape(prefix)}`\."
+            ),
         ):
             read_state_dict(path)
     assert equal(read_state_dict(path, prefix), tensors)
 
 
 def test_several_state_dicts_are_all_named(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
-    torch.save({"model": tensors, "ema": {f"module.{k}": v for k, v in tensors.items()}}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"Tensors are under: `model`, `ema/module\.`\. Name the one you want"):
+    torch.save(
+        {"model": tensors, "ema": {f"module.{k}": v for k, v in tensors.items()}},
+        tmp_path / "w.pth",
+    )
+    with pytest.raises(
+        WeightsError, match=r"Tensors are under: `model`, `ema/module\.`\. Name the one you want"
+    ):
         read_state_dict(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(
     ("prefix", "message"),
     [
-        ("weights", r"fetch\.prefix names 'weights', found model, epoch\. Tensors are under: `model`\."),
+        (
+            "weights",
+            r"fetch\.prefix names 'weights', found model, epoch\. Tensors are under: `model`\.",
+        ),
         ("model/teacher.", r"fetch\.prefix names 'teacher\.', but none of 3 tensors begins so"),
     ],
 )
-def test_prefix_that_names_nothing(tmp_path: Path, tensors: dict[str, Tensor], prefix: str, message: str) -> None:
+def test_prefix_that_names_nothing(
+    tmp_path: Path, tensors: dict[str, Tensor], prefix: str, message: str
+) -> None:
     torch.save({"model": tensors, "epoch": 1}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=message):
         read_state_dict(tmp_path / "w.pth", prefix)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {}, {"lr": 0.1}, torch.zeros(2)], ids=["list", "empty", "numbers", "tensor"])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {}, {"lr": 0.1}, torch.zeros(2)], ids=["list", "empty", "numbers", "tensor"]
+)
 def test_no_state_dict(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth: found .*expected tensors by name \(a state_dict\)"):
+    with pytest.raises(
+        WeightsError, match=r"w\.pth: found .*expected tensors by name \(a state_dict\)"
+    ):
         read_state_dict(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_bad_numbers(tmp_path: Path, tensors: dict[str, Tensor], value: float, dtype: torch.dtype) -> None:
+def test_bad_numbers(
+    tmp_path: Path, tensors: dict[str, Tensor], value: float, dtype: torch.dtype
+) -> None:
     tensors["head.bias"] = tensors["head.bias"].to(dtype)
     tensors["head.bias"][1] = value
     torch.save(tensors, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth: NaN or infinite values in head\.bias \(1 of 4\)"):
+    with pytest.raises(
+        WeightsError, match=r"w\.pth: NaN or infinite values in head\.bias \(1 of 4\)"
+    ):
         read_state_dict(tmp_path / "w.pth")
 
 
@@ -235,7 +290,9 @@ def test_bomb_by_strides(tmp_path: Path) -> None:
     """A few bytes of storage that claim to be a huge tensor."""
     torch.save({"w": torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "w.pth")
     assert (tmp_path / "w.pth").stat().st_size < 10_000
-    with pytest.raises(WeightsError, match=r"its tensors take 4,398,046,511,104 bytes, the limit is 17,179,869,184"):
+    with pytest.raises(
+        WeightsError, match=r"its tensors take 4,398,046,511,104 bytes, the limit is 17,179,869,184"
+    ):
         read_state_dict(tmp_path / "w.pth")
 
 
@@ -248,16 +305,24 @@ def test_bomb_by_compression(tmp_path: Path, tensors: dict[str, Tensor]) -> None
         for record in plain.infolist():
             pressed.writestr(record.filename, plain.read(record))
     assert (tmp_path / "pressed.pth").stat().st_size < 20_000
-    with pytest.raises(WeightsError, match=r"pressed\.pth: record .* is compressed; expected the plain records"):
+    with pytest.raises(
+        WeightsError, match=r"pressed\.pth: record .* is compressed; expected the plain records"
+    ):
         read_state_dict(tmp_path / "pressed.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth: unpacks to 4,\d+,\d+ bytes, the limit is 1,000"):
+    with pytest.raises(
+        WeightsError, match=r"w\.pth: unpacks to 4,\d+,\d+ bytes, the limit is 1,000"
+    ):
         read_state_dict(tmp_path / "w.pth", max_bytes=1000)
 
 
-@pytest.mark.parametrize("odd", [torch.eye(3).to_sparse(), torch.empty(3, device="meta")], ids=["sparse", "meta"])
+@pytest.mark.parametrize(
+    "odd", [torch.eye(3).to_sparse(), torch.empty(3, device="meta")], ids=["sparse", "meta"]
+)
 def test_odd_tensors(tmp_path: Path, odd: Tensor) -> None:
     torch.save({"w": odd}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth: (w \(torch\.float32.*expected plain dense tensors|refused)"):
+    with pytest.raises(
+        WeightsError, match=r"w\.pth: (w \(torch\.float32.*expected plain dense tensors|refused)"
+    ):
         read_state_dict(tmp_path / "w.pth")
 
 
@@ -270,6 +335,12 @@ def test_mapped_not_copied(tmp_path: Path) -> None:
     with (tmp_path / "w.pth").open("rb+") as stream:
         stream.seek(record.header_offset + 26)
         lengths = stream.read(4)
-        stream.seek(record.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little") + 4)
+        stream.seek(
+            record.header_offset
+            + 30
+            + int.from_bytes(lengths[:2], "little")
+            + int.from_bytes(lengths[2:], "little")
+            + 4
+        )
         stream.write(b"\x00\x00\x80\x3f")
     assert found[1].item() == 1.0

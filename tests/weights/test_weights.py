@@ -72,7 +72,9 @@ def test_round_trip(tmp_path: Path, weights: Weights) -> None:
     assert same(read_weights(tmp_path / "w.safetensors"), weights)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.dictionaries(
         st.text(min_size=1, max_size=8).filter(lambda n: n != "__metadata__"),
@@ -91,7 +93,9 @@ def test_any_tensors(tmp_path: Path, shapes: dict[str, tuple[torch.dtype, list[i
 
 
 def test_the_library_agrees(tmp_path: Path, weights: Weights) -> None:
-    """safetensors itself reads our file, and finds every tensor aligned; its own file of the same tensors has the same data bytes."""
+    """safetensors itself reads our file, and finds every tensor aligned; its own file of the same
+    tensors has the same data bytes.
+    """
     write_weights(tmp_path / "ours.safetensors", weights)
     found = load_file(tmp_path / "ours.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in weights.state_dict.items())
@@ -108,7 +112,12 @@ def test_the_library_agrees(tmp_path: Path, weights: Weights) -> None:
         start = 8 + length
         assert start % 8 == 0
         del header["__metadata__"]
-        data.append({key: content[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]] for key, entry in header.items()})
+        data.append(
+            {
+                key: content[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]]
+                for key, entry in header.items()
+            }
+        )
     assert data[0] == data[1]
     with safe_open(tmp_path / "ours.safetensors", framework="pt") as stored:
         assert all(isinstance(value, str) for value in stored.metadata().values())
@@ -118,7 +127,9 @@ def test_the_library_agrees(tmp_path: Path, weights: Weights) -> None:
 def test_bytes_repeat(tmp_path: Path, weights: Weights) -> None:
     """Neither the order of the tensors nor Python's hash seed changes the file."""
     write_weights(tmp_path / "a", weights)
-    write_weights(tmp_path / "b", replace(weights, state_dict=dict(reversed(weights.state_dict.items()))))
+    write_weights(
+        tmp_path / "b", replace(weights, state_dict=dict(reversed(weights.state_dict.items())))
+    )
     script = (
         "import sys; from pathlib import Path; from topwork.weights.format import *; "
         "write_weights(Path(sys.argv[2]), read_weights(Path(sys.argv[1])))"
@@ -129,7 +140,11 @@ def test_bytes_repeat(tmp_path: Path, weights: Weights) -> None:
         check=True,
         env={**os.environ, "PYTHONPATH": source, "PYTHONHASHSEED": "99"},
     )
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+    assert (
+        (tmp_path / "a").read_bytes()
+        == (tmp_path / "b").read_bytes()
+        == (tmp_path / "c").read_bytes()
+    )
 
 
 def test_writing_over_the_file_it_was_read_from(tmp_path: Path, weights: Weights) -> None:
@@ -147,14 +162,26 @@ def test_writing_over_the_file_it_was_read_from(tmp_path: Path, weights: Weights
         ({"topwork": "2"}, "found metadata of format 2, expected format 1"),
         ({"topwork": "1"}, r"the metadata is damaged \(KeyError"),
         (
-            {"topwork": "1", "columns": "[", "builder": "", "builder_args": "{}", "absorbed": "[]", "provenance": "{}"},
+            {
+                "topwork": "1",
+                "columns": "[",
+                "builder": "",
+                "builder_args": "{}",
+                "absorbed": "[]",
+                "provenance": "{}",
+            },
             r"the metadata is damaged \(JSONDecodeError",
         ),
-        ({"topwork": "1", "columns": "[1, null]", "builder": ""}, r"the metadata is damaged \(TypeError: expected a list of names"),
+        (
+            {"topwork": "1", "columns": "[1, null]", "builder": ""},
+            r"the metadata is damaged \(TypeError: expected a list of names",
+        ),
     ],
     ids=["foreign", "newer", "incomplete", "broken", "names that are none"],
 )
-def test_metadata_that_doesnt_do(tmp_path: Path, metadata: dict[str, str] | None, message: str) -> None:
+def test_metadata_that_doesnt_do(
+    tmp_path: Path, metadata: dict[str, str] | None, message: str
+) -> None:
     save_file({"w": torch.ones(1)}, tmp_path / "w.safetensors", metadata=metadata)
     with pytest.raises(WeightsError, match=rf"w\.safetensors: {message}"):
         read_weights(tmp_path / "w.safetensors")
@@ -171,17 +198,28 @@ def test_missing_and_damaged(tmp_path: Path, weights: Weights) -> None:
 
 
 @pytest.mark.parametrize(
-    "params", [None, "fetch: {builder: 'other:build'}", "fetch: [1"], ids=["no project", "another builder", "broken params"]
+    "params",
+    [None, "fetch: {builder: 'other:build'}", "fetch: [1"],
+    ids=["no project", "another builder", "broken params"],
 )
 def test_a_file_doesnt_choose_the_code_that_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Weights, params: str | None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weights: Weights,
+    params: str | None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("trap.py").write_text("from pathlib import Path\nPath('sprung').touch()\ndef build(num_classes): ...\n")
+    Path("trap.py").write_text(
+        "from pathlib import Path\nPath('sprung').touch()\ndef build(num_classes): ...\n"
+    )
     write_weights(Path("w.safetensors"), replace(weights, builder="trap.py:build"))
     if params:
         Path("params.yaml").write_text(params)
-    with pytest.raises(WeightsError, match=r"w\.safetensors: .* builder 'trap\.py:build' .*--builder trap\.py:build"):
+    with pytest.raises(
+        WeightsError,
+        match=r"w\.safetensors: .* builder 'trap\.py:build' .*--builder trap\.py:build",
+    ):
         read_weights(Path("w.safetensors"))
     Path("image.png").touch()
     for command in (
@@ -195,12 +233,15 @@ def test_a_file_doesnt_choose_the_code_that_runs(
     assert not Path("sprung").exists()
 
 
-def test_the_projects_builder_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Weights) -> None:
+def test_the_projects_builder_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Weights
+) -> None:
     monkeypatch.chdir(tmp_path)
     foreign = replace(weights, builder="mine.py:build")
     write_weights(Path("w.safetensors"), foreign)
     Path("params.yaml").write_text(
-        "dataset: {root: d, train: {annotations: a.json, images: i}}\nsurgery: {classes: {a: keep}}\nfetch: {source: w.pth, builder: 'mine.py:build'}\n"
+        "dataset: {root: d, train: {annotations: a.json, images: i}}\nsurgery: {classes: {a:"
+        " keep}}\nfetch: {source: w.pth, builder: 'mine.py:build'}\n"
     )
     assert same(read(Path("w.safetensors"), None), foreign)
     with pytest.raises(WeightsError, match="expected one of torchvision's"):
@@ -215,7 +256,12 @@ def test_the_projects_builder_is_trusted(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_cant_be_written_leaves_the_old_file(tmp_path: Path, weights: Weights) -> None:
     path = tmp_path / "w"
     write_weights(path, weights)
-    with pytest.raises(WeightsError, match=r"w: tensor sparse is torch\.float32, torch\.sparse_coo.*expected plain dense numbers"):
+    with pytest.raises(
+        WeightsError,
+        match=(
+            r"w: tensor sparse is torch\.float32, torch\.sparse_coo.*expected plain dense numbers"
+        ),
+    ):
         write_weights(path, replace(weights, state_dict={"sparse": torch.eye(2).to_sparse()}))
     with pytest.raises(ValueError, match="JSON"):
         write_weights(path, replace(weights, provenance={"map": float("nan")}))
@@ -235,7 +281,9 @@ def test_demo_weights() -> None:
     assert all(torch.isfinite(tensor.float()).all() for tensor in weights.state_dict.values())
 
 
-def test_demo_weights_that_were_changed(tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_weights_that_were_changed(
+    tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "demo.safetensors"
     monkeypatch.setattr(shipped, "WEIGHTS", path)
     monkeypatch.setattr(shipped, "RECORD", path.with_suffix(".json"))
@@ -243,5 +291,10 @@ def test_demo_weights_that_were_changed(tmp_path: Path, weights: Weights, monkey
         demo_weights()
     write_weights(path, weights)
     path.with_suffix(".json").write_text('{"sha256": "0123"}')
-    with pytest.raises(ChecksumError, match=r"demo\.safetensors: SHA-256 found [0-9a-f]{64}, expected 0123.*Install topwork again"):
+    with pytest.raises(
+        ChecksumError,
+        match=(
+            r"demo\.safetensors: SHA-256 found [0-9a-f]{64}, expected 0123.*Install topwork again"
+        ),
+    ):
         demo_weights()

@@ -1,1 +1,3 @@
-"""Past revisions: listed, read without touching the working tree, and verified against their record."""
+"""Past revisions: listed, read without touching the working tree, and verified against their
+record.
+"""

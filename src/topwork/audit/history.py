@@ -1,4 +1,6 @@
-"""`topwork audit list`: past experiments, over commits and DVC experiments, with their params and metrics."""
+"""`topwork audit list`: past experiments, over commits and DVC experiments, with their params and
+metrics.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,12 @@ if TYPE_CHECKING:
 
 
 def experiments(root: Path, limit: int | None = None) -> "pd.DataFrame":
-    """Every commit that changed the record, and every DVC experiment, newest first, as DVC itself reads them.
+    """Every commit that changed the record, and every DVC experiment, newest first, as DVC itself
+    reads them.
 
     Returns:
-        One row an experiment: rev, name, kind (`commit` or `experiment`), date, subject, then a column a metric and a param
+        One row an experiment: rev, name, kind (`commit` or `experiment`), date, subject, then a
+            column a metric and a param
         (`params.finetune.lr`); a value that a revision lacks is NA.
 
     Raises:
@@ -24,7 +28,21 @@ def experiments(root: Path, limit: int | None = None) -> "pd.DataFrame":
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    commits = git(root, "log", "HEAD", "--branches", "--tags", "--remotes", "--format=%H", "--", "dvc.lock").decode().split()[:limit]
+    commits = (
+        git(
+            root,
+            "log",
+            "HEAD",
+            "--branches",
+            "--tags",
+            "--remotes",
+            "--format=%H",
+            "--",
+            "dvc.lock",
+        )
+        .decode()
+        .split()[:limit]
+    )
     rows: list[dict[str, Any]] = []
     try:
         with Repo(str(root)) as repo:
@@ -43,8 +61,19 @@ def experiments(root: Path, limit: int | None = None) -> "pd.DataFrame":
 
 
 def _row(root: Path, state: Any, kind: str) -> dict[str, Any]:
-    date, _, subject = git(root, "show", "--no-patch", "--format=%cI%n%s", state.rev).decode().strip().partition("\n")
-    row = {"rev": state.rev[:10], "name": state.name or "", "kind": kind, "date": date, "subject": subject}
+    date, _, subject = (
+        git(root, "show", "--no-patch", "--format=%cI%n%s", state.rev)
+        .decode()
+        .strip()
+        .partition("\n")
+    )
+    row = {
+        "rev": state.rev[:10],
+        "name": state.name or "",
+        "kind": kind,
+        "date": date,
+        "subject": subject,
+    }
     data = state.data
     if data is None:
         return row
@@ -58,5 +87,9 @@ def _row(root: Path, state: Any, kind: str) -> dict[str, Any]:
 def _flat(values: dict[str, Any], start: str = "") -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for key, value in values.items():
-        flat += _flat(value, f"{start}{key}.") if isinstance(value, dict) else [(f"{start}{key}", value)]
+        flat += (
+            _flat(value, f"{start}{key}.")
+            if isinstance(value, dict)
+            else [(f"{start}{key}", value)]
+        )
     return flat

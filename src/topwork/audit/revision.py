@@ -1,4 +1,6 @@
-"""One past revision of a project, read from git and the DVC cache without touching the working tree."""
+"""One past revision of a project, read from git and the DVC cache without touching the working
+tree.
+"""
 
 import hashlib
 import json
@@ -20,7 +22,8 @@ class Entry:
 
     Attributes:
         path: relative to the project's root; an absolute or `../` path is outside of it.
-        md5: hash of the file, or of the folder's listing (it ends in `.dir`); None where nothing was recorded.
+        md5: hash of the file, or of the folder's listing (it ends in `.dir`); None where nothing
+            was recorded.
         size: bytes, or None.
     """
 
@@ -36,7 +39,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What a dvc.lock says of one stage (a .dvc file counts as a stage without command, deps or params)."""
+    """What a dvc.lock says of one stage (a .dvc file counts as a stage without command, deps or
+    params).
+    """
 
     name: str
     file: str
@@ -55,10 +60,15 @@ def git(root: Path, *arguments: str) -> bytes:
     try:
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False)
     except OSError as error:
-        raise AuditError(f"git can't be run ({error}); the audit reads the project's history through it.") from error
+        raise AuditError(
+            f"git can't be run ({error}); the audit reads the project's history through it."
+        ) from error
     if done.returncode:
         message = done.stderr.decode(errors="replace").strip()
-        raise AuditError(f"git {' '.join(arguments)}: {message or 'failed'}. Is {root.resolve()} inside a git repository?")
+        raise AuditError(
+            f"git {' '.join(arguments)}: {message or 'failed'}. Is {root.resolve()} inside a git"
+            " repository?"
+        )
     return done.stdout
 
 
@@ -69,10 +79,15 @@ class Revision:
         self.root = root
         self.rev = rev
         try:
-            self.commit = git(root, "rev-parse", "--verify", "--quiet", f"{rev}^{{commit}}").decode().strip()
+            self.commit = (
+                git(root, "rev-parse", "--verify", "--quiet", f"{rev}^{{commit}}").decode().strip()
+            )
         except AuditError as error:
             known = git(root, "log", "--oneline", "-5").decode().strip().replace("\n", "; ")
-            raise AuditError(f"{rev}: no such revision. The newest commits are: {known}. `topwork audit list` shows all.") from error
+            raise AuditError(
+                f"{rev}: no such revision. The newest commits are: {known}. `topwork audit list`"
+                " shows all."
+            ) from error
         self.prefix = git(root, "rev-parse", "--show-prefix").decode().strip()
 
     @cached_property
@@ -93,9 +108,15 @@ class Revision:
 
     @cached_property
     def stages(self) -> dict[str, StageRecord]:
-        """All stages of every dvc.lock, and every .dvc file, by address (`validate`, `data/dvc.yaml:demo`, `data/mine.dvc`)."""
+        """All stages of every dvc.lock, and every .dvc file, by address (`validate`,
+        `data/dvc.yaml:demo`, `data/mine.dvc`).
+        """
         records = {}
-        nested = tuple(path.removesuffix(".dvc/config") for path in self.tracked if path.endswith("/.dvc/config"))
+        nested = tuple(
+            path.removesuffix(".dvc/config")
+            for path in self.tracked
+            if path.endswith("/.dvc/config")
+        )
         for path in self.tracked:
             if path.startswith(nested):  # a DVC project of its own, with a cache of its own
                 continue
@@ -106,7 +127,10 @@ class Revision:
             elif path.endswith(".dvc"):
                 folder = PurePosixPath(path).parent
                 document = self._yaml(path)
-                outs = tuple(_entry(item, folder / str(document.get("wdir", "."))) for item in document.get("outs", []))
+                outs = tuple(
+                    _entry(item, folder / str(document.get("wdir", ".")))
+                    for item in document.get("outs", [])
+                )
                 records[path] = StageRecord(path, path, None, (), outs, {})
         return records
 
@@ -121,7 +145,9 @@ class Revision:
             address = name if folder == PurePosixPath(".") else f"{definition_path}:{name}"
             deps = tuple(_entry(item, wdir) for item in stage.get("deps", []))
             outs = tuple(_entry(item, wdir) for item in stage.get("outs", []))
-            params = {_normal(wdir, file): values for file, values in (stage.get("params") or {}).items()}
+            params = {
+                _normal(wdir, file): values for file, values in (stage.get("params") or {}).items()
+            }
             yield StageRecord(address, path, stage.get("cmd"), deps, outs, params)
 
     def _yaml(self, path: str) -> dict[str, Any]:
@@ -131,15 +157,23 @@ class Revision:
         try:
             document = YAML(typ="safe", pure=True).load(StringIO(self.git_bytes(path).decode()))
         except (YAMLError, UnicodeDecodeError) as error:
-            raise AuditError(f"{path} at {self.rev}: not readable as YAML: {' '.join(str(error).split())}") from error
+            raise AuditError(
+                f"{path} at {self.rev}: not readable as YAML: {' '.join(str(error).split())}"
+            ) from error
         if not isinstance(document, dict):
-            raise AuditError(f"{path} at {self.rev}: found {type(document).__name__}, expected a mapping.")
+            raise AuditError(
+                f"{path} at {self.rev}: found {type(document).__name__}, expected a mapping."
+            )
         return document
 
     def params_document(self, path: str = "params.yaml") -> dict[str, Any]:
-        """A params file as it stood, untyped (older revisions may hold keys that are unknown today)."""
+        """A params file as it stood, untyped (older revisions may hold keys that are unknown
+        today).
+        """
         if path not in self.tracked:
-            raise AuditError(f"{path}: not in revision {self.rev}. Is this revision older than the project?")
+            raise AuditError(
+                f"{path}: not in revision {self.rev}. Is this revision older than the project?"
+            )
         return self._yaml(path)
 
     @property
@@ -174,12 +208,20 @@ class Revision:
             items = json.loads(self.cached(folder.md5).read_bytes())
             return {f"{folder.path}/{item['relpath']}": item["md5"] for item in items}
         except FileNotFoundError as error:
-            raise AuditError(f"{folder.path} at {self.rev}: its listing {folder.md5} isn't in the DVC cache; try `dvc fetch`.") from error
+            raise AuditError(
+                f"{folder.path} at {self.rev}: its listing {folder.md5} isn't in the DVC cache; try"
+                " `dvc fetch`."
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise AuditError(f"{folder.path} at {self.rev}: its listing {folder.md5} in the DVC cache is damaged.") from error
+            raise AuditError(
+                f"{folder.path} at {self.rev}: its listing {folder.md5} in the DVC cache is"
+                " damaged."
+            ) from error
 
     def locate(self, path: str) -> str | None:
-        """The md5 under which the cache keeps the content of an out, or of a file inside a folder out; None where no out holds it."""
+        """The md5 under which the cache keeps the content of an out, or of a file inside a folder
+        out; None where no out holds it.
+        """
         if path in self.outs:
             return self.outs[path].md5
         for out in self.outs.values():
@@ -201,13 +243,20 @@ class Revision:
         try:
             return self.cached(md5).read_bytes()
         except FileNotFoundError as error:
-            raise AuditError(f"{path} at {self.rev}: {md5} isn't in the DVC cache; try `dvc fetch --all-commits`.") from error
+            raise AuditError(
+                f"{path} at {self.rev}: {md5} isn't in the DVC cache; try `dvc fetch"
+                " --all-commits`."
+            ) from error
 
 
 def open_revision(root: Path, rev: str) -> Revision:
     """Open a commit, tag, branch or DVC experiment (by its name or hash) for reading."""
     names = {}
-    for line in git(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").decode().splitlines():
+    for line in (
+        git(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
+        .decode()
+        .splitlines()
+    ):
         commit, _, ref = line.partition(" ")
         names[ref.rsplit("/", 1)[-1]] = commit
     return Revision(root, names.get(rev, rev))
@@ -220,7 +269,10 @@ def folder_md5(files: dict[str, str]) -> str:
         files: path relative to the folder -> md5 of the content.
     """
     listing = [{"md5": md5, "relpath": path} for path, md5 in sorted(files.items())]
-    return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    return (
+        hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
+        + ".dir"
+    )
 
 
 def _entry(item: dict[str, Any], wdir: PurePosixPath) -> Entry:

@@ -1,7 +1,8 @@
 """`topwork audit verify`: does a past run's record hold?
 
-Every hash of that revision's dvc.lock is computed again from the cache and from git; each stage's deps are held against the outs
-of the stage upstream; params and commands against the files of that revision. Nothing is believed because the lock says so.
+Every hash of that revision's dvc.lock is computed again from the cache and from git; each stage's
+deps are held against the outs of the stage upstream; params and commands against the files of that
+revision. Nothing is believed because the lock says so.
 """
 
 import hashlib
@@ -24,7 +25,8 @@ class Check:
     Attributes:
         stage: the stage's address.
         what: `out PATH`, `dep PATH`, `params FILE` or `cmd`.
-        status: `holds`, `broken` (the message says what was found and what was expected) or `unchecked` (and why).
+        status: `holds`, `broken` (the message says what was found and what was expected) or
+            `unchecked` (and why).
     """
 
     stage: str
@@ -40,7 +42,10 @@ def verify(revision: Revision) -> list[Check]:
         AuditError: the revision has no dvc.lock at all.
     """
     if not revision.stages:
-        raise AuditError(f"{revision.rev}: has no dvc.lock and no .dvc file, so there is no record to verify. Run `dvc repro` and commit.")
+        raise AuditError(
+            f"{revision.rev}: has no dvc.lock and no .dvc file, so there is no record to verify."
+            " Run `dvc repro` and commit."
+        )
     checks: list[Check] = []
     for record in revision.stages.values():
         checks += [_check_out(revision, record, out) for out in record.outs]
@@ -60,7 +65,12 @@ def _check_out(revision: Revision, record: StageRecord, out: Entry) -> Check:
         return _compare(record.name, what, found, out.md5, "the file in git")
     cached = revision.cached(out.md5)
     if not cached.exists():
-        return Check(record.name, what, "unchecked", f"{out.md5} isn't in the cache; `dvc fetch` may bring it")
+        return Check(
+            record.name,
+            what,
+            "unchecked",
+            f"{out.md5} isn't in the cache; `dvc fetch` may bring it",
+        )
     found = md5_file(cached) + (".dir" if out.is_folder else "")
     if found != out.md5:
         return _compare(record.name, what, found, out.md5, f"the cached file {_short(cached)}")
@@ -73,9 +83,19 @@ def _check_out(revision: Revision, record: StageRecord, out: Entry) -> Check:
         if not member.exists():
             missing.append(path)
         elif (found := md5_file(member)) != md5:
-            return Check(record.name, what, "broken", f"{path}: the cached file {_short(member)} has MD5 {found}, expected {md5}")
+            return Check(
+                record.name,
+                what,
+                "broken",
+                f"{path}: the cached file {_short(member)} has MD5 {found}, expected {md5}",
+            )
     if missing:
-        return Check(record.name, what, "unchecked", f"{len(missing)} of {len(files)} files aren't in the cache, first {missing[0]}")
+        return Check(
+            record.name,
+            what,
+            "unchecked",
+            f"{len(missing)} of {len(files)} files aren't in the cache, first {missing[0]}",
+        )
     return Check(record.name, what, "holds", f"{len(files)} files")
 
 
@@ -100,7 +120,9 @@ def _check_dep(revision: Revision, record: StageRecord, dep: Entry) -> Check:
     if not dep.is_folder:
         found = revision.locate(dep.path) or "nothing"
         return _compare(record.name, what, found, dep.md5, "the file in the folder upstream")
-    return _compare(record.name, what, folder_md5(files), dep.md5, "the folder's files in git and upstream")
+    return _compare(
+        record.name, what, folder_md5(files), dep.md5, "the folder's files in git and upstream"
+    )
 
 
 def _files_below(revision: Revision, folder: str) -> dict[str, str]:
@@ -117,22 +139,47 @@ def _files_below(revision: Revision, folder: str) -> dict[str, str]:
         if not f"{out.path}/".startswith(start) and not start.startswith(f"{out.path}/"):
             continue
         members = revision.listing(out) if out.is_folder else {out.path: out.md5}
-        files |= {path[len(start) :]: md5 for path, md5 in members.items() if path.startswith(start)}
+        files |= {
+            path[len(start) :]: md5 for path, md5 in members.items() if path.startswith(start)
+        }
     return files
 
 
 def _check_outside(revision: Revision, record: StageRecord, dep: Entry, what: str) -> Check:
-    """Data outside the project: neither git nor DVC keeps it, so only what lies there today can be looked at."""
+    """Data outside the project: neither git nor DVC keeps it, so only what lies there today can be
+    looked at.
+    """
     path = revision.root / dep.path
     if not path.exists():
-        return Check(record.name, what, "unchecked", "outside the project, and not there any more; bring it in with `dvc add`")
+        return Check(
+            record.name,
+            what,
+            "unchecked",
+            "outside the project, and not there any more; bring it in with `dvc add`",
+        )
     if path.is_dir():
-        found = folder_md5({file.relative_to(path).as_posix(): md5_file(file) for file in sorted(path.rglob("*")) if file.is_file()})
+        found = folder_md5(
+            {
+                file.relative_to(path).as_posix(): md5_file(file)
+                for file in sorted(path.rglob("*"))
+                if file.is_file()
+            }
+        )
     else:
         found = md5_file(path)
     if found == dep.md5:
-        return Check(record.name, what, "holds", "outside the project; what lies there today is what was used")
-    return Check(record.name, what, "unchecked", "outside the project, and not today what was used; bring data in with `dvc add`")
+        return Check(
+            record.name,
+            what,
+            "holds",
+            "outside the project; what lies there today is what was used",
+        )
+    return Check(
+        record.name,
+        what,
+        "unchecked",
+        "outside the project, and not today what was used; bring data in with `dvc add`",
+    )
 
 
 def _check_params(revision: Revision, record: StageRecord) -> Iterator[Check]:
@@ -171,7 +218,12 @@ def _check_missing_stages(revision: Revision) -> Iterator[Check]:
     definition = revision.params_document("dvc.yaml") if "dvc.yaml" in revision.tracked else {}
     for name, stage in (definition.get("stages") or {}).items():
         if not {"foreach", "matrix"} & set(stage) and name not in revision.stages:
-            yield Check(name, "record", "unchecked", "dvc.yaml has this stage, the lock doesn't: it hadn't run at this revision")
+            yield Check(
+                name,
+                "record",
+                "unchecked",
+                "dvc.yaml has this stage, the lock doesn't: it hadn't run at this revision",
+            )
 
 
 def _compare(stage: str, what: str, found: str, expected: str, where: str) -> Check:

@@ -18,10 +18,20 @@ WORKSPACE = "workspace"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "revisions", nargs="+", metavar="REV", help=f"commits, tags, branches, DVC experiments, or `{WORKSPACE}`; the first is the base"
+        "revisions",
+        nargs="+",
+        metavar="REV",
+        help=f"commits, tags, branches, DVC experiments, or `{WORKSPACE}`; the first is the base",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the comparison as one self-contained page")
-    parser.add_argument("--pictures", type=int, default=4, help="same-image pictures on the page (default: 4)")
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write the comparison as one self-contained page",
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=4, help="same-image pictures on the page (default: 4)"
+    )
     parser.epilog = "Example: topwork compare HEAD~1 HEAD workspace --html comparison.html"
 
 
@@ -63,7 +73,8 @@ class RevisionFiles:
         for out in self.revision.outs.values():
             files = (
                 self._listing(out.path)
-                if out.is_folder and (f"{out.path}/".startswith(start) or start.startswith(f"{out.path}/"))
+                if out.is_folder
+                and (f"{out.path}/".startswith(start) or start.startswith(f"{out.path}/"))
                 else (out.path,)
             )
             found |= {path for path in files if path.startswith(start)}
@@ -84,7 +95,9 @@ class RevisionFiles:
             return ImageStore(archive).read(file_name)
 
     def fingerprint(self, path: str) -> str | None:
-        """MD5 of a file's content, or None where the revision doesn't have it as a file of its own."""
+        """MD5 of a file's content, or None where the revision doesn't have it as a file of its
+        own.
+        """
         if path in self.revision.tracked:
             return hashlib.md5(self.read_bytes(path), usedforsecurity=False).hexdigest()
         for out in self.revision.outs.values():
@@ -126,15 +139,30 @@ def tell(comparison: "Comparison", console: "Console") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from topwork.compare.page import class_table, data_table, metric_table, param_table, sentence, weight_table
+    from topwork.compare.page import (
+        class_table,
+        data_table,
+        metric_table,
+        param_table,
+        sentence,
+        weight_table,
+    )
     from topwork.report.sections import Table as Plain
 
     def show(item: Plain | None) -> None:
         if item is None:
             return
-        table = Table(title=escape(item.caption), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table = Table(
+            title=escape(item.caption),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
         for place, head in enumerate(item.heads):
-            table.add_column(escape(head), justify="right" if place in item.numeric else "left", overflow="fold")
+            table.add_column(
+                escape(head), justify="right" if place in item.numeric else "left", overflow="fold"
+            )
         for row in item.rows:
             table.add_row(*(escape(_plain(cell)) for cell in row))
         console.print(table)
@@ -143,8 +171,14 @@ def tell(comparison: "Comparison", console: "Console") -> None:
     for on in dict.fromkeys(row.on for row in comparison.metrics):
         show(metric_table(comparison, on))
     show(param_table(comparison))
-    for name, changes, moved in zip(comparison.names[1:], comparison.data, comparison.weights, strict=True):
-        console.print(f"{name} against {comparison.names[0]}: data {'changed' if changes else 'the same'}", markup=False, highlight=False)
+    for name, changes, moved in zip(
+        comparison.names[1:], comparison.data, comparison.weights, strict=True
+    ):
+        console.print(
+            f"{name} against {comparison.names[0]}: data {'changed' if changes else 'the same'}",
+            markup=False,
+            highlight=False,
+        )
         show(data_table(name, changes))
         show(class_table(name, changes))
         if isinstance(moved, str):
@@ -157,4 +191,8 @@ def _plain(cell: Any) -> str:
     """A cell without its markup."""
     from markupsafe import Markup
 
-    return Markup(str(cell).replace('<span class="range">', " ")).striptags() if isinstance(cell, Markup) else str(cell)
+    return (
+        Markup(str(cell).replace('<span class="range">', " ")).striptags()
+        if isinstance(cell, Markup)
+        else str(cell)
+    )

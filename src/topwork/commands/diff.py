@@ -6,10 +6,16 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the two files."""
-    parser.epilog = "Example: topwork diff out/surgery/grafted.safetensors out/finetune/weights.safetensors --heads"
+    parser.epilog = (
+        "Example: topwork diff out/surgery/grafted.safetensors out/finetune/weights.safetensors"
+        " --heads"
+    )
     parser.add_argument("before", type=Path, help="weights before")
     parser.add_argument("after", type=Path, help="weights after")
-    parser.add_argument("--builder", help="in place of the builder that the weights name, and to say that you trust it")
+    parser.add_argument(
+        "--builder",
+        help="in place of the builder that the weights name, and to say that you trust it",
+    )
     parser.add_argument("--heads", action="store_true", help="only rows of classes")
     parser.add_argument("--moved", action="store_true", help="only what isn't the same")
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table")

@@ -10,8 +10,17 @@ from pathlib import Path
 from topwork import __version__
 from topwork.errors import TopworkError
 
-PARTS = ("params.yaml", "dvc.yaml", "data/dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore", "flows")
-CODE_DEP = re.compile(r"( *- )src/topwork/\S+\n")
+PARTS = (
+    "params.yaml",
+    "dvc.yaml",
+    "data/dvc.yaml",
+    "weights/README.md",
+    "prefect.yaml",
+    ".dvcignore",
+    ".gitignore",
+    "flows",
+)
+CODE_DEP = re.compile(r"( *- )src/\S+\n")
 REQUIREMENTS = "requirements.txt"
 
 
@@ -30,10 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
         if done.returncode:
             raise TopworkError(f"{folder}: `{' '.join(command)}` failed: {done.stderr.strip()}")
     for option in ("core.analytics", "core.check_update"):
-        subprocess.run([sys.executable, "-m", "dvc", "config", option, "false"], cwd=folder, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "dvc", "config", option, "false"], cwd=folder, check=True
+        )
     print(
-        f"{folder}: ready. Next:\n  cd {folder}\n  dvc repro        # the demo, in about eight minutes on two cores\n  topwork summary\n"
-        "Then point params.yaml at your own data (dataset.root) and run `dvc repro` again."
+        f"{folder}: ready. Next:\n  cd {folder}\n  dvc repro        # the demo, in about eight"
+        " minutes on two cores\n  topwork summary\nThen point params.yaml at your own data"
+        " (dataset.root) and run `dvc repro` again."
     )
     return 0
 
@@ -41,14 +53,16 @@ def run(arguments: argparse.Namespace) -> int:
 def write_project(folder: Path) -> None:
     """Write the template into a new or empty folder, whole or not at all.
 
-    A stage's deps on topwork's own code become one dep on requirements.txt, which pins the version: an upgrade is an edit there, and
-    runs every stage again.
+    A stage's deps on topwork's own code become one dep on requirements.txt, which pins the version:
+    an upgrade is an edit there, and runs every stage again.
 
     Raises:
         TopworkError: the folder holds something already.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise TopworkError(f"{folder}: exists and isn't empty; nothing was written. Name a new folder.")
+        raise TopworkError(
+            f"{folder}: exists and isn't empty; nothing was written. Name a new folder."
+        )
     temporary = folder.with_name(f".{folder.name}-new")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -59,7 +73,9 @@ def write_project(folder: Path) -> None:
             if source.is_dir():
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
             elif part.endswith("dvc.yaml"):
-                target.write_text(_own_code_pinned(source.read_text(encoding="utf-8")), encoding="utf-8")
+                target.write_text(
+                    _own_code_pinned(source.read_text(encoding="utf-8")), encoding="utf-8"
+                )
             else:
                 shutil.copyfile(source, target)
         (temporary / REQUIREMENTS).write_text(f"topwork=={__version__}\n", encoding="utf-8")
@@ -67,13 +83,17 @@ def write_project(folder: Path) -> None:
             folder.rmdir()
         temporary.replace(folder)
     except OSError as error:
-        raise TopworkError(f"{folder}: can't be written ({error}); nothing was left there.") from error
+        raise TopworkError(
+            f"{folder}: can't be written ({error}); nothing was left there."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def template() -> Path:
-    """Where the template lies: in an installed package beside the code, in a checkout at its top level."""
+    """Where the template lies: in an installed package beside the code, in a checkout at its top
+    level.
+    """
     packaged = Path(__file__).parents[1] / "template"
     return packaged if packaged.is_dir() else Path(__file__).parents[3]
 

@@ -11,10 +11,13 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what to look at."""
     parser.epilog = (
-        "Example: topwork inspect out/fetch/pretrained.safetensors --heads\n         topwork inspect WEIGHTS --classes person truck"
+        "Example: topwork inspect out/fetch/pretrained.safetensors --heads\n         topwork"
+        " inspect WEIGHTS --classes person truck"
     )
     parser.add_argument("weights", type=Path, help="weights that topwork wrote (.safetensors)")
-    parser.add_argument("--heads", action="store_true", help="only tensors that depend on the classes")
+    parser.add_argument(
+        "--heads", action="store_true", help="only tensors that depend on the classes"
+    )
     parser.add_argument(
         "--classes",
         nargs="*",
@@ -22,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="rows by class: norms and nearest classes (all classes, or these)",
     )
-    parser.add_argument("--builder", help="in place of the builder that the weights name, and to say that you trust it")
+    parser.add_argument(
+        "--builder",
+        help="in place of the builder that the weights name, and to say that you trust it",
+    )
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
 
 
@@ -35,8 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.classes is not None:
         classes = inspect_classes(weights, builder=arguments.builder)
         if arguments.classes:
-            classes = classes[classes["class"].isin(_known(arguments.classes, list(classes["class"])))]
-        classes["nearest"] = [", ".join(f"{name} {cosine:.2f}" for name, cosine in near) for near in classes["nearest"]]
+            classes = classes[
+                classes["class"].isin(_known(arguments.classes, list(classes["class"])))
+            ]
+        classes["nearest"] = [
+            ", ".join(f"{name} {cosine:.2f}" for name, cosine in near)
+            for near in classes["nearest"]
+        ]
         show(classes, arguments.format)
         return 0
     table = inspect(weights, builder=arguments.builder)
@@ -44,11 +55,15 @@ def run(arguments: argparse.Namespace) -> int:
     table["shape"] = ["x".join(map(str, shape)) for shape in table["shape"]]
     if arguments.format == "table":
         print(
-            f"{arguments.weights}: {summary['builder']}, {summary['activation']} head, {len(table)} tensors, {table['bytes'].sum() / 1e6:.1f} MB"
+            f"{arguments.weights}: {summary['builder']}, {summary['activation']} head, {len(table)}"
+            f" tensors, {table['bytes'].sum() / 1e6:.1f} MB"
         )
         print(f"classes ({len(summary['columns']) - 1}): {', '.join(summary['columns'][1:])}")
         if summary["absorbed"]:
-            print(f"absorbed into background ({len(summary['absorbed'])}): {', '.join(summary['absorbed'])}")
+            print(
+                f"absorbed into background ({len(summary['absorbed'])}):"
+                f" {', '.join(summary['absorbed'])}"
+            )
     show(table[table["role"] != ""] if arguments.heads else table, arguments.format)
     return 0
 
@@ -62,9 +77,14 @@ def _known(names: list[str], known: list[str]) -> list[str]:
     for name in names:
         if name not in known:
             near = ", ".join(difflib.get_close_matches(name, known, n=3))
-            faults.append(f"{name!r} isn't among the weights' {len(known)} columns{f' (near: {near})' if near else ''}")
+            faults.append(
+                f"{name!r} isn't among the weights' {len(known)}"
+                f" columns{f' (near: {near})' if near else ''}"
+            )
     if faults:
-        raise ClassPlanError(f"inspect: {'; '.join(faults)}. `topwork inspect WEIGHTS --classes` lists them.")
+        raise ClassPlanError(
+            f"inspect: {'; '.join(faults)}. `topwork inspect WEIGHTS --classes` lists them."
+        )
     return names
 
 

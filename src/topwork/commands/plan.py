@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare where plan and weights are."""
-    parser.epilog = "Example: topwork plan\n         topwork plan --weights coco.safetensors --params other.yaml --rows"
+    parser.epilog = (
+        "Example: topwork plan\n         topwork plan --weights coco.safetensors --params"
+        " other.yaml --rows"
+    )
     parser.add_argument(
         "--params",
         type=Path,
@@ -25,8 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=PRETRAINED,
         help=f"pretrained weights (default: {PRETRAINED})",
     )
-    parser.add_argument("--builder", help="in place of the builder that the weights name, and to say that you trust it")
-    parser.add_argument("--rows", action="store_true", help="every row of every tensor, not just the classes")
+    parser.add_argument(
+        "--builder",
+        help="in place of the builder that the weights name, and to say that you trust it",
+    )
+    parser.add_argument(
+        "--rows", action="store_true", help="every row of every tensor, not just the classes"
+    )
     parser.add_argument("--format", choices=["table", "json"], default="table")
 
 
@@ -45,23 +53,52 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         print(canonical_json(asdict(shown)), end="")
     else:
-        print("\n".join(_lines(shown, arguments.builder or weights.builder, len(weights.columns), plan.prior, arguments.rows)))
+        print(
+            "\n".join(
+                _lines(
+                    shown,
+                    arguments.builder or weights.builder,
+                    len(weights.columns),
+                    plan.prior,
+                    arguments.rows,
+                )
+            )
+        )
     return 0
 
 
 def _lines(shown: "Preview", builder: str, columns: int, prior: float, rows: bool) -> list[str]:
     targets = [row for row in shown.classes if row["origin"] != "absorbed"]
     lines = [
-        f"{builder}: {columns} columns -> {len(targets)}, {shown.activation} head; nothing is changed by this command",
+        (
+            f"{builder}: {columns} columns -> {len(targets)}, {shown.activation} head; nothing is"
+            " changed by this command"
+        ),
         "",
     ]
     lines += [f"  {row['column']:>3}  {row['class']:<24} {_origin(row, prior)}" for row in targets]
-    lines += ["", f"{len(shown.dropped)} other classes are {shown.done}: {', '.join(shown.dropped) or 'none'}", _fate(shown), ""]
+    lines += [
+        "",
+        (
+            f"{len(shown.dropped)} other classes are {shown.done}:"
+            f" {', '.join(shown.dropped) or 'none'}"
+        ),
+        _fate(shown),
+        "",
+    ]
     for item in shown.tensors:
-        lines.append(f"{item['tensor']}  {item['role']}, {item['layout']}  {item['shape_before']} -> {item['shape_after']}")
+        lines.append(
+            f"{item['tensor']}  {item['role']}, {item['layout']}  {item['shape_before']} ->"
+            f" {item['shape_after']}"
+        )
         if rows:
-            lines += [f"    {move['class']:<24} {_list(move['to'])} <- {_sources(move['from'])}" for move in item["rows"]]
-    lines += [f"{shown.untouched} tensors don't depend on the classes and are passed on, bit for bit"]
+            lines += [
+                f"    {move['class']:<24} {_list(move['to'])} <- {_sources(move['from'])}"
+                for move in item["rows"]
+            ]
+    lines += [
+        f"{shown.untouched} tensors don't depend on the classes and are passed on, bit for bit"
+    ]
     return lines
 
 
@@ -70,10 +107,15 @@ def _origin(row: dict[str, Any], prior: float) -> str:
         (source,) = row["sources"]
         return "kept" if source == row["class"] else f"kept, from {source}"
     if row["origin"] == "like":
-        return "like " + ", ".join(f"{name} ({weight:.3g})" for name, weight in row["sources"].items())
+        return "like " + ", ".join(
+            f"{name} ({weight:.3g})" for name, weight in row["sources"].items()
+        )
     text = f"new, prior {prior:g}" if row["init"] == "prior" else f"new, {row['init']}"
     return text + (
-        f"; near in the weights: {', '.join(row['suggestions'])} (write `like: {row['suggestions'][0]}`)" if row["suggestions"] else ""
+        f"; near in the weights: {', '.join(row['suggestions'])} (write `like:"
+        f" {row['suggestions'][0]}`)"
+        if row["suggestions"]
+        else ""
     )
 
 
@@ -85,8 +127,16 @@ def _fate(shown: "Preview") -> str:
     for row in shown.classes:
         if row["origin"] == "keep":
             by_source.setdefault(next(iter(row["sources"])), []).append(row["class"])
-    shares = [f"{' and '.join(names)} share the probability of {source}" for source, names in by_source.items() if len(names) > 1]
-    gone = ["kept classes' scores change, their competitors are gone"] if shown.done == "removed" and (shown.dropped or not shares) else []
+    shares = [
+        f"{' and '.join(names)} share the probability of {source}"
+        for source, names in by_source.items()
+        if len(names) > 1
+    ]
+    gone = (
+        ["kept classes' scores change, their competitors are gone"]
+        if shown.done == "removed" and (shown.dropped or not shares)
+        else []
+    )
     return "; ".join(gone + shares)
 
 

@@ -14,15 +14,41 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--weights", type=Path, required=True, metavar="W", help="weights that topwork wrote (.safetensors)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures and predictions.json")
-    parser.add_argument("--score", type=float, default=0.5, help="least score drawn and written (default: 0.5)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images a forward pass (default: 8)")
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        required=True,
+        metavar="W",
+        help="weights that topwork wrote (.safetensors)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the pictures and predictions.json",
+    )
+    parser.add_argument(
+        "--score", type=float, default=0.5, help="least score drawn and written (default: 0.5)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="images a forward pass (default: 8)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    parser.add_argument("--benchmark", action="store_true", help="also time forward passes at several batch sizes")
-    parser.add_argument("--builder", help="in place of the builder that the weights name, and to say that you trust it")
-    parser.epilog = "Example: topwork predict yard.jpg --weights out/finetune/weights.safetensors --out predictions"
+    parser.add_argument(
+        "--benchmark", action="store_true", help="also time forward passes at several batch sizes"
+    )
+    parser.add_argument(
+        "--builder",
+        help="in place of the builder that the weights name, and to say that you trust it",
+    )
+    parser.epilog = (
+        "Example: topwork predict yard.jpg --weights out/finetune/weights.safetensors --out"
+        " predictions"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,10 +66,13 @@ def run(args: argparse.Namespace) -> int:
     files = _files(args.images, IMAGE_SUFFIXES)
     if not files:
         raise EvaluationError(
-            f"predict: no image in {', '.join(map(str, args.images))}; images end with {', '.join(sorted(IMAGE_SUFFIXES))}."
+            f"predict: no image in {', '.join(map(str, args.images))}; images end with"
+            f" {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     stores = {folder: ImageStore(folder) for folder in {file.parent for file in files}}
-    pictures = [(index, _opener(stores[file.parent], file.name)) for index, file in enumerate(files)]
+    pictures = [
+        (index, _opener(stores[file.parent], file.name)) for index, file in enumerate(files)
+    ]
     model = load(read(args.weights, args.builder), builder=args.builder)
     table = predict(model, pictures, batch_size=args.batch_size, device=args.device)
     table = table[table["score"] >= args.score]
@@ -69,12 +98,15 @@ def run(args: argparse.Namespace) -> int:
     found = table["name"].value_counts().sort_index()
     told = ", ".join(f"{count} {name}" for name, count in found.items()) or "nothing"
     print(
-        f"{len(files)} image{'s' if len(files) != 1 else ''}: {told} (score {args.score:g} or more). Pictures and predictions.json are in {args.out}."
+        f"{len(files)} image{'s' if len(files) != 1 else ''}: {told} (score {args.score:g} or"
+        f" more). Pictures and predictions.json are in {args.out}."
     )
     if args.benchmark:
         from topwork.inference.latency import measure, print_latency
 
-        print_latency(measure(model, [open_image() for _, open_image in pictures], device=args.device))
+        print_latency(
+            measure(model, [open_image() for _, open_image in pictures], device=args.device)
+        )
     return 0
 
 
@@ -82,7 +114,11 @@ def _files(given: "Sequence[Path]", suffixes: "frozenset[str]") -> list[Path]:
     """The files given, and those in the folders given, by name."""
     found: list[Path] = []
     for path in given:
-        found += sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes) if path.is_dir() else [path]
+        found += (
+            sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+            if path.is_dir()
+            else [path]
+        )
     return found
 
 

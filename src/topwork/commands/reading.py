@@ -1,4 +1,6 @@
-"""How commands read weights: a file may name the builder that `--builder` or the project's params.yaml names, or one of torchvision's."""
+"""How commands read weights: a file may name the builder that `--builder` or the project's
+params.yaml names, or one of torchvision's.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +10,9 @@ if TYPE_CHECKING:
 
 
 def trusted(builder: str | None) -> bool | str:
-    """The builder beyond torchvision's that a file may name: any where one is given, else `fetch.builder` of params.yaml here."""
+    """The builder beyond torchvision's that a file may name: any where one is given, else
+    `fetch.builder` of params.yaml here.
+    """
     from topwork.errors import ParamsError
     from topwork.params.document import load_params
 

@@ -28,23 +28,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   topwork validate train.json --against test.json           # leakage between two sets
   topwork validate train.json --fix-list drop.yaml          # ids for dataset.drop
 
-Nothing is ever changed. Exit code: 0 fine, 1 findings of the severity --fail-on or above, 2 wrong usage."""
-    parser.add_argument("path", nargs="?", type=Path, help="COCO JSON, VOC folder or YOLO data.yaml; left out, the data of params.yaml")
-    parser.add_argument("--images", type=Path, help="folder, zip or tar with the images (COCO; guessed where it stands beside the JSON)")
+Nothing is ever changed.
+Exit code: 0 fine, 1 findings of the severity --fail-on or above, 2 wrong usage."""
+    parser.add_argument(
+        "path",
+        nargs="?",
+        type=Path,
+        help="COCO JSON, VOC folder or YOLO data.yaml; left out, the data of params.yaml",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        help="folder, zip or tar with the images (COCO; guessed where it stands beside the JSON)",
+    )
     parser.add_argument("--no-images", action="store_true", help="look at the annotations alone")
-    parser.add_argument("--against", type=Path, metavar="PATH", help="a second set, for leakage between the two")
+    parser.add_argument(
+        "--against", type=Path, metavar="PATH", help="a second set, for leakage between the two"
+    )
     parser.add_argument("--against-images", type=Path, metavar="PATH", help="its images")
-    parser.add_argument("--format", choices=["text", "json"], default="text", help="a table (default) or JSON with every finding")
+    parser.add_argument(
+        "--format",
+        choices=["text", "json"],
+        default="text",
+        help="a table (default) or JSON with every finding",
+    )
     parser.add_argument(
         "--fail-on",
         choices=["error", "warning", "never"],
         default="error",
         help="severity from which the exit code is 1",
     )
-    parser.add_argument("--fix-list", type=Path, metavar="FILE", help="write the ids of what fails, for dataset.drop; `-` prints them")
-    parser.add_argument("--report", type=Path, metavar="FOLDER", help="write a page with pictures of findings and histograms there")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="processes for image checks (default: all cores)")
-    parser.add_argument("--no-cache", action="store_true", help="read every image, whatever is known of it from earlier runs")
+    parser.add_argument(
+        "--fix-list",
+        type=Path,
+        metavar="FILE",
+        help="write the ids of what fails, for dataset.drop; `-` prints them",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="write a page with pictures of findings and histograms there",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="processes for image checks (default: all cores)",
+    )
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="read every image, whatever is known of it from earlier runs",
+    )
 
 
 def _positive(text: str) -> int:
@@ -65,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
     found = validate(dataset, base, cache=cache, images=with_images, workers=args.workers)
     if lacking is not None and found.readable and not args.no_images and args.format == "text":
         print(
-            f"note: found no images beside {lacking}, so that only annotations are checked; give their folder by --images.", file=sys.stderr
+            f"note: found no images beside {lacking}, so that only annotations are checked; give"
+            " their folder by --images.",
+            file=sys.stderr,
         )
     if args.format == "json":
         _print_json(found)
@@ -84,37 +122,57 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """What is to be written must not take the place of anything else: a slip such as `--fix-list train.json` would cost the data.
+    """What is to be written must not take the place of anything else: a slip such as `--fix-list
+    train.json` would cost the data.
 
     Raises:
         DataError: it would.
     """
     listed, page = args.fix_list, args.report
     if args.format == "json" and str(listed) == "-":
-        raise DataError("topwork validate: --format json and --fix-list - both print; give the list a FILE.")
-    if listed is not None and listed.is_file() and not listed.read_bytes().startswith(b"dataset:\n"):
-        raise DataError(f"{listed}: there already, and no list of ids that this command wrote; --fix-list takes a new file.")
+        raise DataError(
+            "topwork validate: --format json and --fix-list - both print; give the list a FILE."
+        )
+    if (
+        listed is not None
+        and listed.is_file()
+        and not listed.read_bytes().startswith(b"dataset:\n")
+    ):
+        raise DataError(
+            f"{listed}: there already, and no list of ids that this command wrote; --fix-list takes"
+            " a new file."
+        )
     if page is not None and page.is_dir() and any(page.iterdir()):
         written = page / "index.html"
         if not written.is_file() or b"<title>Findings</title>" not in written.read_bytes()[:1000]:
-            raise DataError(f"{page}: has other files in it; --report takes a new or empty folder, or one with an earlier report.")
+            raise DataError(
+                f"{page}: has other files in it; --report takes a new or empty folder, or one with"
+                " an earlier report."
+            )
 
 
 def _dataset(args: argparse.Namespace) -> tuple["DatasetParams", Path, Path | None]:
-    """What to check: (section, folder that its paths are relative to, an annotation file whose images weren't found)."""
+    """What to check: (section, folder that its paths are relative to, an annotation file whose
+    images weren't found).
+    """
     from topwork.params.dataset import DatasetParams
     from topwork.params.document import load_params
 
     if args.path is None:
         if args.images is not None or args.against is not None:
-            raise DataError("topwork validate: --images and --against go with a PATH; without one the data of params.yaml are checked.")
+            raise DataError(
+                "topwork validate: --images and --against go with a PATH; without one the data of"
+                " params.yaml are checked."
+            )
         return load_params().dataset, Path(), None
     sets: dict[str, Any] = {}
     sets |= _sets(args.path, args.images, ("train", "val", "test"))
     if args.against is not None:
         free = next(name for name in ("test", "source", "replay") if name not in sets)
         sets |= _sets(args.against, args.against_images, (free,))
-    lacking = next((entry.annotations for entry in sets.values() if entry.images == Path(os.devnull)), None)
+    lacking = next(
+        (entry.annotations for entry in sets.values() if entry.images == Path(os.devnull)), None
+    )
     return DatasetParams.model_validate({"root": Path(), **sets}), Path(), lacking
 
 
@@ -124,14 +182,25 @@ def _sets(path: Path, images: Path | None, names: tuple[str, ...]) -> dict[str, 
     from topwork.validation.reader import format_of, lists_of
 
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder; expected a COCO JSON, a VOC folder or a YOLO data.yaml.")
+        raise DataError(
+            f"{path}: no such file or folder; expected a COCO JSON, a VOC folder or a YOLO"
+            " data.yaml."
+        )
     kind = format_of(path)
     if kind == "coco":
-        return {names[0]: SetParams(annotations=path, images=images or _guess(path) or Path(os.devnull))}
+        return {
+            names[0]: SetParams(annotations=path, images=images or _guess(path) or Path(os.devnull))
+        }
     lists = lists_of(path, kind)
     if len(names) == 1 or not lists:
-        return {names[0]: SetParams(annotations=path, images=images, subset=lists[0] if lists else None)}
-    return {name: SetParams(annotations=path, images=images, subset=name) for name in names if name in lists}
+        return {
+            names[0]: SetParams(annotations=path, images=images, subset=lists[0] if lists else None)
+        }
+    return {
+        name: SetParams(annotations=path, images=images, subset=name)
+        for name in names
+        if name in lists
+    }
 
 
 def _guess(path: Path) -> Path | None:
@@ -142,9 +211,22 @@ def _guess(path: Path) -> Path | None:
     stem = path.name.split(".")[0].removeprefix("instances_").removeprefix("_annotations")
     places = [
         path.parent,
-        *(path.parent / name for name in ("images", stem, f"images/{stem}", f"../{stem}", f"../images/{stem}", "../images") if name),
+        *(
+            path.parent / name
+            for name in (
+                "images",
+                stem,
+                f"images/{stem}",
+                f"../{stem}",
+                f"../images/{stem}",
+                "../images",
+            )
+            if name
+        ),
     ]
-    counts = [sum((place / name).is_file() for name in names if ".." not in name) for place in places]
+    counts = [
+        sum((place / name).is_file() for name in names if ".." not in name) for place in places
+    ]
     return places[counts.index(max(counts))] if max(counts) else None
 
 
@@ -159,7 +241,12 @@ def _print_json(found: "Validation") -> None:
     from topwork.files import canonical_json
     from topwork.validation.outputs import findings_record, summary
 
-    print(canonical_json({**findings_record(found.findings, found.dropped).document(), "summary": summary(found)}), end="")
+    print(
+        canonical_json(
+            {**findings_record(found.findings, found.dropped).document(), "summary": summary(found)}
+        ),
+        end="",
+    )
 
 
 def _print_text(found: "Validation", with_images: bool) -> None:
@@ -174,11 +261,21 @@ def _print_text(found: "Validation", with_images: bool) -> None:
     tables = found.tables
     for split in tables.splits:
         part = tables.split(split)
-        images, boxes = _counted(len(part.images), "image"), _counted(len(part.annotations), "box", "boxes")
-        console.print(Text(f"{split}: {images}, {boxes}, {_counted(part.categories['name'].nunique(), 'class', 'classes')}"))
+        images, boxes = (
+            _counted(len(part.images), "image"),
+            _counted(len(part.annotations), "box", "boxes"),
+        )
+        console.print(
+            Text(
+                f"{split}: {images}, {boxes},"
+                f" {_counted(part.categories['name'].nunique(), 'class', 'classes')}"
+            )
+        )
     counts = found.findings.by_rule()
     order = list(dict.fromkeys(row.rule for row in found.findings))
-    rows = LINES - len(tables.splits) - 4  # the table's head, "more rules", the counts, where the page is
+    rows = (
+        LINES - len(tables.splits) - 4
+    )  # the table's head, "more rules", the counts, where the page is
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
     if order:
         table = Table(box=None, pad_edge=False, expand=True)
@@ -201,7 +298,9 @@ def _print_text(found: "Validation", with_images: bool) -> None:
             console.print(f"... and {len(order) - rows} more rules; --format json has all.")
     numbers = found.findings.by_severity()
     known, read = found.probed
-    looked = f"; {_counted(known, 'image')} looked at, {read} read in this run" if with_images else ""
+    looked = (
+        f"; {_counted(known, 'image')} looked at, {read} read in this run" if with_images else ""
+    )
     said = ", ".join(_counted(number, severity) for severity, number in numbers.items())
     console.print(Text(f"{said}{looked}"))
 
@@ -211,7 +310,9 @@ def _counted(number: int, one: str, many: str = "") -> str:
 
 
 def _write_fix_list(findings: "Findings", severities: list[str], path: Path) -> None:
-    """A piece of params.yaml that leaves out what is at fault; faults of whole files have no id to leave out."""
+    """A piece of params.yaml that leaves out what is at fault; faults of whole files have no id to
+    leave out.
+    """
     from topwork.files import write_text
     from topwork.validation.fixes import fix_list
 

@@ -1,7 +1,8 @@
 """Several runs side by side: params, data, weights and metrics of each against the first.
 
-Where two runs were evaluated on the very same test set, the difference of two AP has an interval of its own, from a paired bootstrap:
-each resample of the images gives both figures. That tells far smaller differences from chance than two separate intervals do.
+Where two runs were evaluated on the very same test set, the difference of two AP has an interval of
+its own, from a paired bootstrap: each resample of the images gives both figures. That tells far
+smaller differences from chance than two separate intervals do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,8 @@ class SplitChange:
     Attributes:
         split: its name.
         images: (added, removed, changed); changed: same file name, other content or size.
-        annotations: (added, removed, changed) by annotation id; changed: other image, class, box or crowd flag.
+        annotations: (added, removed, changed) by annotation id; changed: other image, class, box or
+            crowd flag.
         classes: class -> (boxes before, boxes after), where they differ.
     """
 
@@ -51,11 +53,14 @@ class SplitChange:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A class on a set: the fine-tuned AP and the retention of each run, and each later run's difference to the first.
+    """A class on a set: the fine-tuned AP and the retention of each run, and each later run's
+    difference to the first.
 
     Attributes:
-        differences: run's place -> AP minus the first run's, with the paired interval; None where there's none.
-        elsewhere: places of runs whose images, or objects of the class, aren't the first run's: no interval could pair them.
+        differences: run's place -> AP minus the first run's, with the paired interval; None where
+            there's none.
+        elsewhere: places of runs whose images, or objects of the class, aren't the first run's: no
+            interval could pair them.
     """
 
     name: str
@@ -100,17 +105,22 @@ def compare_runs(runs: Sequence[Run], documents: Sequence[Mapping[str, Any]]) ->
 
     Args:
         runs: two or more, each with a name.
-        documents: each run's params.yaml, untyped: an older revision may hold keys that are unknown today.
+        documents: each run's params.yaml, untyped: an older revision may hold keys that are unknown
+            today.
 
     Raises:
         TopworkError: fewer than two runs, or a run without an evaluation.
     """
     if len(runs) < 2:
-        raise TopworkError("compare: one revision given, expected two or more, such as `topwork compare HEAD~1 HEAD`.")
+        raise TopworkError(
+            "compare: one revision given, expected two or more, such as `topwork compare HEAD~1"
+            " HEAD`."
+        )
     for run in runs:
         if not run.has(CLASSES):
             raise TopworkError(
-                f"compare: {run.name} has no {CLASSES}: nothing was evaluated there, or its cache is gone (try `dvc fetch --all-commits`)."
+                f"compare: {run.name} has no {CLASSES}: nothing was evaluated there, or its cache"
+                " is gone (try `dvc fetch --all-commits`)."
             )
     first, *others = runs
     return Comparison(
@@ -126,11 +136,15 @@ def changed_params(documents: Sequence[Mapping[str, Any]]) -> list[tuple[str, li
     """Keys whose values aren't the same in all, with each run's value (empty where it has none)."""
     flat = [dict(flatten(document)) for document in documents]
     keys = list(dict.fromkeys(key for one in flat for key in one))
-    return [(key, values) for key in keys if len(set(values := [one.get(key, "") for one in flat])) > 1]
+    return [
+        (key, values) for key in keys if len(set(values := [one.get(key, "") for one in flat])) > 1
+    ]
 
 
 def changed_data(first: Run, other: Run) -> list[SplitChange]:
-    """Images and annotations added, removed and changed, split by split; only splits where something did."""
+    """Images and annotations added, removed and changed, split by split; only splits where
+    something did.
+    """
     splits = list(dict.fromkeys([*first.tables.splits, *other.tables.splits]))
     changes = [_split_change(first, other, split) for split in splits]
     return [change for change in changes if not change.same]
@@ -162,7 +176,9 @@ def _images(run: Run, split: str) -> dict[str, tuple[Any, ...]]:
     rows = run.tables.images[run.tables.images["split"] == split]
     return {
         str(name): (int(width), int(height), run.files.fingerprint(f"{folder}/{name}"))
-        for name, folder, width, height in zip(rows["file_name"], rows["image_root"], rows["width"], rows["height"], strict=True)
+        for name, folder, width, height in zip(
+            rows["file_name"], rows["image_root"], rows["width"], rows["height"], strict=True
+        )
     }
 
 
@@ -174,16 +190,19 @@ def _annotations(run: Run, split: str) -> pd.DataFrame:
     tables = run.tables.split(split)
     files = dict(zip(tables.images["image_id"], tables.images["file_name"], strict=True))
     rows = tables.annotations
-    rows = rows.assign(file_name=rows["image_id"].map(files), name=rows["category_id"].map(run.tables.names(split)))
+    rows = rows.assign(
+        file_name=rows["image_id"].map(files), name=rows["category_id"].map(run.tables.names(split))
+    )
     return rows.set_index("annotation_id")[columns]
 
 
 def moved_rows(first: Run, other: Run) -> "pd.DataFrame | str":
-    """How far each class's head rows, and the rest, lie apart in two fine-tuned weights; or why that can't be said.
+    """How far each class's head rows, and the rest, lie apart in two fine-tuned weights; or why
+    that can't be said.
 
     Returns:
-        class (`everything else` last), tensors, equal (how many are bit-identical), moved (Euclidean norm of the difference), relative
-        (over the norm before).
+        class (`everything else` last), tensors, equal (how many are bit-identical), moved
+        (Euclidean norm of the difference), relative (over the norm before).
     """
     from topwork.surgery.inspection import diff
 
@@ -203,10 +222,15 @@ def moved_rows(first: Run, other: Run) -> "pd.DataFrame | str":
     moved = np.sqrt(groups["squared"].sum())
     found = pd.DataFrame(
         {
-            "class": moved.index, "tensors": groups.size().to_numpy(), "equal": groups["status"].agg(lambda s: int((s == "same").sum())).to_numpy(),
-            "moved": moved.to_numpy(), "relative": (moved / np.sqrt(groups["norm"].sum()).replace(0, np.nan)).fillna(0.0).to_numpy(),
+            "class": moved.index,
+            "tensors": groups.size().to_numpy(),
+            "equal": groups["status"].agg(lambda s: int((s == "same").sum())).to_numpy(),
+            "moved": moved.to_numpy(),
+            "relative": (
+                (moved / np.sqrt(groups["norm"].sum()).replace(0, np.nan)).fillna(0.0).to_numpy()
+            ),
         }
-    )  # fmt: skip
+    )
     rest = found["class"] == "everything else"
     return pd.concat([found[~rest], found[rest]], ignore_index=True)
 
@@ -221,15 +245,31 @@ def _weights(content: bytes) -> Any:
         path = Path(folder) / "weights.safetensors"
         path.write_bytes(content)
         found = read_weights(path, trust=True)  # the project's own, of another revision
-        state = {name: tensor.clone() for name, tensor in found.state_dict.items()}  # the file goes, its mapping with it
-        return Weights(state, found.columns, found.builder, found.builder_args, found.absorbed, found.provenance)
+        state = {
+            name: tensor.clone() for name, tensor in found.state_dict.items()
+        }  # the file goes, its mapping with it
+        return Weights(
+            state,
+            found.columns,
+            found.builder,
+            found.builder_args,
+            found.absorbed,
+            found.provenance,
+        )
 
 
 def metric_rows(runs: Sequence[Run]) -> list[MetricRow]:
     """Each class on each set that any run evaluated, in the order of the first that has it."""
     tables = [{(figure.on, figure.name): figure for figure in class_figures(run)} for run in runs]
     keys = list(dict.fromkeys(key for table in tables for key in table))
-    resampling = next((run.params.evaluate for run in runs if run.params is not None and run.params.evaluate.bootstrap), EvaluateParams())
+    resampling = next(
+        (
+            run.params.evaluate
+            for run in runs
+            if run.params is not None and run.params.evaluate.bootstrap
+        ),
+        EvaluateParams(),
+    )
     assessed = [_assessed(run, resampling) for run in runs]
     rows = []
     for on, name in keys:
@@ -238,16 +278,34 @@ def metric_rows(runs: Sequence[Run]) -> list[MetricRow]:
         differences = {
             index: found
             for index in range(1, len(runs))
-            if (found := _difference(aps[0], aps[index], assessed[0].get(on), assessed[index].get(on), name)) is not None
+            if (
+                found := _difference(
+                    aps[0], aps[index], assessed[0].get(on), assessed[index].get(on), name
+                )
+            )
+            is not None
         }
         truths = [models[on].truth if on in models else None for models in assessed]
-        elsewhere = frozenset(index for index in differences if not _same_set(truths[0], truths[index], name))
-        rows.append(MetricRow(name, on, aps, [figure.retention if figure else None for figure in figures], differences, elsewhere))
+        elsewhere = frozenset(
+            index for index in differences if not _same_set(truths[0], truths[index], name)
+        )
+        rows.append(
+            MetricRow(
+                name,
+                on,
+                aps,
+                [figure.retention if figure else None for figure in figures],
+                differences,
+                elsewhere,
+            )
+        )
     return rows
 
 
 def _assessed(run: Run, resampling: EvaluateParams) -> dict[str, Assessment]:
-    """Set -> the fine-tuned detector's assessment, made again from the run's predictions, with the same resamples for every run."""
+    """Set -> the fine-tuned detector's assessment, made again from the run's predictions, with the
+    same resamples for every run.
+    """
     if run.params is None:
         return {}
     plan = run.params.surgery.plan()
@@ -255,12 +313,22 @@ def _assessed(run: Run, resampling: EvaluateParams) -> dict[str, Assessment]:
     for on, truth in truths_of(plan, run.tables).items():
         predictions = run.predictions(MODEL, on)
         if predictions is not None:
-            found[on] = assess(truth, predictions, resampling, classes=plan.names, what=f"predictions of {run.name} on {on}")
+            found[on] = assess(
+                truth,
+                predictions,
+                resampling,
+                classes=plan.names,
+                what=f"predictions of {run.name} on {on}",
+            )
     return found
 
 
 def _difference(
-    before: Estimate | None, after: Estimate | None, first: Assessment | None, other: Assessment | None, name: str
+    before: Estimate | None,
+    after: Estimate | None,
+    first: Assessment | None,
+    other: Assessment | None,
+    name: str,
 ) -> Estimate | None:
     if before is None or after is None:
         return None
@@ -276,10 +344,16 @@ def _difference(
 
 
 def _same_set(first: Truth | None, other: Truth | None, name: str) -> bool:
-    """Whether two truths have the same images, and the same objects of a class; one that isn't known isn't another."""
+    """Whether two truths have the same images, and the same objects of a class; one that isn't
+    known isn't another.
+    """
     if first is None or other is None:
         return True
-    if name not in first.classes or name not in other.classes or not np.array_equal(first.image_ids, other.image_ids):
+    if (
+        name not in first.classes
+        or name not in other.classes
+        or not np.array_equal(first.image_ids, other.image_ids)
+    ):
         return False
     pairs = []
     for truth in (first, other):

@@ -1,1 +1,3 @@
-"""The data as every stage reads them: tables of images, annotations and categories, and the store that opens an image."""
+"""The data as every stage reads them: tables of images, annotations and categories, and the store
+that opens an image.
+"""

@@ -1,6 +1,7 @@
 """Where image bytes come from: a folder, a zip or a tar archive, read without unpacking.
 
-EXIF orientation is left alone, as torchvision's decoders leave it: boxes are drawn on pixels as stored (rule image-exif-rotated tells).
+EXIF orientation is left alone, as torchvision's decoders leave it: boxes are drawn on pixels as
+stored (rule image-exif-rotated tells).
 """
 
 import hashlib
@@ -21,7 +22,9 @@ from PIL import Image
 from topwork.errors import DataError
 from topwork.files import sha256_file
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+)
 MAC_FOLDER = "__MACOSX/"  # what macOS adds to its zips: a shadow of each file, under its name
 BOMB_RATIO = 1000
 BOMB_BYTES = 256 << 20
@@ -30,7 +33,9 @@ MAX_PIXELS = 178_956_970  # Pillow's own bound for a decompression bomb warning,
 
 @dataclass(frozen=True)
 class Member:
-    """A file of an archive: bytes unpacked and packed, offset of its data (tar, stored zip members are read by offset)."""
+    """A file of an archive: bytes unpacked and packed, offset of its data (tar, stored zip members
+    are read by offset).
+    """
 
     size: int
     packed: int
@@ -48,8 +53,9 @@ def outside(name: str) -> Literal["absolute", "parent"] | None:
 class ImageStore:
     """Images by file name, from a folder, a zip or an uncompressed tar.
 
-    A single common top folder inside an archive may be left out of the names (COCO's train2017.zip has train2017/ before each).
-    The store can be pickled and used after a fork and from several threads: each process opens the archive for itself.
+    A single common top folder inside an archive may be left out of the names (COCO's train2017.zip
+    has train2017/ before each). The store can be pickled and used after a fork and from several
+    threads: each process opens the archive for itself.
 
     Raises:
         DataError: the root doesn't exist, or is neither a folder nor such an archive.
@@ -69,7 +75,11 @@ class ImageStore:
         self._prefix = self._common_folder()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_pid", "_handle")}
+        return {
+            key: value
+            for key, value in self.__dict__.items()
+            if key not in ("_lock", "_pid", "_handle")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -85,7 +95,9 @@ class ImageStore:
                         yield (Path(folder) / file).relative_to(self.root).as_posix()
         else:
             for name in sorted(self.members):
-                if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(MAC_FOLDER):
+                if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(
+                    MAC_FOLDER
+                ):
                     yield name.removeprefix(self._prefix)
 
     def path(self, file_name: str) -> Path:
@@ -95,12 +107,18 @@ class ImageStore:
             DataError: the name leads out of the folder, or this is an archive.
         """
         if self.kind != "folder":
-            raise DataError(f"{self.root}: is an archive, its images have no path of their own; use read() or open().")
+            raise DataError(
+                f"{self.root}: is an archive, its images have no path of their own; use read() or"
+                " open()."
+            )
         self._refuse_outside(file_name)
         return self.root / file_name
 
     def stamp(self, file_name: str) -> tuple[int, int] | None:
-        """(size, mtime in ns) by which an unchanged image is known again; None where it's missing. An archive's members bear its mtime."""
+        """(size, mtime in ns) by which an unchanged image is known again; None where it's missing.
+
+        An archive's members bear its mtime.
+        """
         try:
             if self.kind == "folder":
                 found = self.path(file_name).stat()
@@ -111,7 +129,9 @@ class ImageStore:
             return None
 
     def sha256(self, file_name: str) -> str:
-        """SHA-256 of an image's bytes; of an archive's member that of the whole archive, which is read once."""
+        """SHA-256 of an image's bytes; of an archive's member that of the whole archive, which is
+        read once.
+        """
         if self.kind == "folder":
             return hashlib.sha256(self.read(file_name)).hexdigest()
         with self._lock:
@@ -123,7 +143,8 @@ class ImageStore:
         """An image's bytes, as stored.
 
         Raises:
-            DataError: there's no such file, its name leads out of the root, or it's a bomb; nothing outside the root is ever read.
+            DataError: there's no such file, its name leads out of the root, or it's a bomb; nothing
+                outside the root is ever read.
         """
         self._refuse_outside(file_name)
         try:
@@ -133,10 +154,15 @@ class ImageStore:
             if member is None:
                 raise FileNotFoundError(file_name)
             if member.size > BOMB_BYTES and member.size > BOMB_RATIO * max(member.packed, 1):
-                raise DataError(f"{self.root}: {file_name}: claims to unpack from {member.packed} to {member.size} bytes; not read.")
+                raise DataError(
+                    f"{self.root}: {file_name}: claims to unpack from {member.packed} to"
+                    f" {member.size} bytes; not read."
+                )
             return self._read_member(file_name, member)
         except FileNotFoundError as error:
-            raise DataError(f"{self.root}: {file_name}: no such image. Mend the annotations or put it there.") from error
+            raise DataError(
+                f"{self.root}: {file_name}: no such image. Mend the annotations or put it there."
+            ) from error
         except (
             OSError,
             ValueError,
@@ -157,19 +183,24 @@ class ImageStore:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise DataError(f"{self.root}: {file_name}: {image.width}x{image.height} pixels, at most {MAX_PIXELS} are decoded.")
+                    raise DataError(
+                        f"{self.root}: {file_name}: {image.width}x{image.height} pixels, at most"
+                        f" {MAX_PIXELS} are decoded."
+                    )
                 return image.convert("RGB")
         except DataError:
             raise
         except Exception as error:  # Pillow's plugins raise almost anything on broken data
             raise DataError(
-                f"{self.root}: {file_name}: can't be decoded ({error}). Replace it, or list its image id in dataset.drop_images."
+                f"{self.root}: {file_name}: can't be decoded ({error}). Replace it, or list its"
+                " image id in dataset.drop_images."
             ) from error
 
     def _refuse_outside(self, file_name: str) -> None:
         if outside(file_name) or "\0" in file_name or not file_name:
             raise DataError(
-                f"{self.root}: {file_name!r}: leads out of the image folder (or is no name); it's never read. Mend its file_name."
+                f"{self.root}: {file_name!r}: leads out of the image folder (or is no name); it's"
+                " never read. Mend its file_name."
             )
 
     def _member(self, file_name: str) -> Member | None:
@@ -185,14 +216,28 @@ class ImageStore:
             if self.kind == "zip":
                 with zipfile.ZipFile(self.root) as archive:
                     entries = [
-                        (i.filename, Member(i.file_size, i.compress_size, i.header_offset)) for i in archive.infolist() if not i.is_dir()
+                        (i.filename, Member(i.file_size, i.compress_size, i.header_offset))
+                        for i in archive.infolist()
+                        if not i.is_dir()
                     ]
             else:
                 with tarfile.open(self.root, "r:") as tar:
-                    entries = [(t.name, Member(t.size, t.size, t.offset_data)) for t in tar if t.isreg() and t.sparse is None]
-        except (OSError, zipfile.BadZipFile, tarfile.TarError, ValueError, EOFError, NotImplementedError) as error:
+                    entries = [
+                        (t.name, Member(t.size, t.size, t.offset_data))
+                        for t in tar
+                        if t.isreg() and t.sparse is None
+                    ]
+        except (
+            OSError,
+            zipfile.BadZipFile,
+            tarfile.TarError,
+            ValueError,
+            EOFError,
+            NotImplementedError,
+        ) as error:
             raise DataError(
-                f"{self.root}: not a whole {self.kind} archive ({error}). Make it anew; compressed tar can't be read at random."
+                f"{self.root}: not a whole {self.kind} archive ({error}). Make it anew; compressed"
+                " tar can't be read at random."
             ) from error
         for name, member in entries:
             name = name.removeprefix("./")
@@ -203,8 +248,12 @@ class ImageStore:
 
     def _read_member(self, file_name: str, member: Member) -> bytes:
         with self._lock:
-            if self._pid != os.getpid():  # a handle must not be shared with a forked process: they'd share its position
-                self._handle = zipfile.ZipFile(self.root) if self.kind == "zip" else self.root.open("rb")
+            if (
+                self._pid != os.getpid()
+            ):  # a handle must not be shared with a forked process: they'd share its position
+                self._handle = (
+                    zipfile.ZipFile(self.root) if self.kind == "zip" else self.root.open("rb")
+                )
                 self._pid = os.getpid()
             if self.kind == "tar":
                 data = os.pread(self._handle.fileno(), member.size, member.offset)
@@ -227,7 +276,9 @@ def _kind(root: Path) -> Literal["folder", "zip", "tar"]:
     if root.is_dir():
         return "folder"
     if not root.exists():
-        raise DataError(f"{root}: no such folder or archive of images. Mend `images` in dataset of params.yaml.")
+        raise DataError(
+            f"{root}: no such folder or archive of images. Mend `images` in dataset of params.yaml."
+        )
     try:
         if zipfile.is_zipfile(root):
             return "zip"
@@ -237,4 +288,7 @@ def _kind(root: Path) -> Literal["folder", "zip", "tar"]:
         raise DataError(f"{root}: can't be read ({error.strerror or error}).") from error
     if head[257:262] == b"ustar" or root.suffix.lower() == ".tar":
         return "tar"
-    raise DataError(f"{root}: neither a folder nor a zip nor an uncompressed tar; images are read at random, so repack it as one of these.")
+    raise DataError(
+        f"{root}: neither a folder nor a zip nor an uncompressed tar; images are read at random, so"
+        " repack it as one of these."
+    )

@@ -34,24 +34,39 @@ class SplitImages:
         rows = self.tables.split(split).images.sort_values("image_id", kind="stable")
         return [
             (int(image_id), partial(self._store(str(image_root)).open, str(file_name)))
-            for image_id, image_root, file_name in zip(rows["image_id"], rows["image_root"], rows["file_name"], strict=True)
+            for image_id, image_root, file_name in zip(
+                rows["image_id"], rows["image_root"], rows["file_name"], strict=True
+            )
         ]
 
     def stamps(self, splits: Iterable[str]) -> dict[str, list[Stamp]]:
-        """Split -> size and modification time of each image: equal before and after, if nobody touched them meanwhile."""
-        return {split: [self._store(image_root).stamp(name) for image_root, name in self._names(split)] for split in splits}
+        """Split -> size and modification time of each image: equal before and after, if nobody
+        touched them meanwhile.
+        """
+        return {
+            split: [self._store(image_root).stamp(name) for image_root, name in self._names(split)]
+            for split in splits
+        }
 
     def content_hash(self, splits: Iterable[str]) -> str:
-        """SHA-256 over names and content of the images of some splits; an archive is hashed as a whole."""
+        """SHA-256 over names and content of the images of some splits; an archive is hashed as a
+        whole.
+        """
         names = sorted({pair for split in splits for pair in self._names(split)})
         with ThreadPoolExecutor(_HASHERS, thread_name_prefix="topwork-hash") as pool:
             hashes = pool.map(lambda pair: self._store(pair[0]).sha256(pair[1]), names)
-            lines = [f"{image_root}\0{name}\0{found}\n" for (image_root, name), found in zip(names, hashes, strict=True)]
+            lines = [
+                f"{image_root}\0{name}\0{found}\n"
+                for (image_root, name), found in zip(names, hashes, strict=True)
+            ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def _names(self, split: str) -> list[tuple[str, str]]:
         rows = self.tables.split(split).images
-        return [(str(root), str(name)) for root, name in zip(rows["image_root"], rows["file_name"], strict=True)]
+        return [
+            (str(root), str(name))
+            for root, name in zip(rows["image_root"], rows["file_name"], strict=True)
+        ]
 
     def _store(self, image_root: str) -> ImageStore:
         if image_root not in self._stores:

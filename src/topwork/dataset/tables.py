@@ -35,8 +35,16 @@ ANNOTATION_COLUMNS: dict[str, pa.DataType] = {
     "iscrowd": pa.bool_(),
     "segmentation": pa.large_string(),
 }
-CATEGORY_COLUMNS: dict[str, pa.DataType] = {"split": pa.string(), "category_id": pa.int64(), "name": pa.string()}
-SCHEMAS = {"images": IMAGE_COLUMNS, "annotations": ANNOTATION_COLUMNS, "categories": CATEGORY_COLUMNS}
+CATEGORY_COLUMNS: dict[str, pa.DataType] = {
+    "split": pa.string(),
+    "category_id": pa.int64(),
+    "name": pa.string(),
+}
+SCHEMAS = {
+    "images": IMAGE_COLUMNS,
+    "annotations": ANNOTATION_COLUMNS,
+    "categories": CATEGORY_COLUMNS,
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,10 @@ class Tables:
     """A data set as three frames; boxes are COCO's (x, y, width, height) in absolute pixels.
 
     Attributes:
-        images: split, image_id, file_name, width, height, image_root; (split, image_id) is unique in a set without errors.
-        annotations: split, annotation_id, image_id, category_id, x, y, width, height, area, iscrowd, segmentation (JSON text or None).
+        images: split, image_id, file_name, width, height, image_root; (split, image_id) is unique
+            in a set without errors.
+        annotations: split, annotation_id, image_id, category_id, x, y, width, height, area,
+            iscrowd, segmentation (JSON text or None).
         categories: split, category_id, name.
     """
 
@@ -56,7 +66,9 @@ class Tables:
     @property
     def splits(self) -> list[str]:
         """Names of the splits present: train, val, test, source, replay, then others by name."""
-        found = {str(name) for name in self.images["split"].unique()} | {str(name) for name in self.categories["split"].unique()}
+        found = {str(name) for name in self.images["split"].unique()} | {
+            str(name) for name in self.categories["split"].unique()
+        }
         known = [name for name in SPLIT_ORDER if name in found]
         return known + sorted(found.difference(known))
 
@@ -68,24 +80,35 @@ class Tables:
         """
         if name not in self.splits:
             raise DataError(
-                f"split {name!r}: not in the tables; found {', '.join(self.splits) or 'none'}. Name it in dataset of params.yaml."
+                f"split {name!r}: not in the tables; found {', '.join(self.splits) or 'none'}. Name"
+                " it in dataset of params.yaml."
             )
-        return Tables(*(frame[frame["split"] == name].reset_index(drop=True) for frame in (self.images, self.annotations, self.categories)))
+        return Tables(
+            *(
+                frame[frame["split"] == name].reset_index(drop=True)
+                for frame in (self.images, self.annotations, self.categories)
+            )
+        )
 
     def names(self, split: str) -> dict[int, str]:
         """Category id -> name in one split."""
         rows = self.categories[self.categories["split"] == split]
-        return {int(key): str(name) for key, name in zip(rows["category_id"], rows["name"], strict=True)}
+        return {
+            int(key): str(name) for key, name in zip(rows["category_id"], rows["name"], strict=True)
+        }
 
     def write(self, folder: Path) -> None:
-        """Write images.parquet, annotations.parquet and categories.parquet; the same tables give the same bytes."""
+        """Write images.parquet, annotations.parquet and categories.parquet; the same tables give
+        the same bytes.
+        """
         for name, columns in SCHEMAS.items():
             with atomic_path(folder / f"{name}.parquet") as temporary:
                 pq.write_table(_arrow(getattr(self, name), columns), temporary, compression="zstd")
 
     @classmethod
     def read(cls, folder: Path, segmentation: bool = True) -> "Tables":
-        """Read what `write` wrote; with `segmentation=False` that column is left unread and holds None.
+        """Read what `write` wrote; with `segmentation=False` that column is left unread and holds
+        None.
 
         Raises:
             DataError: a file is missing or isn't such a table.
@@ -97,9 +120,14 @@ class Tables:
             try:
                 frame = pq.read_table(path, columns=wanted).to_pandas()
             except FileNotFoundError as error:
-                raise DataError(f"{path}: no such file. Run the stage that writes it: dvc repro validate.") from error
+                raise DataError(
+                    f"{path}: no such file. Run the stage that writes it: dvc repro validate."
+                ) from error
             except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{path}: not a table of {', '.join(columns)} ({error}). Run `dvc repro validate` again.") from error
+                raise DataError(
+                    f"{path}: not a table of {', '.join(columns)} ({error}). Run `dvc repro"
+                    " validate` again."
+                ) from error
             if name == "annotations":
                 frame["segmentation"] = _objects(frame["segmentation"]) if segmentation else None
             frames.append(frame)
@@ -109,10 +137,20 @@ class Tables:
     def join(cls, parts: Sequence["Tables"]) -> "Tables":
         """Rows of several tables, one after another; no parts give empty tables."""
         if not parts:
-            return cls(*(pa.schema(list(columns.items())).empty_table().to_pandas() for columns in SCHEMAS.values()))
+            return cls(
+                *(
+                    pa.schema(list(columns.items())).empty_table().to_pandas()
+                    for columns in SCHEMAS.values()
+                )
+            )
         if len(parts) == 1:
             return parts[0]
-        return cls(*(pd.concat([getattr(part, name) for part in parts], ignore_index=True) for name in SCHEMAS))
+        return cls(
+            *(
+                pd.concat([getattr(part, name) for part in parts], ignore_index=True)
+                for name in SCHEMAS
+            )
+        )
 
 
 def _arrow(frame: pd.DataFrame, columns: dict[str, pa.DataType]) -> pa.Table:
@@ -126,7 +164,9 @@ def _arrow(frame: pd.DataFrame, columns: dict[str, pa.DataType]) -> pa.Table:
 
 
 def _objects(column: "pd.Series[str]") -> "pd.Series[str]":
-    """Text or None, as plain Python objects (pandas' own text columns hold NaN where there's none)."""
+    """Text or None, as plain Python objects (pandas' own text columns hold NaN where there's
+    none).
+    """
     values = np.asarray(column, dtype=object)
     values[pd.isna(values)] = None
     return pd.Series(values, index=column.index, dtype=object)

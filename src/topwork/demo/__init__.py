@@ -1,1 +1,4 @@
-"""The embedded demo: two drawn worlds. The small detector that knows the first of them is shipped with `topwork.download`."""
+"""The embedded demo: two drawn worlds.
+
+The small detector that knows the first of them is shipped with `topwork.download`.
+"""

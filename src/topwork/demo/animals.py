@@ -4,14 +4,30 @@ from random import Random
 
 from topwork.demo.canvas import Brush, Colour, shade
 
-COATS: tuple[Colour, ...] = ((120, 80, 48), (60, 46, 38), (206, 170, 120), (236, 228, 214), (90, 90, 94), (36, 34, 36))
+COATS: tuple[Colour, ...] = (
+    (120, 80, 48),
+    (60, 46, 38),
+    (206, 170, 120),
+    (236, 228, 214),
+    (90, 90, 94),
+    (36, 34, 36),
+)
 
 
-def _four_legs(b: Brush, xs: tuple[float, float], hip: float, width: float, coat: Colour, stride: float) -> None:
-    for x, swing, light in ((xs[0], -stride, 0.72), (xs[1], stride, 0.72), (xs[0] + 0.04, stride, 0.95),
-                            (xs[1] + 0.04, -stride, 0.95)):  # fmt: skip
-        b.limb([(x, hip), (x + swing * 0.5 - 0.02, hip * 0.5), (x + swing, width * 0.35)], [width * 1.5, width, width * 0.8],
-               shade(coat, light))  # fmt: skip
+def _four_legs(
+    b: Brush, xs: tuple[float, float], hip: float, width: float, coat: Colour, stride: float
+) -> None:
+    for x, swing, light in (
+        (xs[0], -stride, 0.72),
+        (xs[1], stride, 0.72),
+        (xs[0] + 0.04, stride, 0.95),
+        (xs[1] + 0.04, -stride, 0.95),
+    ):
+        b.limb(
+            [(x, hip), (x + swing * 0.5 - 0.02, hip * 0.5), (x + swing, width * 0.35)],
+            [width * 1.5, width, width * 0.8],
+            shade(coat, light),
+        )
 
 
 def draw_dog(b: Brush, rng: Random) -> None:
@@ -32,7 +48,9 @@ def draw_dog(b: Brush, rng: Random) -> None:
 
 def draw_cat(b: Brush, rng: Random) -> None:
     """A sitting cat about 0.55 m high: pear-shaped body, pointed ears, curled tail."""
-    coat = rng.choice(((230, 140, 60), (60, 58, 60), (190, 186, 180), (240, 236, 230), (120, 104, 88)))
+    coat = rng.choice(
+        ((230, 140, 60), (60, 58, 60), (190, 186, 180), (240, 236, 230), (120, 104, 88))
+    )
     b.shadow(0.3, 0.06)
     b.limb([(-0.12, 0.06), (-0.36, 0.08), (-0.42, 0.28)], [0.08, 0.07, 0.05], shade(coat, 0.85))
     b.oval(-0.02, 0.17, 0.2, 0.17, coat)
@@ -40,7 +58,10 @@ def draw_cat(b: Brush, rng: Random) -> None:
     for x in (0.05, 0.14):
         b.limb([(x, 0.22), (x + 0.02, 0.03)], [0.07, 0.06], shade(coat, 0.92))
     for x in (-0.1, 0.06):
-        b.poly([(0.12 + x - 0.07, 0.5), (0.12 + x + 0.0, 0.66), (0.12 + x + 0.07, 0.52)], shade(coat, 0.85))
+        b.poly(
+            [(0.12 + x - 0.07, 0.5), (0.12 + x + 0.0, 0.66), (0.12 + x + 0.07, 0.52)],
+            shade(coat, 0.85),
+        )
     b.oval(0.1, 0.47, 0.13, 0.11, coat)
     for x in (0.06, 0.16):
         b.oval(x, 0.49, 0.022, 0.028, (150, 190, 60))
@@ -53,7 +74,16 @@ def draw_cat(b: Brush, rng: Random) -> None:
 
 def draw_bird(b: Brush, rng: Random, flying: bool = False) -> None:
     """A stout bird about 0.5 m long, standing, or with spread wings."""
-    coat = rng.choice(((110, 118, 132), (60, 60, 66), (236, 236, 232), (150, 104, 70), (60, 100, 150), (180, 60, 50)))
+    coat = rng.choice(
+        (
+            (110, 118, 132),
+            (60, 60, 66),
+            (236, 236, 232),
+            (150, 104, 70),
+            (60, 100, 150),
+            (180, 60, 50),
+        )
+    )
     if not flying:
         b.shadow(0.22, 0.04)
         for x in (-0.02, 0.06):
@@ -83,6 +113,13 @@ def draw_horse(b: Brush, rng: Random) -> None:
     b.limb([(0.6, 1.28), poll], [0.5, 0.26], coat)
     b.limb([(0.46, 1.48), (poll[0] - 0.13, poll[1] + 0.08)], [0.16, 0.12], hair)
     b.limb([poll, (poll[0] + 0.42, poll[1] - 0.32)], [0.26, 0.15], shade(coat, 1.06))
-    b.poly([(poll[0] - 0.08, poll[1] + 0.08), (poll[0] - 0.02, poll[1] + 0.27), (poll[0] + 0.08, poll[1] + 0.08)], coat)
+    b.poly(
+        [
+            (poll[0] - 0.08, poll[1] + 0.08),
+            (poll[0] - 0.02, poll[1] + 0.27),
+            (poll[0] + 0.08, poll[1] + 0.08),
+        ],
+        coat,
+    )
     b.oval(poll[0] + 0.14, poll[1] - 0.03, 0.025, 0.03, (14, 12, 12))
     b.oval(poll[0] + 0.44, poll[1] - 0.33, 0.03, 0.025, shade(coat, 0.45))

@@ -1,4 +1,6 @@
-"""What lies behind the objects: sky, houses, parks and roads for the street; mud, scaffolds and containers for the yard."""
+"""What lies behind the objects: sky, houses, parks and roads for the street; mud, scaffolds and
+containers for the yard.
+"""
 
 from random import Random
 
@@ -7,9 +9,12 @@ from topwork.demo.street_things import draw_cone, draw_tree
 from topwork.demo.vehicles import draw_truck
 
 SKIES: tuple[tuple[Colour, Colour], ...] = (
-    ((96, 152, 214), (206, 226, 240)), ((150, 166, 184), (214, 218, 222)), ((110, 140, 190), (244, 214, 176)),
-    ((176, 186, 196), (226, 224, 216)), ((74, 128, 196), (186, 214, 236)),
-)  # fmt: skip
+    ((96, 152, 214), (206, 226, 240)),
+    ((150, 166, 184), (214, 218, 222)),
+    ((110, 140, 190), (244, 214, 176)),
+    ((176, 186, 196), (226, 224, 216)),
+    ((74, 128, 196), (186, 214, 236)),
+)
 
 
 def gradient(canvas: Canvas, top: float, bottom: float, first: Colour, second: Colour) -> None:
@@ -22,7 +27,9 @@ def gradient(canvas: Canvas, top: float, bottom: float, first: Colour, second: C
         canvas.paint.line((0, row, width, row), fill=mix(first, second, (row - low) / (high - low)))
 
 
-def _ground_line(canvas: Canvas, horizon: float, x: float, near: float, wide: float, colour: Colour, end: float) -> None:
+def _ground_line(
+    canvas: Canvas, horizon: float, x: float, near: float, wide: float, colour: Colour, end: float
+) -> None:
     """A stripe on the ground from the bottom edge towards the vanishing point."""
     width, height = canvas.size
     vanish = width / 2
@@ -39,7 +46,9 @@ def _ground_line(canvas: Canvas, horizon: float, x: float, near: float, wide: fl
     )
 
 
-def _speckle(canvas: Canvas, rng: Random, horizon: float, colours: tuple[Colour, ...], count: int) -> None:
+def _speckle(
+    canvas: Canvas, rng: Random, horizon: float, colours: tuple[Colour, ...], count: int
+) -> None:
     """Flat blots on the ground, smaller towards the horizon."""
     width, height = canvas.size
     for _ in range(count):
@@ -50,7 +59,16 @@ def _speckle(canvas: Canvas, rng: Random, horizon: float, colours: tuple[Colour,
 
 
 def _house(canvas: Canvas, rng: Random, left: float, right: float, base: float, top: float) -> None:
-    wall = rng.choice(((176, 150, 130), (150, 96, 80), (196, 186, 168), (128, 132, 140), (206, 190, 150), (120, 110, 104)))
+    wall = rng.choice(
+        (
+            (176, 150, 130),
+            (150, 96, 80),
+            (196, 186, 168),
+            (128, 132, 140),
+            (206, 190, 150),
+            (120, 110, 104),
+        )
+    )
     wall = mix(wall, canvas.haze_colour, 0.25)
     canvas.paint.rectangle((left, top, right, base), fill=wall)
     pane, lit = mix((86, 104, 122), canvas.haze_colour, 0.2), (248, 214, 130)
@@ -63,7 +81,10 @@ def _house(canvas: Canvas, rng: Random, left: float, right: float, base: float, 
             canvas.paint.rectangle((x, y, x + pitch * 0.44, y + 30), fill=lit if is_lit else pane)
         y += step
     if rng.random() < 0.6:
-        canvas.paint.rectangle((left, base - 34, right, base - 26), fill=rng.choice(((150, 50, 46), (46, 90, 80), (60, 70, 110))))
+        canvas.paint.rectangle(
+            (left, base - 34, right, base - 26),
+            fill=rng.choice(((150, 50, 46), (46, 90, 80), (60, 70, 110))),
+        )
     canvas.paint.rectangle((left, top, right, top + 6), fill=shade(wall, 0.75))
 
 
@@ -82,7 +103,10 @@ def street_backdrop(canvas: Canvas, rng: Random, horizon: float) -> None:
         hill = mix((96, 130, 84), canvas.haze_colour, 0.35)
         for _ in range(7):
             x, r = rng.uniform(0, width), rng.uniform(40, 150)
-            canvas.paint.ellipse((x - r, horizon - r * 0.5, x + r, horizon + r * 0.5), fill=shade(hill, rng.uniform(0.85, 1.1)))
+            canvas.paint.ellipse(
+                (x - r, horizon - r * 0.5, x + r, horizon + r * 0.5),
+                fill=shade(hill, rng.uniform(0.85, 1.1)),
+            )
     if kind == "park":
         _lawn(canvas, rng, horizon)
     else:
@@ -95,7 +119,15 @@ def _lawn(canvas: Canvas, rng: Random, horizon: float) -> None:
     gradient(canvas, horizon, height, mix(green, canvas.haze_colour, 0.3), shade(green, 0.9))
     _speckle(canvas, rng, horizon, (shade(green, 0.88), shade(green, 1.1)), 60)
     if rng.random() < 0.7:
-        _ground_line(canvas, horizon, rng.uniform(0.1, 0.9) * canvas.size[0], 1.0, rng.uniform(60, 150), (190, 176, 150), horizon)
+        _ground_line(
+            canvas,
+            horizon,
+            rng.uniform(0.1, 0.9) * canvas.size[0],
+            1.0,
+            rng.uniform(60, 150),
+            (190, 176, 150),
+            horizon,
+        )
 
 
 def _road(canvas: Canvas, rng: Random, horizon: float) -> None:
@@ -115,24 +147,44 @@ def _road(canvas: Canvas, rng: Random, horizon: float) -> None:
             canvas.paint.rectangle((x, middle, x + 60, middle + 7), fill=(226, 222, 206))
             x += 130
     else:  # a road towards the vanishing point
-        _ground_line(canvas, horizon, width * rng.uniform(0.35, 0.65), 1.0, width * rng.uniform(0.4, 0.7), asphalt, horizon)
+        _ground_line(
+            canvas,
+            horizon,
+            width * rng.uniform(0.35, 0.65),
+            1.0,
+            width * rng.uniform(0.4, 0.7),
+            asphalt,
+            horizon,
+        )
         centre, y = width * rng.uniform(0.45, 0.55), float(height)
         while y > horizon + 14:
             step = (y - horizon) * 0.22
             wide = (y - horizon) * 0.018
-            canvas.paint.rectangle((centre - wide, y - step * 0.6, centre + wide, y), fill=(226, 222, 206))
+            canvas.paint.rectangle(
+                (centre - wide, y - step * 0.6, centre + wide, y), fill=(226, 222, 206)
+            )
             y -= step
     _speckle(canvas, rng, horizon, (shade(asphalt, 0.92), shade(pave, 0.95)), 14)
 
 
 def yard_backdrop(canvas: Canvas, rng: Random, horizon: float) -> None:
-    """Hazy sky, a shell of bricks, scaffolding or containers, mud with puddles, and things of the street without a label."""
+    """Hazy sky, a shell of bricks, scaffolding or containers, mud with puddles, and things of the
+    street without a label.
+    """
     width, height = canvas.size
     first, second = rng.choice(SKIES[1:4])
-    gradient(canvas, 0, horizon + 2, mix(first, (200, 176, 140), 0.3), mix(second, (226, 206, 170), 0.4))
+    gradient(
+        canvas, 0, horizon + 2, mix(first, (200, 176, 140), 0.3), mix(second, (226, 206, 170), 0.4)
+    )
     mud = rng.choice(((138, 110, 80), (156, 132, 100), (120, 104, 88), (150, 140, 128)))
     gradient(canvas, horizon, height, mix(mud, canvas.haze_colour, 0.3), shade(mud, 0.92))
-    _speckle(canvas, rng, horizon, (shade(mud, 0.82), shade(mud, 1.12), shade(mud, 0.7), (124, 130, 134)), 80)
+    _speckle(
+        canvas,
+        rng,
+        horizon,
+        (shade(mud, 0.82), shade(mud, 1.12), shade(mud, 0.7), (124, 130, 134)),
+        80,
+    )
     for _ in range(rng.choice((1, 2))):
         left = rng.uniform(-0.2, 0.7) * width
         rng.choice((_brick_shell, _scaffold, _containers))(canvas, rng, left, horizon + 10)
@@ -148,8 +200,10 @@ def _brick_shell(canvas: Canvas, rng: Random, left: float, base: float) -> None:
     for row in range(rows):
         x = left - (20 if row % 2 else 0)
         while x < left + wide - 10:
-            canvas.paint.rectangle((max(x, left), base - row * 18 - 16, min(x + 37, left + wide), base - row * 18 - 1),
-                                   fill=shade(brick, rng.uniform(0.88, 1.1)))  # fmt: skip
+            canvas.paint.rectangle(
+                (max(x, left), base - row * 18 - 16, min(x + 37, left + wide), base - row * 18 - 1),
+                fill=shade(brick, rng.uniform(0.88, 1.1)),
+            )
             x += 40
     for _ in range(rng.randint(1, 3)):
         x = left + rng.uniform(0.05, 0.75) * wide
@@ -176,7 +230,9 @@ def _scaffold(canvas: Canvas, rng: Random, left: float, base: float) -> None:
 
 def _containers(canvas: Canvas, rng: Random, left: float, base: float) -> None:
     for level in range(rng.choice((1, 2))):
-        colour = rng.choice(((40, 90, 130), (160, 60, 44), (60, 110, 80), (196, 150, 50), (130, 134, 138)))
+        colour = rng.choice(
+            ((40, 90, 130), (160, 60, 44), (60, 110, 80), (196, 150, 50), (130, 134, 138))
+        )
         x, wide, y = left + level * rng.uniform(-20, 50), rng.uniform(260, 380), base - level * 112
         canvas.paint.rectangle((x, y - 112, x + wide, y), fill=colour)
         rib = x + 8
@@ -200,11 +256,20 @@ def _distractors(canvas: Canvas, rng: Random, horizon: float) -> None:
     width, height = canvas.size
     if rng.random() < 0.3:
         draw_truck(
-            Brush(canvas, rng.uniform(0, width), horizon + 26, rng.uniform(34, 48), flip=rng.random() < 0.5, haze=0.2),
+            Brush(
+                canvas,
+                rng.uniform(0, width),
+                horizon + 26,
+                rng.uniform(34, 48),
+                flip=rng.random() < 0.5,
+                haze=0.2,
+            ),
             rng,
         )
     if rng.random() < 0.4:
-        draw_tree(Brush(canvas, rng.uniform(0, width), horizon + 12, rng.uniform(36, 60), haze=0.2), rng)
+        draw_tree(
+            Brush(canvas, rng.uniform(0, width), horizon + 12, rng.uniform(36, 60), haze=0.2), rng
+        )
     for _ in range(rng.choice((0, 1, 2))):
         x, y = rng.uniform(0, width), horizon + (height - horizon) * rng.uniform(0.15, 0.9)
         pile = Brush(canvas, x, y, rng.uniform(70, 110))

@@ -1,7 +1,8 @@
 """A canvas that paints a picture and, beside it, which object each pixel belongs to.
 
-Everything is a polygon in the object's own metres (x right, y up, the ground at 0); the brush turns it into pixels. The
-same polygon goes into the picture and into the identity mask, so that an annotation is exactly what can be seen.
+Everything is a polygon in the object's own metres (x right, y up, the ground at 0); the brush turns
+it into pixels. The same polygon goes into the picture and into the identity mask, so that an
+annotation is exactly what can be seen.
 """
 
 import math
@@ -21,7 +22,11 @@ SUPERSAMPLING = 2
 def shade(colour: Colour, factor: float) -> Colour:
     """Darken (factor < 1) or lighten (factor > 1) a colour, clipped to 0..255."""
     r, g, b = colour
-    return min(255, max(0, round(r * factor))), min(255, max(0, round(g * factor))), min(255, max(0, round(b * factor)))
+    return (
+        min(255, max(0, round(r * factor))),
+        min(255, max(0, round(g * factor))),
+        min(255, max(0, round(b * factor))),
+    )
 
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
@@ -70,18 +75,24 @@ class Canvas:
         return self.picture.size
 
     def colour_at(self, x: float, y: float) -> Colour:
-        """The colour painted so far at a pixel, the nearest one inside where the point lies outside."""
+        """The colour painted so far at a pixel, the nearest one inside where the point lies
+        outside.
+        """
         width, height = self.size
-        pixel = self.picture.getpixel((min(max(int(x), 0), width - 1), min(max(int(y), 0), height - 1)))
+        pixel = self.picture.getpixel(
+            (min(max(int(x), 0), width - 1), min(max(int(y), 0), height - 1))
+        )
         assert isinstance(pixel, tuple)
         return int(pixel[0]), int(pixel[1]), int(pixel[2])
 
 
 @dataclass(frozen=True)
 class Brush:
-    """Paints one object: where it stands on the canvas, how large, which way it faces, how far off in the haze.
+    """Paints one object: where it stands on the canvas, how large, which way it faces, how far off
+    in the haze.
 
-    `x`, `y` is the ground contact in canvas pixels, `unit` the pixels a metre, `identity` the object's number in the mask.
+    `x`, `y` is the ground contact in canvas pixels, `unit` the pixels a metre, `identity` the
+    object's number in the mask.
     """
 
     canvas: Canvas
@@ -118,7 +129,9 @@ class Brush:
         """Fill an upright rectangle."""
         self.poly([(left, bottom), (right, bottom), (right, top), (left, top)], colour)
 
-    def oval(self, cx: float, cy: float, rx: float, ry: float, colour: Colour, turn: float = 0.0) -> None:
+    def oval(
+        self, cx: float, cy: float, rx: float, ry: float, colour: Colour, turn: float = 0.0
+    ) -> None:
         """Fill an ellipse, turned by `turn` radians."""
         self.poly(arc(cx, cy, rx, ry, 0.0, 360.0, turn), colour)
 
@@ -139,7 +152,10 @@ class Brush:
 
     def ring(self, cx: float, cy: float, radius: float, width: float, colour: Colour) -> None:
         """Draw a circle's outline, leaving what lies inside it as it was."""
-        outer, inner = arc(cx, cy, radius, radius, 0, 360), arc(cx, cy, radius - width, radius - width, 0, 360)
+        outer, inner = (
+            arc(cx, cy, radius, radius, 0, 360),
+            arc(cx, cy, radius - width, radius - width, 0, 360),
+        )
         self.poly([*outer, outer[0], inner[0], *reversed(inner)], colour)
 
     def glow(self, cx: float, cy: float, radius: float, colour: Colour) -> None:
@@ -151,13 +167,27 @@ class Brush:
         """Darken the ground under the object; belongs to no object."""
         x, y = self.pixel((centre, 0.0))
         tone = shade(self.canvas.colour_at(x, y), 0.68)
-        points = [(x + px * self.unit, y - py * self.unit) for px, py in arc(0, 0, half_width, depth, 0, 360)]
+        points = [
+            (x + px * self.unit, y - py * self.unit)
+            for px, py in arc(0, 0, half_width, depth, 0, 360)
+        ]
         self.canvas.paint.polygon(points, fill=tone)
         self.canvas.mark.polygon(points, fill=0)
 
 
-def arc(cx: float, cy: float, rx: float, ry: float, start: float, stop: float, turn: float = 0.0, steps: int = 20) -> list[Point]:
-    """Points along an ellipse from `start` to `stop` degrees, counter-clockwise, both ends included."""
+def arc(
+    cx: float,
+    cy: float,
+    rx: float,
+    ry: float,
+    start: float,
+    stop: float,
+    turn: float = 0.0,
+    steps: int = 20,
+) -> list[Point]:
+    """Points along an ellipse from `start` to `stop` degrees, counter-clockwise, both ends
+    included.
+    """
     circle = _unit_arc(start, stop, steps)
     if not turn:
         return [(cx + rx * x, cy + ry * y) for x, y in circle]

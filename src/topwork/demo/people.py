@@ -1,4 +1,7 @@
-"""Drawn people: a jointed skeleton, a pose, a look. The street's people and the yard's share bones, not clothes."""
+"""Drawn people: a jointed skeleton, a pose, a look.
+
+The street's people and the yard's share bones, not clothes.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,12 +20,36 @@ SKINS: tuple[Colour, ...] = (
     (112, 72, 48),
     (80, 52, 38),
 )
-HAIRS: tuple[Colour, ...] = ((32, 26, 24), (70, 46, 30), (120, 80, 44), (200, 160, 90), (150, 150, 150), (140, 60, 36))
+HAIRS: tuple[Colour, ...] = (
+    (32, 26, 24),
+    (70, 46, 30),
+    (120, 80, 44),
+    (200, 160, 90),
+    (150, 150, 150),
+    (140, 60, 36),
+)
 CLOTHES: tuple[Colour, ...] = (
-    (196, 48, 52), (40, 92, 168), (44, 130, 84), (236, 232, 224), (44, 46, 56), (226, 150, 172), (122, 78, 150),
-    (120, 168, 206), (150, 110, 76), (230, 200, 96), (96, 104, 112), (24, 120, 130),
-)  # fmt: skip
-TROUSERS: tuple[Colour, ...] = ((40, 56, 96), (34, 34, 40), (88, 92, 100), (150, 128, 96), (78, 62, 50), (84, 116, 156))
+    (196, 48, 52),
+    (40, 92, 168),
+    (44, 130, 84),
+    (236, 232, 224),
+    (44, 46, 56),
+    (226, 150, 172),
+    (122, 78, 150),
+    (120, 168, 206),
+    (150, 110, 76),
+    (230, 200, 96),
+    (96, 104, 112),
+    (24, 120, 130),
+)
+TROUSERS: tuple[Colour, ...] = (
+    (40, 56, 96),
+    (34, 34, 40),
+    (88, 92, 100),
+    (150, 128, 96),
+    (78, 62, 50),
+    (84, 116, 156),
+)
 HI_VIS: tuple[Colour, ...] = ((246, 112, 20), (206, 236, 40))
 REFLECTIVE: Colour = (226, 230, 228)
 HELMETS: tuple[Colour, ...] = (
@@ -37,7 +64,9 @@ HELMETS: tuple[Colour, ...] = (
 
 @dataclass(frozen=True)
 class Pose:
-    """Joint angles in degrees from straight down, positive to where the person faces; knees bend back, elbows forward."""
+    """Joint angles in degrees from straight down, positive to where the person faces; knees bend
+    back, elbows forward.
+    """
 
     facing: Facing = "side"
     lean: float = 0.0
@@ -51,7 +80,9 @@ class Pose:
 
 @dataclass(frozen=True)
 class Look:
-    """Body and clothes. `work` chooses the yard's overalls and vest; `helmet` a worn helmet's colour."""
+    """Body and clothes. `work` chooses the yard's overalls and vest; `helmet` a worn helmet's
+    colour.
+    """
 
     height: float
     girth: float
@@ -99,8 +130,12 @@ def street_look(rng: Random) -> Look:
 
 
 def yard_look(rng: Random) -> Look:
-    """Work clothes: overalls or a jacket, most with a hi-vis vest, a tool belt now and then, a helmet on most heads."""
-    cloth = rng.choice(((44, 60, 96), (70, 72, 60), (92, 84, 72), (52, 56, 62), (110, 74, 44), (40, 80, 84)))
+    """Work clothes: overalls or a jacket, most with a hi-vis vest, a tool belt now and then, a
+    helmet on most heads.
+    """
+    cloth = rng.choice(
+        ((44, 60, 96), (70, 72, 60), (92, 84, 72), (52, 56, 62), (110, 74, 44), (40, 80, 84))
+    )
     vest = rng.choice(HI_VIS) if rng.random() < 0.72 else None
     return Look(
         height=rng.uniform(1.62, 1.92),
@@ -122,9 +157,18 @@ def yard_look(rng: Random) -> Look:
 def street_pose(rng: Random) -> Pose:
     """Walking, running, standing, waving or holding a telephone."""
     swing = rng.uniform(12, 34)
-    kind = rng.choice(("walk", "walk", "walk", "run", "stand", "stand", "stand", "wave", "cheer", "phone", "side"))
+    kind = rng.choice(
+        ("walk", "walk", "walk", "run", "stand", "stand", "stand", "wave", "cheer", "phone", "side")
+    )
     if kind == "walk":
-        return Pose("side", rng.uniform(-2, 5), (swing, -swing), (4, rng.uniform(8, 30)), (-swing, swing), (14, 20))
+        return Pose(
+            "side",
+            rng.uniform(-2, 5),
+            (swing, -swing),
+            (4, rng.uniform(8, 30)),
+            (-swing, swing),
+            (14, 20),
+        )
     if kind == "run":
         return Pose("side", rng.uniform(8, 16), (46, -26), (34, 70), (-52, 44), (70, 84))
     if kind == "phone":
@@ -144,12 +188,21 @@ def street_pose(rng: Random) -> Pose:
 
 def yard_pose(rng: Random) -> Pose:
     """Carrying, bending, crouching, pointing, hammering or standing by."""
-    kind = rng.choice(("carry", "carry", "bend", "bend", "crouch", "point", "hammer", "stand", "walk"))
+    kind = rng.choice(
+        ("carry", "carry", "bend", "bend", "crouch", "point", "hammer", "stand", "walk")
+    )
     if kind == "carry":
         stride = rng.uniform(4, 22)
         return Pose("side", rng.uniform(-6, 6), (stride, -stride), (6, 14), (36, 28), (58, 64))
     if kind == "bend":
-        return Pose("side", rng.uniform(42, 68), (16, -2), (24, 12), (rng.uniform(10, 50), rng.uniform(0, 30)), (10, 20))
+        return Pose(
+            "side",
+            rng.uniform(42, 68),
+            (16, -2),
+            (24, 12),
+            (rng.uniform(10, 50), rng.uniform(0, 30)),
+            (10, 20),
+        )
     if kind == "crouch":
         return Pose("side", rng.uniform(16, 34), (92, 40), (112, 118), (50, 30), (24, 40))
     if kind == "point":
@@ -158,7 +211,14 @@ def yard_pose(rng: Random) -> Pose:
         return Pose("side", 10, (22, -14), (10, 12), (rng.uniform(110, 150), 40), (30, 50))
     if kind == "walk":
         return Pose("side", 4, (24, -22), (6, 24), (-20, 24), (16, 22))
-    return Pose(rng.choice(("front", "back")), 0, (7, 7), (0, 0), (rng.uniform(8, 40), rng.uniform(8, 40)), (-30, -40))
+    return Pose(
+        rng.choice(("front", "back")),
+        0,
+        (7, 7),
+        (0, 0),
+        (rng.uniform(8, 40), rng.uniform(8, 40)),
+        (-30, -40),
+    )
 
 
 def seated_pose(rng: Random, seat: float) -> Pose:
@@ -183,18 +243,32 @@ def draw_person(brush: Brush, pose: Pose, look: Look, helmet_identity: int | Non
     lean = math.radians(pose.lean)
     neck = (pelvis[0] + 0.54 * math.sin(lean), pelvis[1] + 0.54 * math.cos(lean))
     head = (neck[0] + 0.2 * math.sin(lean * 0.8), neck[1] + 0.2 * math.cos(lean * 0.8))
-    shoulders = ((neck[0] - half_shoulder, neck[1] - 0.05), (neck[0] + half_shoulder, neck[1] - 0.05))
+    shoulders = (
+        (neck[0] - half_shoulder, neck[1] - 0.05),
+        (neck[0] + half_shoulder, neck[1] - 0.05),
+    )
     arms = [_arm(pose, side, shoulders[side]) for side in (0, 1)]
     # in profile the second arm and leg are the far ones: drawn first, darker
     _draw_arm(b, arms[1], look, 0.82 if pose.facing == "side" else 0.95)
     for side in (1, 0):
         shift = (half_hip if side else -half_hip) + pelvis[0]
-        _draw_leg(b, [(x + shift, y + pelvis[1]) for x, y in legs[side]], look, 0.85 if side else 1.0, pose)
+        _draw_leg(
+            b,
+            [(x + shift, y + pelvis[1]) for x, y in legs[side]],
+            look,
+            0.85 if side else 1.0,
+            pose,
+        )
     _draw_torso(b, pelvis, neck, pose, look)
     b.line([neck, head], 0.11, shade(look.skin, 0.9))
     _draw_head(b, head, pose, look)
     if look.helmet is not None:
-        draw_helmet(b.at((head[0], head[1] + 0.035), helmet_identity), look.helmet, side=pose.facing == "side", tilt=-lean * 0.8)
+        draw_helmet(
+            b.at((head[0], head[1] + 0.035), helmet_identity),
+            look.helmet,
+            side=pose.facing == "side",
+            tilt=-lean * 0.8,
+        )
     _draw_arm(b, arms[0], look, 1.0)
     hands = (_up(arms[0][2], scale), _up(arms[1][2], scale))
     return Figure(_up(head, scale), _up(neck, scale), _up(pelvis, scale), hands, scale)
@@ -218,7 +292,8 @@ def _leg(pose: Pose, side: int) -> list[Point]:
 
 def _arm(pose: Pose, side: int, shoulder: Point) -> list[Point]:
     outward = -1.0 if pose.facing != "side" and side == 0 else 1.0
-    # arms hang from a leaning trunk as they do from an upright one, only raised ones follow the lean
+    # arms hang from a leaning trunk as they do from an upright one, only raised ones follow the
+    # lean
     elbow = _swing(shoulder, 0.29, pose.shoulders[side] * outward)
     hand = _swing(elbow, 0.27, (pose.shoulders[side] + pose.elbows[side]) * outward)
     return [shoulder, elbow, hand]
@@ -227,7 +302,11 @@ def _arm(pose: Pose, side: int, shoulder: Point) -> list[Point]:
 def _draw_arm(b: Brush, arm: list[Point], look: Look, light: float) -> None:
     girth = look.girth
     cloth = shade(look.top, light * 0.92)
-    b.limb(arm[1:], [0.095 * girth, 0.08], shade(look.skin, light) if look.sleeves == "short" else cloth)
+    b.limb(
+        arm[1:],
+        [0.095 * girth, 0.08],
+        shade(look.skin, light) if look.sleeves == "short" else cloth,
+    )
     b.limb(arm[:2], [0.13 * girth, 0.1 * girth], cloth)
     b.oval(*arm[2], 0.05, 0.055, shade(look.skin, light))
 
@@ -237,8 +316,16 @@ def _draw_leg(b: Brush, leg: list[Point], look: Look, light: float, pose: Pose) 
     b.limb(leg, [0.19 * look.girth, 0.14 * look.girth, 0.105], cloth)
     x, y = leg[2]
     if pose.facing == "side":
-        b.poly([(x - 0.06, y + 0.04), (x + 0.05, y + 0.04), (x + 0.19, y - 0.02), (x + 0.19, y - 0.06), (x - 0.07, y - 0.06)],
-               shade(look.shoes, light))  # fmt: skip
+        b.poly(
+            [
+                (x - 0.06, y + 0.04),
+                (x + 0.05, y + 0.04),
+                (x + 0.19, y - 0.02),
+                (x + 0.19, y - 0.06),
+                (x - 0.07, y - 0.06),
+            ],
+            shade(look.shoes, light),
+        )
     else:
         b.oval(x, y - 0.01, 0.07, 0.06, shade(look.shoes, light))
 
@@ -250,7 +337,9 @@ def _draw_torso(b: Brush, pelvis: Point, neck: Point, pose: Pose, look: Look) ->
     low = (pelvis[0], pelvis[1] - 0.02)
 
     def across(share: float, offset: float) -> Point:
-        """A point of the trunk: share 0 pelvis..1 neck; offset -1 back (left)..1 front (right) edge."""
+        """A point of the trunk: share 0 pelvis..1 neck; offset -1 back (left)..1 front (right)
+        edge.
+        """
         width = hip_w + (top_w - hip_w) * share
         axis_x, axis_y = neck[0] - low[0], neck[1] - low[1]
         length = math.hypot(axis_x, axis_y)
@@ -259,7 +348,10 @@ def _draw_torso(b: Brush, pelvis: Point, neck: Point, pose: Pose, look: Look) ->
         return along[0] + nx * offset * width / 2, along[1] + ny * offset * width / 2
 
     def band(start: float, stop: float, left: float, right: float, colour: Colour) -> None:
-        b.poly([across(start, left), across(start, right), across(stop, right), across(stop, left)], colour)
+        b.poly(
+            [across(start, left), across(start, right), across(stop, right), across(stop, left)],
+            colour,
+        )
 
     b.oval(low[0], low[1] + 0.03, hip_w * 0.52, 0.12, look.top if look.dress else look.trousers)
     outline = [across(0, -1), across(0, 1), across(0.55, 1), across(0.86, 1.0), across(1.0, 0.55)]
@@ -267,8 +359,15 @@ def _draw_torso(b: Brush, pelvis: Point, neck: Point, pose: Pose, look: Look) ->
     band(0.0, 0.85, -1, -0.55, shade(look.top, 0.86))
     if look.dress:
         flare = hip_w * 0.85
-        b.poly([across(0.2, -0.95), across(0.2, 0.95), (low[0] + flare, low[1] - 0.36), (low[0] - flare, low[1] - 0.36)],
-               look.top)  # fmt: skip
+        b.poly(
+            [
+                across(0.2, -0.95),
+                across(0.2, 0.95),
+                (low[0] + flare, low[1] - 0.36),
+                (low[0] - flare, low[1] - 0.36),
+            ],
+            look.top,
+        )
     if look.overalls:
         band(0.0, 0.55, -1, 1, look.trousers)
         band(0.55, 0.8, -0.5, 0.5, look.trousers)
@@ -322,7 +421,13 @@ def _draw_hair(b: Brush, head: Point, pose: Pose, look: Look) -> None:
         cap = shade(look.top, 0.75)
         b.poly(arc(x, y + 0.04, 0.134, 0.125, 0, 180), cap)
         if pose.facing != "back":
-            b.rect(x - (0.0 if side else 0.12), y + 0.03, x + (0.24 if side else 0.12), y + 0.065, shade(cap, 0.8))
+            b.rect(
+                x - (0.0 if side else 0.12),
+                y + 0.03,
+                x + (0.24 if side else 0.12),
+                y + 0.065,
+                shade(cap, 0.8),
+            )
 
 
 # a little larger than life: a detector at 320 pixels sees little of what is smaller
@@ -330,11 +435,18 @@ HELMET_SIZE = 1.3
 
 
 def draw_helmet(b: Brush, colour: Colour, side: bool, tilt: float = 0.0) -> None:
-    """Draw a hard hat whose rim's middle is the brush's origin: dome, ridge, brim (to the front in profile)."""
+    """Draw a hard hat whose rim's middle is the brush's origin: dome, ridge, brim (to the front in
+    profile).
+    """
     b = replace(b, tilt=b.tilt + (-tilt if b.flip else tilt), unit=b.unit * HELMET_SIZE)
     b.poly(arc(0, 0.0, 0.165, 0.17, 0, 180), colour)
     b.poly([*arc(0, 0.0, 0.165, 0.17, 110, 180), (-0.07, 0.0)], shade(colour, 0.84))
-    ridge = [*arc(0.0, 0.0, 0.04, 0.188, 0, 180)] if not side else [*arc(0, 0.0, 0.13, 0.188, 30, 150)]
+    ridge = (
+        [*arc(0.0, 0.0, 0.04, 0.188, 0, 180)] if not side else [*arc(0, 0.0, 0.13, 0.188, 30, 150)]
+    )
     b.poly(ridge, shade(colour, 1.12))
     front = 0.245 if side else 0.19
-    b.poly([(-0.175, -0.025), (front, -0.03), (front, 0.005), (0.16, 0.035), (-0.175, 0.03)], shade(colour, 0.9))
+    b.poly(
+        [(-0.175, -0.025), (front, -0.03), (front, 0.005), (0.16, 0.035), (-0.175, 0.03)],
+        shade(colour, 0.9),
+    )

@@ -11,15 +11,42 @@ from topwork.demo.people import draw_person, riding_pose, seated_pose, street_lo
 from topwork.demo.scene import Camera, Scene, street_light
 
 STREET_CLASSES: tuple[str, ...] = (
-    "person", "bicycle", "car", "motorcycle", "bus", "truck", "traffic light", "fire hydrant", "stop sign", "bench",
-    "bird", "cat", "dog", "horse", "backpack", "umbrella", "ball", "tree", "cone", "mailbox",
-)  # fmt: skip
-SIZES: tuple[tuple[int, int], ...] = ((320, 320), (320, 320), (320, 320), (400, 300), (384, 320), (300, 360))
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "bus",
+    "truck",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "backpack",
+    "umbrella",
+    "ball",
+    "tree",
+    "cone",
+    "mailbox",
+)
+SIZES: tuple[tuple[int, int], ...] = (
+    (320, 320),
+    (320, 320),
+    (320, 320),
+    (400, 300),
+    (384, 320),
+    (300, 360),
+)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How one class enters a scene: how often, its rough size in metres, its size range in picture pixels (longer side)."""
+    """How one class enters a scene: how often, its rough size in metres, its size range in picture
+    pixels (longer side).
+    """
 
     weight: float
     width: float
@@ -54,7 +81,9 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Spot:
-    """A place for an object: class, ground contact in canvas pixels, extra scale, and the room it takes (xyxy)."""
+    """A place for an object: class, ground contact in canvas pixels, extra scale, and the room it
+    takes (xyxy).
+    """
 
     name: str
     x: float
@@ -96,8 +125,13 @@ def _propose(rng: Random, scene: Scene, name: str) -> Spot:
     low, high = kind.pixels
     target = SUPERSAMPLING * low * (high / low) ** rng.random()
     unit = target / max(kind.width, kind.height)
-    # a small thing close by would need a row below the picture: keep its feet in view and enlarge it there instead
-    lowest = height * (1.06 if name in ("person", "car", "bus", "truck") and rng.random() < 0.25 else rng.uniform(0.86, 0.99))
+    # a small thing close by would need a row below the picture: keep its feet in view and enlarge
+    # it there instead
+    lowest = height * (
+        1.06
+        if name in ("person", "car", "bus", "truck") and rng.random() < 0.25
+        else rng.uniform(0.86, 0.99)
+    )
     y = min(camera.row(unit), lowest)
     y = max(y, camera.horizon + 14)
     scale = unit / camera.unit(y)
@@ -108,7 +142,9 @@ def _propose(rng: Random, scene: Scene, name: str) -> Spot:
     return Spot(name, x, y, scale, (x - half, y - tall, x + half, y))
 
 
-def _overlap(first: tuple[float, float, float, float], second: tuple[float, float, float, float]) -> float:
+def _overlap(
+    first: tuple[float, float, float, float], second: tuple[float, float, float, float]
+) -> float:
     """Intersection over the smaller of two boxes (xyxy)."""
     wide = min(first[2], second[2]) - max(first[0], second[0])
     tall = min(first[3], second[3]) - max(first[1], second[1])
@@ -132,7 +168,14 @@ def _place(scene: Scene, rng: Random, spot: Spot) -> None:
         _person(scene, rng, brush, "umbrella")
         return
     if spot.name == "bird" and rng.random() < 0.35:
-        sky = Brush(scene.canvas, spot.x, scene.camera.horizon * rng.uniform(0.15, 0.9), brush.unit, brush.identity, brush.flip)
+        sky = Brush(
+            scene.canvas,
+            spot.x,
+            scene.camera.horizon * rng.uniform(0.15, 0.9),
+            brush.unit,
+            brush.identity,
+            brush.flip,
+        )
         animals.draw_bird(sky, rng, flying=True)
     else:
         draw = KINDS[spot.name].draw

@@ -21,10 +21,18 @@ def draw_tree(b: Brush, rng: Random) -> None:
             wide, low = 1.35 - step * 0.28, 0.8 + step * 0.72
             b.poly([(-wide, low), (wide, low), (0, low + 1.25)], shade(leaf, 0.8 + 0.09 * step))
         return
-    tufts = [(rng.uniform(-0.9, 0.9), rng.uniform(1.9, 3.1), rng.uniform(0.5, 0.85)) for _ in range(8)]
+    tufts = [
+        (rng.uniform(-0.9, 0.9), rng.uniform(1.9, 3.1), rng.uniform(0.5, 0.85)) for _ in range(8)
+    ]
     for x, y, radius in [(0.0, 2.4, 1.0), *sorted(tufts, key=lambda tuft: tuft[1])]:
         b.oval(x, y, radius, radius * 0.85, shade(leaf, 0.72 + 0.12 * (y - 1.5)))
-        b.oval(x - radius * 0.2, y + radius * 0.2, radius * 0.6, radius * 0.5, shade(leaf, 0.85 + 0.12 * (y - 1.5)))
+        b.oval(
+            x - radius * 0.2,
+            y + radius * 0.2,
+            radius * 0.6,
+            radius * 0.5,
+            shade(leaf, 0.85 + 0.12 * (y - 1.5)),
+        )
 
 
 def draw_traffic_light(b: Brush, rng: Random) -> None:
@@ -49,7 +57,10 @@ def draw_stop_sign(b: Brush, rng: Random) -> None:
     post.shadow(0.2, 0.05)
     post.line([(0, 0), (0, 2.1)], 0.08, STEEL)
     b, red = replace(b, flip=False), shade((200, 24, 32), rng.uniform(0.85, 1.1))
-    octagon = [(math.cos(math.radians(22.5 + 45 * k)), math.sin(math.radians(22.5 + 45 * k))) for k in range(8)]
+    octagon = [
+        (math.cos(math.radians(22.5 + 45 * k)), math.sin(math.radians(22.5 + 45 * k)))
+        for k in range(8)
+    ]
     b.poly([(x * 0.48, 2.5 + y * 0.48) for x, y in octagon], (240, 238, 234))
     b.poly([(x * 0.43, 2.5 + y * 0.43) for x, y in octagon], red)
     white = (244, 242, 238)
@@ -119,19 +130,36 @@ def draw_umbrella(b: Brush, rng: Random) -> None:
     """An open umbrella; the hand that holds it is at the origin."""
     cloth = rng.choice((*CLOTHES, (220, 40, 60), (250, 200, 40)))
     b.line([(0, -0.08), (0, 0.75)], 0.035, (50, 44, 40))
-    edge = [point for k in range(4) for point in arc(0.5 - k * 0.333, 0.5, 0.1666, 0.06, 0, 180, steps=6)]
+    edge = [
+        point
+        for k in range(4)
+        for point in arc(0.5 - k * 0.333, 0.5, 0.1666, 0.06, 0, 180, steps=6)
+    ]
     b.poly([*arc(0, 0.5, 0.667, 0.48, 180, 0), *edge], cloth)
     for k, factor in ((0, 0.8), (2, 1.12)):
         left = -0.667 + k * 0.333
-        b.poly([(left, 0.5), (left + 0.16, 0.56), (left + 0.333, 0.5), (0, 0.97)], shade(cloth, factor))
+        b.poly(
+            [(left, 0.5), (left + 0.16, 0.56), (left + 0.333, 0.5), (0, 0.97)], shade(cloth, factor)
+        )
     b.line([(0, 0.96), (0, 1.06)], 0.03, (50, 44, 40))
 
 
 def draw_backpack(b: Brush, rng: Random) -> None:
     """A rucksack standing on the ground, about 0.6 m high."""
-    cloth = rng.choice(((40, 100, 160), (190, 60, 40), (60, 120, 70), (60, 60, 70), (220, 160, 40), (140, 70, 140)))
+    cloth = rng.choice(
+        ((40, 100, 160), (190, 60, 40), (60, 120, 70), (60, 60, 70), (220, 160, 40), (140, 70, 140))
+    )
     b.poly(
-        [(-0.2, 0.0), (0.2, 0.0), (0.23, 0.3), (0.19, 0.5), (0.1, 0.58), (-0.1, 0.58), (-0.19, 0.5), (-0.23, 0.3)],
+        [
+            (-0.2, 0.0),
+            (0.2, 0.0),
+            (0.23, 0.3),
+            (0.19, 0.5),
+            (0.1, 0.58),
+            (-0.1, 0.58),
+            (-0.19, 0.5),
+            (-0.23, 0.3),
+        ],
         cloth,
     )
     b.poly([(-0.16, 0.04), (0.16, 0.04), (0.17, 0.25), (-0.17, 0.25)], shade(cloth, 0.75))
@@ -145,7 +173,9 @@ def draw_ball(b: Brush, rng: Random) -> None:
     """A ball of about 0.4 m: football, beach ball or basketball."""
     kind = rng.choice(("football", "beach", "basket"))
     b.shadow(0.22, 0.05)
-    base: Colour = {"football": (240, 240, 238), "beach": (250, 210, 50), "basket": (224, 116, 40)}[kind]
+    base: Colour = {"football": (240, 240, 238), "beach": (250, 210, 50), "basket": (224, 116, 40)}[
+        kind
+    ]
     b.oval(0, 0.21, 0.21, 0.21, base)
     if kind == "football":
         for x, y in ((0, 0.21), (0.15, 0.3), (-0.15, 0.3), (0.1, 0.07), (-0.1, 0.07)):

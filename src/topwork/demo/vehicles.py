@@ -1,13 +1,24 @@
-"""Drawn vehicles: the street's cars, trucks, buses and cycles, and the yard's forklift. Facing +x, centred on 0."""
+"""Drawn vehicles: the street's cars, trucks, buses and cycles, and the yard's forklift.
+
+Facing +x, centred on 0.
+"""
 
 from random import Random
 
 from topwork.demo.canvas import Brush, Colour, arc, shade
 
 PAINTS: tuple[Colour, ...] = (
-    (190, 32, 36), (28, 80, 160), (236, 236, 234), (40, 42, 46), (150, 156, 164), (30, 110, 70), (226, 180, 40),
-    (108, 60, 40), (96, 160, 196), (214, 110, 40),
-)  # fmt: skip
+    (190, 32, 36),
+    (28, 80, 160),
+    (236, 236, 234),
+    (40, 42, 46),
+    (150, 156, 164),
+    (30, 110, 70),
+    (226, 180, 40),
+    (108, 60, 40),
+    (96, 160, 196),
+    (214, 110, 40),
+)
 TYRE: Colour = (28, 28, 30)
 GLASS: Colour = (132, 168, 190)
 STEEL: Colour = (120, 124, 130)
@@ -36,9 +47,19 @@ def draw_car(b: Brush, rng: Random) -> None:
     b.shadow(2.2, 0.22)
     tail, roof_back = rng.choice(((-2.15, -0.95), (-1.85, -1.6), (-2.1, -1.85)))
     b.poly([(roof_back - 0.35, 0.9), (roof_back, 1.44), (0.35, 1.46), (1.05, 0.92)], paint)
-    b.poly([(roof_back - 0.18, 0.92), (roof_back + 0.07, 1.36), (-0.38, 1.38), (-0.38, 0.92)], GLASS)
+    b.poly(
+        [(roof_back - 0.18, 0.92), (roof_back + 0.07, 1.36), (-0.38, 1.38), (-0.38, 0.92)], GLASS
+    )
     b.poly([(-0.28, 0.92), (-0.28, 1.38), (0.31, 1.38), (0.86, 0.92)], shade(GLASS, 1.1))
-    body = [(tail, 0.34), (tail - 0.05, 0.8), (tail + 0.15, 0.98), (1.0, 0.96), (1.95, 0.8), (2.16, 0.6), (2.16, 0.34)]
+    body = [
+        (tail, 0.34),
+        (tail - 0.05, 0.8),
+        (tail + 0.15, 0.98),
+        (1.0, 0.96),
+        (1.95, 0.8),
+        (2.16, 0.6),
+        (2.16, 0.34),
+    ]
     b.poly(body, paint)
     b.poly([(tail, 0.34), (tail - 0.03, 0.56), (2.16, 0.52), (2.16, 0.34)], shade(paint, 0.78))
     b.line([(-0.33, 0.42), (-0.33, 0.9)], 0.025, shade(paint, 0.6))
@@ -56,8 +77,13 @@ def _car_end_on(b: Brush, paint: Colour, front: bool) -> None:
     for x in (-0.68, 0.68):
         b.rect(x - 0.14, 0.0, x + 0.14, 0.45, TYRE)
     b.poly([(-0.66, 1.45), (0.66, 1.45), (0.86, 0.9), (-0.86, 0.9)], paint)
-    b.poly([(-0.58, 1.38), (0.58, 1.38), (0.74, 0.95), (-0.74, 0.95)], GLASS if front else shade(GLASS, 0.8))
-    b.poly([(-0.88, 0.94), (0.88, 0.94), (0.93, 0.6), (0.9, 0.26), (-0.9, 0.26), (-0.93, 0.6)], paint)
+    b.poly(
+        [(-0.58, 1.38), (0.58, 1.38), (0.74, 0.95), (-0.74, 0.95)],
+        GLASS if front else shade(GLASS, 0.8),
+    )
+    b.poly(
+        [(-0.88, 0.94), (0.88, 0.94), (0.93, 0.6), (0.9, 0.26), (-0.9, 0.26), (-0.93, 0.6)], paint
+    )
     b.rect(-0.9, 0.26, 0.9, 0.42, shade(paint, 0.6))
     b.rect(-0.45, 0.5, 0.45, 0.66, (40, 42, 46) if front else shade(paint, 0.8))
     b.rect(-0.24, 0.34, 0.24, 0.45, (240, 240, 230))
@@ -85,7 +111,10 @@ def draw_truck(b: Brush, rng: Random) -> None:
         if rng.random() < 0.5:
             b.rect(-2.4, 1.7, 0.3, 2.4, rng.choice(PAINTS))
     elif kind == "tank":
-        b.poly([*arc(-2.5, 1.7, 0.9, 0.85, 90, 270), *arc(0.5, 1.7, 0.8, 0.85, -90, 90)], (206, 210, 214))
+        b.poly(
+            [*arc(-2.5, 1.7, 0.9, 0.85, 90, 270), *arc(0.5, 1.7, 0.8, 0.85, -90, 90)],
+            (206, 210, 214),
+        )
         b.rect(-2.9, 1.0, 0.9, 1.3, (150, 156, 162))
         b.rect(-1.2, 2.5, -0.7, 2.7, (150, 156, 162))
     elif kind == "tipper":
@@ -132,7 +161,15 @@ def draw_bus(b: Brush, rng: Random) -> None:
     """A long bus from the side: a row of windows, doors, a coloured band."""
     paint, band = rng.choice(PAINTS), rng.choice(PAINTS)
     b.shadow(4.4, 0.3)
-    body = [(-4.2, 0.35), (-4.25, 2.8), (-4.0, 3.0), (3.95, 3.0), (4.2, 2.6), (4.3, 1.2), (4.25, 0.35)]
+    body = [
+        (-4.2, 0.35),
+        (-4.25, 2.8),
+        (-4.0, 3.0),
+        (3.95, 3.0),
+        (4.2, 2.6),
+        (4.3, 1.2),
+        (4.25, 0.35),
+    ]
     b.poly(body, paint)
     b.rect(-4.2, 0.35, 4.25, 0.75, shade(paint, 0.7))
     b.rect(-4.22, 1.15, 4.27, 1.4, band)
@@ -159,7 +196,9 @@ def draw_bicycle(b: Brush, rng: Random) -> None:
     for x in (-0.52, 0.52):
         b.ring(x, 0.34, 0.34, 0.055, TYRE)
         for end in ((0.0, 0.3), (0.26, 0.15), (0.26, -0.15)):
-            b.line([(x - end[0], 0.34 - end[1]), (x + end[0], 0.34 + end[1])], 0.012, (150, 150, 154))
+            b.line(
+                [(x - end[0], 0.34 - end[1]), (x + end[0], 0.34 + end[1])], 0.012, (150, 150, 154)
+            )
     crank, saddle, stem = (-0.1, 0.3), (-0.24, 0.82), (0.36, 0.86)
     b.line([(-0.52, 0.34), crank, saddle, (-0.52, 0.34)], 0.045, paint)
     b.line([crank, stem, (0.52, 0.34)], 0.05, paint)
@@ -190,20 +229,49 @@ def draw_motorcycle(b: Brush, rng: Random) -> None:
 
 
 def draw_forklift(b: Brush, rng: Random) -> None:
-    """A forklift from the side: counterweight, guard, mast, forks, sometimes a load. Its seat is at (-0.35, 1.05)."""
-    paint = shade(rng.choice(((244, 176, 20), (228, 96, 20), (206, 40, 36), (40, 130, 80), (52, 110, 180), (226, 226, 220))),
-                  rng.uniform(0.9, 1.08))  # fmt: skip
+    """A forklift from the side: counterweight, guard, mast, forks, sometimes a load.
+
+    Its seat is at (-0.35, 1.05).
+    """
+    paint = shade(
+        rng.choice(
+            (
+                (244, 176, 20),
+                (228, 96, 20),
+                (206, 40, 36),
+                (40, 130, 80),
+                (52, 110, 180),
+                (226, 226, 220),
+            )
+        ),
+        rng.uniform(0.9, 1.08),
+    )
     raised, mast_top = rng.choice((0.08, 0.12, 0.5, 1.1)), rng.uniform(2.2, 2.8)
     dark: Colour = (50, 52, 58)
     b.shadow(1.9, 0.2, 0.3)
     cabin = rng.random() < 0.35
     if cabin:
         b.rect(-0.85, 1.0, 0.45, 2.05, shade(GLASS, 0.95))
-    b.poly([(-1.35, 0.3), (-1.4, 0.95), (-1.2, 1.12), (-0.75, 1.15), (-0.7, 0.85), (0.3, 0.85), (0.4, 0.6), (0.75, 0.6),
-            (0.75, 0.3)], paint)  # fmt: skip
+    b.poly(
+        [
+            (-1.35, 0.3),
+            (-1.4, 0.95),
+            (-1.2, 1.12),
+            (-0.75, 1.15),
+            (-0.7, 0.85),
+            (0.3, 0.85),
+            (0.4, 0.6),
+            (0.75, 0.6),
+            (0.75, 0.3),
+        ],
+        paint,
+    )
     b.poly([(-1.35, 0.3), (-1.38, 0.6), (-0.9, 0.6), (-0.9, 0.3)], dark)
     b.rect(-0.9, 0.3, 0.75, 0.42, shade(paint, 0.65))
-    b.poly([(-0.62, 0.85), (-0.72, 1.5), (-0.58, 1.5), (-0.5, 1.05), (-0.08, 1.05), (-0.05, 0.85)], (36, 34, 36))
+    b.poly(
+        [(-0.62, 0.85), (-0.72, 1.5), (-0.58, 1.5), (-0.5, 1.05), (-0.08, 1.05), (-0.05, 0.85)],
+        (36, 34, 36),
+    )
     b.line([(0.35, 0.8), (0.15, 1.2)], 0.05, dark)
     b.line([(0.05, 1.15), (0.26, 1.28)], 0.05, dark)
     for line in ([(-0.98, 1.1), (-0.82, 2.1)], [(0.5, 0.6), (0.4, 2.1)]):
@@ -216,7 +284,10 @@ def draw_forklift(b: Brush, rng: Random) -> None:
     for y in (0.5, 1.3, mast_top - 0.05):
         b.rect(0.88, y, 1.1, y + 0.09, STEEL)
     b.rect(1.08, raised, 1.18, raised + 0.75, shade(dark, 0.8))
-    b.poly([(1.08, raised), (2.05, raised + 0.02), (2.05, raised + 0.05), (1.08, raised + 0.1)], (92, 94, 100))
+    b.poly(
+        [(1.08, raised), (2.05, raised + 0.02), (2.05, raised + 0.05), (1.08, raised + 0.1)],
+        (92, 94, 100),
+    )
     if rng.random() < 0.5:
         b.glow(-0.9, 2.25, 0.8, (255, 150, 30))
         b.rect(-0.96, 2.16, -0.82, 2.3, (250, 140, 20))

@@ -1,6 +1,8 @@
-"""Draw the demo's two worlds as COCO data sets: the street, which the shipped detector knows, and the yard, which is new.
+"""Draw the demo's two worlds as COCO data sets: the street, which the shipped detector knows, and
+the yard, which is new.
 
-Image i of a split depends on (world, seed, split, i) alone: not on the process, the order or the count.
+Image i of a split depends on (world, seed, split, i) alone: not on the process, the order or the
+count.
 """
 
 import json
@@ -31,7 +33,9 @@ SPLITS: dict[str, int] = {
     "pretrain_val": 6,
     "pretrain_test": 7,
 }
-"""Every split's number: its image ids start at number * 100 000 + 1, so that no two splits share one."""
+"""Every split's number: its image ids start at number * 100 000 + 1, so that no two splits share
+one.
+"""
 PROCESSES = 2
 JPEG_QUALITY = 88
 
@@ -54,8 +58,11 @@ STREET = World("street", STREET_CLASSES, street_scene)
 YARD = World("yard", YARD_CLASSES, yard_scene)
 
 
-def draw_street(folder: Path, split: str, count: int, seed: int, processes: int = PROCESSES) -> Path:
-    """Draw `count` street images into `folder`/`split`/images and their annotations into `folder`/`split`.json.
+def draw_street(
+    folder: Path, split: str, count: int, seed: int, processes: int = PROCESSES
+) -> Path:
+    """Draw `count` street images into `folder`/`split`/images and their annotations into
+    `folder`/`split`.json.
 
     Args:
         folder: where the world's splits lie; made if it is missing.
@@ -91,10 +98,12 @@ def write_demo(
     street_replay: int = 400,
     processes: int = PROCESSES,
 ) -> None:
-    """Write the whole demo: the yard's three splits, a held-out street test set and a street replay set.
+    """Write the whole demo: the yard's three splits, a held-out street test set and a street replay
+    set.
 
-    The street's test and replay images share no split with those the shipped weights were trained on. They lie in archives, which DVC tracks
-    as one file each; the yard's lie in folders, to be looked at.
+    The street's test and replay images share no split with those the shipped weights were trained
+    on. They lie in archives, which DVC tracks as one file each; the yard's lie in folders, to be
+    looked at.
     """
     with _drawers(processes) as draw_all:
         for split, count in (("train", yard_train), ("val", yard_val), ("test", yard_test)):
@@ -107,9 +116,14 @@ def write_demo(
 
 def _pack(images: Path, archive: Path) -> None:
     """Put a folder's files into a zip archive; the same files give the same bytes."""
-    with atomic_path(archive) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED) as packed:
+    with (
+        atomic_path(archive) as scratch,
+        zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED) as packed,
+    ):
         for file in sorted(images.iterdir()):
-            packed.writestr(zipfile.ZipInfo(file.name), file.read_bytes())  # a ZipInfo's own date is the same every day
+            packed.writestr(
+                zipfile.ZipInfo(file.name), file.read_bytes()
+            )  # a ZipInfo's own date is the same every day
 
 
 def image_name(world: World, split: str, index: int) -> str:
@@ -123,7 +137,9 @@ def image_id(split: str, index: int) -> int:
 
 
 def draw_image(world: World, split: str, seed: int, images: Path, index: int) -> Drawn:
-    """Draw and save one image; returns its COCO image record and its annotations (ids from 1, renumbered by the caller)."""
+    """Draw and save one image; returns its COCO image record and its annotations (ids from 1,
+    renumbered by the caller).
+    """
     # a string seeds Random through SHA-512: the same on every machine and in every process
     rng = Random(f"{world.name}/{seed}/{split}/{index}")
     scene = world.draw(rng)
@@ -145,7 +161,9 @@ def _drawers(processes: int) -> Iterator[MapImages]:
         yield lambda draw, indices: list(pool.map(draw, indices, chunksize=4))
 
 
-def _draw_world(world: World, folder: Path, split: str, count: int, seed: int, draw_all: MapImages) -> Path:
+def _draw_world(
+    world: World, folder: Path, split: str, count: int, seed: int, draw_all: MapImages
+) -> Path:
     """Draw a split; the images and then the table take their places whole."""
     if split not in SPLITS:
         raise DataError(f"{folder}: split {split!r} is unknown, must be one of {', '.join(SPLITS)}")
@@ -155,7 +173,9 @@ def _draw_world(world: World, folder: Path, split: str, count: int, seed: int, d
         images.mkdir()
         drawn = draw_all(partial(draw_image, world, split, seed, images), range(count))
     with atomic_path(table) as scratch_table:
-        scratch_table.write_text(json.dumps(_coco(world, split, seed, drawn), sort_keys=True), encoding="utf-8")
+        scratch_table.write_text(
+            json.dumps(_coco(world, split, seed, drawn), sort_keys=True), encoding="utf-8"
+        )
     return table
 
 
@@ -163,9 +183,19 @@ def _coco(world: World, split: str, seed: int, drawn: list[Drawn]) -> dict[str, 
     """Put the images' records together, annotation ids counting from 1 over the whole split."""
     annotations = [annotation for _, found in drawn for annotation in found]
     return {
-        "info": {"description": f"topwork demo, world {world.name}, split {split}, seed {seed}", "version": "1"},
-        "licenses": [{"id": 1, "name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}],
+        "info": {
+            "description": f"topwork demo, world {world.name}, split {split}, seed {seed}",
+            "version": "1",
+        },
+        "licenses": [
+            {"id": 1, "name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}
+        ],
         "images": [{**record, "license": 1} for record, _ in drawn],
-        "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)],
-        "categories": [{"id": number, "name": name, "supercategory": world.name} for number, name in enumerate(world.classes, start=1)],
+        "annotations": [
+            {**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)
+        ],
+        "categories": [
+            {"id": number, "name": name, "supercategory": world.name}
+            for number, name in enumerate(world.classes, start=1)
+        ],
     }

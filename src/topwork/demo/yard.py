@@ -1,4 +1,6 @@
-"""Compose a building yard: workers with and without helmets, forklifts, helmets left lying about."""
+"""Compose a building yard: workers with and without helmets, forklifts, helmets left lying
+about.
+"""
 
 from dataclasses import replace
 from random import Random
@@ -16,12 +18,18 @@ SIZES: tuple[tuple[int, int], ...] = ((320, 320), (360, 320), (400, 300))
 def yard_scene(rng: Random) -> Scene:
     """One yard scene, drawn; the caller develops it and asks for its annotations."""
     width, height = rng.choice(SIZES)
-    light = replace(yard_light(rng), blur=rng.choice((0.0, 0.0, 0.6)), noise=rng.choice((2.0, 4.0, 6.0)))
+    light = replace(
+        yard_light(rng), blur=rng.choice((0.0, 0.0, 0.6)), noise=rng.choice((2.0, 4.0, 6.0))
+    )
     canvas = Canvas(width, height, light.haze_colour)
     camera = Camera(canvas.size[1] * rng.uniform(0.3, 0.45), rng.uniform(1.9, 3.0))
     scene = Scene(canvas, camera, light)
     yard_backdrop(canvas, rng, camera.horizon)
-    plan = ["person"] * rng.randint(1, 3) + ["forklift"] * rng.choice((0, 1, 1, 1)) + ["helmet"] * rng.choice((0, 1, 1, 2))
+    plan = (
+        ["person"] * rng.randint(1, 3)
+        + ["forklift"] * rng.choice((0, 1, 1, 1))
+        + ["helmet"] * rng.choice((0, 1, 1, 2))
+    )
     rng.shuffle(plan)
     lanes = _lanes(rng, len(plan), canvas.size[0])
     spots = [(name, x, _row(rng, scene, name)) for name, x in zip(plan, lanes, strict=True)]
@@ -44,7 +52,11 @@ def _lanes(rng: Random, count: int, width: float) -> list[float]:
 
 def _row(rng: Random, scene: Scene, name: str) -> tuple[float, float]:
     """Ground row and extra scale for a drawn size that suits the class."""
-    low, high, metres = {"person": (150, 260, 1.75), "forklift": (150, 260, 3.2), "helmet": (44, 76, 0.42)}[name]
+    low, high, metres = {
+        "person": (150, 260, 1.75),
+        "forklift": (150, 260, 3.2),
+        "helmet": (44, 76, 0.42),
+    }[name]
     drawn = SUPERSAMPLING * rng.uniform(low, high)
     unit = drawn / metres
     bottom = scene.canvas.size[1] * rng.uniform(0.86, 0.99)
@@ -104,7 +116,13 @@ def _loose_helmet(scene: Scene, rng: Random, brush: Brush) -> None:
     if rng.random() < 0.5:
         stack = Brush(brush.canvas, brush.x, brush.y, brush.unit, 0, brush.flip, brush.haze)
         for level in range(3):
-            stack.rect(-0.5, level * 0.07, 0.5, level * 0.07 + 0.06, shade((176, 138, 90), 0.8 + 0.12 * level))
+            stack.rect(
+                -0.5,
+                level * 0.07,
+                0.5,
+                level * 0.07 + 0.06,
+                shade((176, 138, 90), 0.8 + 0.12 * level),
+            )
         lift = 0.24
     else:
         brush.shadow(0.26, 0.05)

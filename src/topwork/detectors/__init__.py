@@ -1,1 +1,3 @@
-"""Detectors as torchvision builds them: builders, families, and which rows of which tensor belong to which class."""
+"""Detectors as torchvision builds them: builders, families, and which rows of which tensor belong
+to which class.
+"""

@@ -1,8 +1,9 @@
 """Class axes, discovered on the `meta` device and proved by gradients.
 
-Two detectors that differ by one class tell which tensors depend on the class count, along which axis and how often. How a class's rows
-lie inside a multiplied axis is proved on a small detector of the same builder: the gradient of one class's score (box, mask) must touch
-exactly the rows that the layout gives that class. What can't be proved is refused, never guessed.
+Two detectors that differ by one class tell which tensors depend on the class count, along which
+axis and how often. How a class's rows lie inside a multiplied axis is proved on a small detector of
+the same builder: the gradient of one class's score (box, mask) must touch exactly the rows that the
+layout gives that class. What can't be proved is refused, never guessed.
 """
 
 import json
@@ -13,12 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topwork.detectors.builders import Builder, UninitializedParameters, build, builder_name, resolve, shapes_of
+from topwork.detectors.builders import (
+    Builder,
+    UninitializedParameters,
+    build,
+    builder_name,
+    resolve,
+    shapes_of,
+)
 from topwork.detectors.families import ROLES, Family, Role, family_of
 from topwork.detectors.layouts import ClassAxis, factorizations, layout_name, rows_of_column
 from topwork.errors import SurgeryError
 
-PROBE_COLUMNS = 5  # background and four classes: the least with which every pair of classes tells the rows of each
+# background and four classes: the least with which every pair of classes tells the rows of each
+PROBE_COLUMNS = 5
 TOUCHED = 1e-9  # relative to the largest gradient in float64; untouched rows are 0 but for rounding
 PROOF_METHOD = "gradient"
 
@@ -58,7 +67,9 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Proof:
-    """What holds for a builder whatever its class count; the shapes are those of PROBE_COLUMNS columns."""
+    """What holds for a builder whatever its class count; the shapes are those of PROBE_COLUMNS
+    columns.
+    """
 
     axes: tuple[ClassAxis, ...]
     shapes: Mapping[str, tuple[int, ...]]
@@ -69,7 +80,9 @@ class _Proof:
 _PROOFS: dict[tuple[Any, str], _Proof] = {}
 
 
-def discover(builder: Builder, columns: int, builder_args: Mapping[str, Any] | None = None, absorbed: int = 0) -> list[ClassAxis]:
+def discover(
+    builder: Builder, columns: int, builder_args: Mapping[str, Any] | None = None, absorbed: int = 0
+) -> list[ClassAxis]:
     """The class axes of a builder's detector, proved.
 
     Args:
@@ -79,7 +92,8 @@ def discover(builder: Builder, columns: int, builder_args: Mapping[str, Any] | N
         absorbed: further columns of the score head that count as background.
 
     Raises:
-        SurgeryError: the builder ignores `num_classes`, or a tensor's layout can't be proved; the tensors are named with their shapes.
+        SurgeryError: the builder ignores `num_classes`, or a tensor's layout can't be proved; the
+            tensors are named with their shapes.
 
     Example:
         >>> [axis.layout for axis in discover("ssdlite320_mobilenet_v3_large", 91)][:2]
@@ -88,10 +102,15 @@ def discover(builder: Builder, columns: int, builder_args: Mapping[str, Any] | N
     return list(anatomy(builder, columns, builder_args, absorbed).axes)
 
 
-def anatomy(builder: Builder, columns: int, builder_args: Mapping[str, Any] | None = None, absorbed: int = 0) -> Anatomy:
+def anatomy(
+    builder: Builder, columns: int, builder_args: Mapping[str, Any] | None = None, absorbed: int = 0
+) -> Anatomy:
     """Class axes, kind of head and all shapes of a builder's detector; see `discover`."""
     proof = _proof(builder, dict(builder_args or {}))
-    axes = [replace(axis, columns=columns + (absorbed if axis.role == "scores" else 0)) for axis in proof.axes]
+    axes = [
+        replace(axis, columns=columns + (absorbed if axis.role == "scores" else 0))
+        for axis in proof.axes
+    ]
     shapes = dict(proof.shapes)
     for axis in axes:
         shape = list(shapes[axis.tensor])
@@ -116,14 +135,19 @@ def _proof(builder: Builder, arguments: dict[str, Any]) -> _Proof:
     return _PROOFS[key]
 
 
-def _find(builder: Builder, arguments: dict[str, Any]) -> tuple[list[_Found], dict[str, tuple[int, ...]]]:
+def _find(
+    builder: Builder, arguments: dict[str, Any]
+) -> tuple[list[_Found], dict[str, tuple[int, ...]]]:
     """Compare the shapes of two detectors that differ by one class."""
     name = builder_name(builder)
-    small, large = (shapes_of(builder, count, arguments) for count in (PROBE_COLUMNS, PROBE_COLUMNS + 1))
+    small, large = (
+        shapes_of(builder, count, arguments) for count in (PROBE_COLUMNS, PROBE_COLUMNS + 1)
+    )
     if small.keys() != large.keys():
         differing = ", ".join(sorted(small.keys() ^ large.keys())[:10])
         raise SurgeryError(
-            f"{name}: has other tensors with {PROBE_COLUMNS} columns than with {PROBE_COLUMNS + 1} ({differing}); such a head can't be grafted."
+            f"{name}: has other tensors with {PROBE_COLUMNS} columns than with {PROBE_COLUMNS + 1}"
+            f" ({differing}); such a head can't be grafted."
         )
     found, faults = [], []
     for tensor, shape in small.items():
@@ -139,18 +163,24 @@ def _find(builder: Builder, arguments: dict[str, Any]) -> tuple[list[_Found], di
         found.append(_Found(tensor, axes[0], multiplicity, background=skipped == 0))
     if faults:
         raise SurgeryError(
-            f"{name}: with one class more ({PROBE_COLUMNS} -> {PROBE_COLUMNS + 1} columns) these tensors don't grow by whole classes along one axis: "
-            f"{'; '.join(faults)}. Surgery refuses to guess; give the builder a head with one axis of classes."
+            f"{name}: with one class more ({PROBE_COLUMNS} -> {PROBE_COLUMNS + 1} columns) these"
+            f" tensors don't grow by whole classes along one axis: {'; '.join(faults)}. Surgery"
+            " refuses to guess; give the builder a head with one axis of classes."
         )
     if not found:
         raise SurgeryError(
-            f"{name}: ignores num_classes: no tensor's shape differs between {PROBE_COLUMNS} and {PROBE_COLUMNS + 1} columns. "
-            "Pass num_classes on to the detector's head."
+            f"{name}: ignores num_classes: no tensor's shape differs between {PROBE_COLUMNS} and"
+            f" {PROBE_COLUMNS + 1} columns. Pass num_classes on to the detector's head."
         )
     return found, small
 
 
-def _prove(builder: Builder, arguments: dict[str, Any], found: list[_Found], shapes: Mapping[str, tuple[int, ...]]) -> _Proof:
+def _prove(
+    builder: Builder,
+    arguments: dict[str, Any],
+    found: list[_Found],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> _Proof:
     """Prove each axis's layout by the gradients of single classes."""
     name = builder_name(builder)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -162,30 +192,51 @@ def _prove(builder: Builder, arguments: dict[str, Any], found: list[_Found], sha
             family.isolate(model)
         model.double().eval().requires_grad_(False)
         randomize(model)
-        parameters = dict(model.named_parameters(remove_duplicate=False))  # heads that share their rows have them under several names
-        loose = [f"{item.tensor} {list(shapes[item.tensor])}" for item in found if item.tensor not in parameters]
+        parameters = dict(
+            model.named_parameters(remove_duplicate=False)
+        )  # heads that share their rows have them under several names
+        loose = [
+            f"{item.tensor} {list(shapes[item.tensor])}"
+            for item in found
+            if item.tensor not in parameters
+        ]
         if loose:
-            raise SurgeryError(f"{name}: {', '.join(loose)} grow with the classes but are buffers; no gradient can prove their layout.")
+            raise SurgeryError(
+                f"{name}: {', '.join(loose)} grow with the classes but are buffers; no gradient can"
+                " prove their layout."
+            )
         watched = {item.tensor: parameters[item.tensor].requires_grad_() for item in found}
-        touches, softmax = _touches(_probe(name, family, model), watched, {item.tensor: item.axis for item in found})
+        touches, softmax = _touches(
+            _probe(name, family, model), watched, {item.tensor: item.axis for item in found}
+        )
     axes, unproved = [], []
     for item in found:
-        axis = _match(item, {role: by_tensor[item.tensor] for role, by_tensor in touches.items()}, softmax, family)
+        axis = _match(
+            item,
+            {role: by_tensor[item.tensor] for role, by_tensor in touches.items()},
+            softmax,
+            family,
+        )
         if axis is None:
-            unproved.append(f"{item.tensor} {list(shapes[item.tensor])} (axis {item.axis}, {item.multiplicity} rows a class)")
+            unproved.append(
+                f"{item.tensor} {list(shapes[item.tensor])} (axis {item.axis}, {item.multiplicity}"
+                " rows a class)"
+            )
         else:
             axes.append(axis)
     if unproved:
         raise SurgeryError(
-            f"{name}: no layout can be proved with {PROBE_COLUMNS} columns for {'; '.join(unproved)}: the gradients of single classes "
-            "don't touch just the rows that a layout gives them. Surgery refuses to guess; give the builder a `family` whose probe "
-            "returns every candidate's score (docs/surgery.md)."
+            f"{name}: no layout can be proved with {PROBE_COLUMNS} columns for"
+            f" {'; '.join(unproved)}: the gradients of single classes don't touch just the rows"
+            " that a layout gives them. Surgery refuses to guess; give the builder a `family`"
+            " whose probe returns every candidate's score (docs/surgery.md)."
         )
     return _Proof(tuple(axes), shapes, softmax, family)
 
 
 def randomize(model: nn.Module) -> None:
-    """Fill parameters with random numbers at which activations neither vanish nor explode, in place.
+    """Fill parameters with random numbers at which activations neither vanish nor explode, in
+    place.
 
     Weights are N(0, 1 / fan-in), biases N(0, 0.01); norms keep their ones and zeros.
     """
@@ -200,7 +251,9 @@ def randomize(model: nn.Module) -> None:
 
 
 def _probe(name: str, family: Family | None, model: nn.Module) -> dict[str, Tensor]:
-    """Every candidate's label and, by role, one differentiable number: its score, and random mixtures of its box and mask."""
+    """Every candidate's label and, by role, one differentiable number: its score, and random
+    mixtures of its box and mask.
+    """
     try:
         if family is not None:
             detections = family.probe(model)
@@ -209,31 +262,47 @@ def _probe(name: str, family: Family | None, model: nn.Module) -> dict[str, Tens
         outputs = {"labels": torch.cat([item["labels"] for item in detections])}
         for role in ROLES:
             if role in detections[0]:
-                values = torch.cat([item[role] for item in detections]).reshape(len(outputs["labels"]), -1)
-                outputs[role] = values[:, 0] if role == "scores" else values @ torch.rand(values.shape[1], dtype=values.dtype)
+                values = torch.cat([item[role] for item in detections]).reshape(
+                    len(outputs["labels"]), -1
+                )
+                outputs[role] = (
+                    values[:, 0]
+                    if role == "scores"
+                    else values @ torch.rand(values.shape[1], dtype=values.dtype)
+                )
         outputs["scores"] = outputs["scores"].log()
         return outputs
     except Exception as error:
         raise SurgeryError(
-            f"{name}: its head can't be probed ({type(error).__name__}: {error}). Expected torchvision's output, a list of dicts with scores "
-            "and labels; or give the builder a `family` whose probe returns it (docs/surgery.md)."
+            f"{name}: its head can't be probed ({type(error).__name__}: {error}). Expected"
+            " torchvision's output, a list of dicts with scores and labels; or give the builder a"
+            " `family` whose probe returns it (docs/surgery.md)."
         ) from error
 
 
 def _touches(
     outputs: Mapping[str, Tensor], watched: Mapping[str, Tensor], axes: Mapping[str, int]
 ) -> tuple[dict[Role, dict[str, list[set[int]]]], bool]:
-    """Role -> tensor -> for each real class, the rows that its output depends on; and whether the head is a softmax.
+    """Role -> tensor -> for each real class, the rows that its output depends on; and whether the
+    head is a softmax.
 
-    In a softmax every score depends on every row. The difference of two classes' log scores depends on those two classes' rows
-    alone; so there the sets are those of a class and its successor together.
+    In a softmax every score depends on every row. The difference of two classes' log scores depends
+    on those two classes' rows alone; so there the sets are those of a class and its successor
+    together.
     """
 
     def largest(total: Tensor) -> dict[str, Tensor]:
         """Tensor -> the largest gradient in each of its rows."""
-        found = torch.autograd.grad(total, list(watched.values()), retain_graph=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            total, list(watched.values()), retain_graph=True, materialize_grads=True
+        )
         return {
-            tensor: gradient.movedim(axes[tensor], 0).reshape(gradient.shape[axes[tensor]], -1).abs().amax(1)
+            tensor: (
+                gradient.movedim(axes[tensor], 0)
+                .reshape(gradient.shape[axes[tensor]], -1)
+                .abs()
+                .amax(1)
+            )
             for tensor, gradient in zip(watched, found, strict=True)
         }
 
@@ -242,40 +311,68 @@ def _touches(
     for role in ROLES:
         if role not in outputs or not outputs[role].requires_grad:
             continue
-        sums = [outputs[role][outputs["labels"] == label].sum() for label in range(1, PROBE_COLUMNS)]
+        sums = [
+            outputs[role][outputs["labels"] == label].sum() for label in range(1, PROBE_COLUMNS)
+        ]
         by_class = [largest(total) for total in sums]
         scales = {tensor: max(float(rows[tensor].max()) for rows in by_class) for tensor in watched}
         touches[role] = _rows_touched(by_class, scales)
         if role == "scores":
             moved = {tensor: sets for tensor, sets in touches[role].items() if any(sets)}
-            softmax = bool(moved) and all(len(one) == len(by_class[0][tensor]) for tensor, sets in moved.items() for one in sets)
+            softmax = bool(moved) and all(
+                len(one) == len(by_class[0][tensor])
+                for tensor, sets in moved.items()
+                for one in sets
+            )
         if role == "scores" and softmax:
-            pairs = [largest(one - after) for one, after in zip(sums, [*sums[1:], sums[0]], strict=True)]
+            pairs = [
+                largest(one - after) for one, after in zip(sums, [*sums[1:], sums[0]], strict=True)
+            ]
             touches[role] = _rows_touched(pairs, scales)
     return touches, softmax
 
 
-def _rows_touched(found: list[dict[str, Tensor]], scales: Mapping[str, float]) -> dict[str, list[set[int]]]:
-    """Tensor -> for each output, the rows whose gradient is more than rounding beside the tensor's largest of a single class."""
+def _rows_touched(
+    found: list[dict[str, Tensor]], scales: Mapping[str, float]
+) -> dict[str, list[set[int]]]:
+    """Tensor -> for each output, the rows whose gradient is more than rounding beside the tensor's
+    largest of a single class.
+    """
     return {
-        tensor: [set((rows[tensor] > TOUCHED * scale).nonzero().flatten().tolist()) if scale else set() for rows in found]
+        tensor: [
+            set((rows[tensor] > TOUCHED * scale).nonzero().flatten().tolist()) if scale else set()
+            for rows in found
+        ]
         for tensor, scale in scales.items()
     }
 
 
-def _match(item: _Found, touches: Mapping[Role, list[set[int]]], softmax: bool, family: Family | None) -> ClassAxis | None:
-    """The one layout under which every class touches just its own rows; None where there is none, or it isn't the declared one."""
+def _match(
+    item: _Found, touches: Mapping[Role, list[set[int]]], softmax: bool, family: Family | None
+) -> ClassAxis | None:
+    """The one layout under which every class touches just its own rows; None where there is none,
+    or it isn't the declared one.
+    """
     for role, sets in touches.items():
         if not any(sets):
             continue
         skipped = 0 if item.background else 1
         for outer, inner in factorizations(item.multiplicity):
-            own = [set(rows_of_column(outer, inner, PROBE_COLUMNS - skipped, column - skipped)) for column in range(1, PROBE_COLUMNS)]
-            expected = [one | after for one, after in zip(own, [*own[1:], own[0]], strict=True)] if softmax and role == "scores" else own
+            own = [
+                set(rows_of_column(outer, inner, PROBE_COLUMNS - skipped, column - skipped))
+                for column in range(1, PROBE_COLUMNS)
+            ]
+            expected = (
+                [one | after for one, after in zip(own, [*own[1:], own[0]], strict=True)]
+                if softmax and role == "scores"
+                else own
+            )
             if sets == expected:
                 declared = family.layouts.get(role) if family else None
                 if declared not in (None, layout_name(outer, inner)):
                     return None
-                return ClassAxis(item.tensor, item.axis, outer, inner, PROBE_COLUMNS, item.background, role)
+                return ClassAxis(
+                    item.tensor, item.axis, outer, inner, PROBE_COLUMNS, item.background, role
+                )
         return None
     return None

@@ -1,7 +1,8 @@
 """Builders: from a name to a detector, with its absorbed columns folded in.
 
-A builder is torchvision's name (`ssdlite320_mobilenet_v3_large`), `module:function`, `path/to/file.py:function`, or the function itself.
-It is called with `num_classes`, which counts the background column, and makes random weights; nothing is downloaded.
+A builder is torchvision's name (`ssdlite320_mobilenet_v3_large`), `module:function`,
+`path/to/file.py:function`, or the function itself. It is called with `num_classes`, which counts
+the background column, and makes random weights; nothing is downloaded.
 """
 
 import importlib
@@ -26,8 +27,9 @@ from topwork.files import sha256_file
 from topwork.weights.fit import check_fit
 from topwork.weights.format import Weights, read_weights
 
-# A key of builder_args for torchvision's builders: its COCO weights of some detectors were trained with frozen batch norms, of this
-# epsilon, which torchvision puts in only when it downloads the weights itself.
+# A key of builder_args for torchvision's builders: its COCO weights of some detectors were trained
+# with frozen batch norms, of this epsilon, which torchvision puts in only when it downloads the
+# weights itself.
 FROZEN_BATCH_NORM = "frozen_batch_norm"
 
 Builder = str | Callable[..., nn.Module]
@@ -58,22 +60,35 @@ def resolve(builder: Builder) -> Callable[..., nn.Module]:
     if ":" not in builder:
         if builder not in torchvision_builders():
             raise SurgeryError(
-                f"builder {builder!r}: not one of torchvision's detection builders ({', '.join(torchvision_builders())}). "
-                "Write one of these, `module:function`, or `path/to/file.py:function`."
+                f"builder {builder!r}: not one of torchvision's detection builders"
+                f" ({', '.join(torchvision_builders())}). Write one of these, `module:function`, or"
+                " `path/to/file.py:function`."
             )
         function: Callable[..., nn.Module] = models.get_model_builder(builder)
         return function
     place, _, name = builder.rpartition(":")
     try:
-        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = (
+            _module_of_file(Path(place))
+            if place.endswith(".py")
+            else importlib.import_module(place)
+        )
     except Exception as error:
         raise SurgeryError(
-            f"builder {builder!r}: {place} can't be imported ({type(error).__name__}: {error}). Mend it, or fetch.builder."
+            f"builder {builder!r}: {place} can't be imported ({type(error).__name__}: {error})."
+            " Mend it, or fetch.builder."
         ) from error
     found = getattr(module, name, None)
     if not callable(found):
-        offered = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
-        raise SurgeryError(f"builder {builder!r}: {place} has no function {name!r}; it has: {', '.join(offered) or 'none'}.")
+        offered = [
+            key
+            for key, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
+        raise SurgeryError(
+            f"builder {builder!r}: {place} has no function {name!r}; it has:"
+            f" {', '.join(offered) or 'none'}."
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -100,21 +115,29 @@ def _module_of_file(path: Path) -> Any:
     return module
 
 
-def build(builder: Builder, num_classes: int, builder_args: Mapping[str, Any] | None = None, absorbed: int = 0) -> nn.Module:
+def build(
+    builder: Builder,
+    num_classes: int,
+    builder_args: Mapping[str, Any] | None = None,
+    absorbed: int = 0,
+) -> nn.Module:
     """Build a detector with random weights; nothing is downloaded.
 
     Args:
         builder: name or function, see the module's text.
         num_classes: columns that the detector's users see, background included.
         builder_args: further keyword arguments of the builder.
-        absorbed: further columns of the score head, frozen by training, folded into background inside the head.
+        absorbed: further columns of the score head, frozen by training, folded into background
+            inside the head.
 
     Raises:
         SurgeryError: the builder can't be found or fails, or its head can't absorb.
     """
     model = _plain(builder, num_classes + absorbed, builder_args or {})
     if absorbed:
-        absorb_columns(model, family_of(model, resolve(builder)), num_classes, builder_name(builder))
+        absorb_columns(
+            model, family_of(model, resolve(builder)), num_classes, builder_name(builder)
+        )
     return model
 
 
@@ -131,16 +154,22 @@ def _plain(builder: Builder, num_classes: int, builder_args: Mapping[str, Any]) 
             _freeze_batch_norm(model.get_submodule("backbone"), float(frozen_eps))
     except Exception as error:
         raise SurgeryError(
-            f"builder {builder_name(builder)}(num_classes={num_classes}, {dict(builder_args)}): failed with {type(error).__name__}: {error}. "
-            "Mend fetch.builder or fetch.builder_args in params.yaml."
+            f"builder {builder_name(builder)}(num_classes={num_classes}, {dict(builder_args)}):"
+            f" failed with {type(error).__name__}: {error}. Mend fetch.builder or"
+            " fetch.builder_args in params.yaml."
         ) from error
     if not isinstance(model, nn.Module):
-        raise SurgeryError(f"builder {builder_name(builder)}: returned {type(model).__name__}, expected a torch.nn.Module.")
+        raise SurgeryError(
+            f"builder {builder_name(builder)}: returned {type(model).__name__}, expected a"
+            " torch.nn.Module."
+        )
     return model
 
 
 def _freeze_batch_norm(module: nn.Module, eps: float) -> None:
-    """Put frozen batch norms in the place of a module's batch norms, in place; the tensors keep their names, the step counters go."""
+    """Put frozen batch norms in the place of a module's batch norms, in place; the tensors keep
+    their names, the step counters go.
+    """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, FrozenBatchNorm2d(child.num_features, eps))
@@ -151,14 +180,18 @@ def _freeze_batch_norm(module: nn.Module, eps: float) -> None:
 def absorb_columns(model: nn.Module, family: Family | None, columns: int, name: str) -> None:
     """Fold a freshly built, wide detector's columns from `columns` on into background, in place.
 
-    The score head keeps its tensors and their names; a forward hook folds what it gives. Class-dependent layers that only a
-    detected class needs (box deltas, masks) are cut to `columns`.
+    The score head keeps its tensors and their names; a forward hook folds what it gives.
+    Class-dependent layers that only a detected class needs (box deltas, masks) are cut to
+    `columns`.
 
     Raises:
         SurgeryError: the family doesn't say where its logits are.
     """
     if family is None or family.score_head is None or family.fold is None:
-        raise SurgeryError(f"builder {name}: its head can't absorb classes (no softmax head is declared for it). Write `dropped: remove`.")
+        raise SurgeryError(
+            f"builder {name}: its head can't absorb classes (no softmax head is declared for it)."
+            " Write `dropped: remove`."
+        )
     head: Any = model.get_submodule(family.score_head)
     head.num_target_columns = columns
     head.register_forward_hook(family.fold)
@@ -174,7 +207,8 @@ def absorb_columns(model: nn.Module, family: Family | None, columns: int, name: 
 
 
 class UninitializedParameters(TorchFunctionMode):
-    """Skips the random initialization of parameters, which costs seconds and is about to be overwritten.
+    """Skips the random initialization of parameters, which costs seconds and is about to be
+    overwritten.
 
     Other tensors (such as a temporary of `orthogonal_`) and constants keep their numbers.
     """
@@ -198,9 +232,14 @@ class UninitializedParameters(TorchFunctionMode):
 
 
 def shapes_of(
-    builder: Builder, num_classes: int, builder_args: Mapping[str, Any] | None = None, absorbed: int = 0
+    builder: Builder,
+    num_classes: int,
+    builder_args: Mapping[str, Any] | None = None,
+    absorbed: int = 0,
 ) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape of the detector that a builder makes; built on the `meta` device, which holds no numbers."""
+    """Tensor name -> shape of the detector that a builder makes; built on the `meta` device, which
+    holds no numbers.
+    """
     with torch.device("meta"), UninitializedParameters():
         model = build(builder, num_classes, builder_args, absorbed)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -213,18 +252,21 @@ def load(
     *,
     builder: Builder | None = None,
 ) -> nn.Module:
-    """Load weights into their detector, ready to predict: evaluation mode, `model.columns` names the labels.
+    """Load weights into their detector, ready to predict: evaluation mode, `model.columns` names
+    the labels.
 
     Args:
         weights: a file that topwork wrote, or weights already read.
         device: where the detector goes.
         dtype: of all its floating-point tensors.
-        builder: in place of the one that the weights name; needed where a file names one that is neither torchvision's nor the project's
-            (`read_weights`).
+        builder: in place of the one that the weights name; needed where a file names one that is
+            neither torchvision's nor the project's (`read_weights`).
 
     Raises:
-        WeightsError: the file can't be read, names a builder that nobody vouched for, or its tensors don't fit the builder; all are named.
-        SurgeryError: the builder can't be found, or its file changed since the weights were fetched.
+        WeightsError: the file can't be read, names a builder that nobody vouched for, or its
+            tensors don't fit the builder; all are named.
+        SurgeryError: the builder can't be found, or its file changed since the weights were
+            fetched.
 
     Example:
         model = topwork.load("out/finetune/weights.safetensors")
@@ -257,6 +299,7 @@ def _check_builder_file(weights: Weights) -> None:
     found = sha256_file(file)
     if found != expected:
         raise SurgeryError(
-            f"builder {weights.builder!r}: its file changed since the weights were fetched (SHA-256 {found[:12]}, expected {expected[:12]}). "
-            "Run `dvc repro --force fetch`, then `dvc repro`, so that every stage uses the new one."
+            f"builder {weights.builder!r}: its file changed since the weights were fetched (SHA-256"
+            f" {found[:12]}, expected {expected[:12]}). Run `dvc repro --force fetch`, then `dvc"
+            " repro`, so that every stage uses the new one."
         )

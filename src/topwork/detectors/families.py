@@ -1,8 +1,10 @@
-"""Detector families: what the makers of a detector know about its head, and how to see one class's score in isolation.
+"""Detector families: what the makers of a detector know about its head, and how to see one class's
+score in isolation.
 
-A *probe* runs a detector's own head and post-processing on random features and returns every candidate box of every class, so that
-gradients tell which rows of which tensor a class's score, boxes and masks depend on. Torchvision's four families are here; a builder
-of one's own brings a `Family` as its attribute `family`:
+A *probe* runs a detector's own head and post-processing on random features and returns every
+candidate box of every class, so that gradients tell which rows of which tensor a class's score,
+boxes and masks depend on. Torchvision's four families are here; a builder of one's own brings a
+`Family` as its attribute `family`:
 
     def build(num_classes: int) -> nn.Module: ...
     build.family = Family("mine", probe=my_probe)
@@ -34,16 +36,21 @@ class Family:
 
     Attributes:
         name: for receipts and messages.
-        probe: detector (float64, random rows) -> one dict of differentiable `scores` float[N], `labels` int64[N] (columns) and, where
-            they are class-dependent, `boxes` and `masks`; every candidate of every class, nothing suppressed.
-        isolate: called first, on the freshly built detector: may put random features in the place of large parts that don't depend
-            on the classes, so that the proof costs little time and memory.
-        layouts: role -> declared layout of a multiplied class axis (`class-major`, `anchor-major`); a role that isn't named takes
-            whichever layout the probe proves.
+        probe: detector (float64, random rows) -> one dict of differentiable `scores` float[N],
+            `labels` int64[N] (columns) and, where they are class-dependent, `boxes` and `masks`;
+            every candidate of every class, nothing suppressed.
+        isolate: called first, on the freshly built detector: may put random features in the place
+            of large parts that don't depend on the classes, so that the proof costs little time and
+            memory.
+        layouts: role -> declared layout of a multiplied class axis (`class-major`, `anchor-major`);
+            a role that isn't named takes whichever layout the probe proves.
         trunk: prefixes of the tensors below the head.
-        score_head: path of the module that gives the logits (`[..., columns]`, alone or first in a tuple); needed for `absorb`.
-        fold: forward hook that folds absorbed columns into background; None where the head isn't a softmax.
-        cut: path of a class-dependent layer that absorbed classes don't need (boxes, masks) -> its rows a class.
+        score_head: path of the module that gives the logits (`[..., columns]`, alone or first in a
+            tuple); needed for `absorb`.
+        fold: forward hook that folds absorbed columns into background; None where the head isn't a
+            softmax.
+        cut: path of a class-dependent layer that absorbed classes don't need (boxes, masks) -> its
+            rows a class.
     """
 
     name: str
@@ -59,20 +66,26 @@ class Family:
 def fold_background(logits: Tensor, columns: int) -> Tensor:
     """Fold absorbed columns into background: float[..., columns + absorbed] -> float[..., columns].
 
-    background' = logsumexp(background, absorbed); the other logits pass unchanged, so that every softmax probability of a target
-    class is what the wide softmax gives it.
+    background' = logsumexp(background, absorbed); the other logits pass unchanged, so that every
+    softmax probability of a target class is what the wide softmax gives it.
     """
-    background = torch.logsumexp(torch.cat([logits[..., :1], logits[..., columns:]], dim=-1), dim=-1, keepdim=True)
+    background = torch.logsumexp(
+        torch.cat([logits[..., :1], logits[..., columns:]], dim=-1), dim=-1, keepdim=True
+    )
     return torch.cat([background, logits[..., 1:columns]], dim=-1)
 
 
 def fold_levels(self, inputs: tuple[list[Tensor]], output: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    """Forward hook of torchvision's SSD classification heads; typed so that TorchScript compiles it."""
+    """Forward hook of torchvision's SSD classification heads; typed so that TorchScript compiles
+    it.
+    """
     return fold_background(output, self.num_target_columns)
 
 
 def fold_pair(self, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    """Forward hook of torchvision's box predictors (scores, box deltas); typed so that TorchScript compiles it."""
+    """Forward hook of torchvision's box predictors (scores, box deltas); typed so that TorchScript
+    compiles it.
+    """
     return fold_background(output[0], self.num_target_columns), output[1]
 
 
@@ -90,12 +103,19 @@ class _Stand(nn.Module):
         super().__init__()
         self.shape = shape
         self.like: Tensor
-        self.register_buffer("like", torch.zeros(1), persistent=False)  # follows the detector's dtype
+        self.register_buffer(
+            "like", torch.zeros(1), persistent=False
+        )  # follows the detector's dtype
 
     def forward(self, *inputs: Any) -> Any:
         if isinstance(self.shape, dict):  # a backbone: one map a level
-            return OrderedDict((name, torch.randn(shape, dtype=self.like.dtype)) for name, shape in self.shape.items())
-        return torch.randn(len(inputs[0]), *self.shape, dtype=self.like.dtype)  # a RoI head: features a box
+            return OrderedDict(
+                (name, torch.randn(shape, dtype=self.like.dtype))
+                for name, shape in self.shape.items()
+            )
+        return torch.randn(
+            len(inputs[0]), *self.shape, dtype=self.like.dtype
+        )  # a RoI head: features a box
 
 
 class _Boxes(nn.Module):
@@ -114,11 +134,18 @@ def _isolate_one_stage(model: Any) -> None:
     maps = model.backbone.to("meta").eval()(torch.empty(1, 3, height, width, device="meta"))
     maps = maps if isinstance(maps, dict) else {"0": maps}
     shapes = OrderedDict((name, value.shape) for name, value in maps.items())
-    if type(model.anchor_generator) is DefaultBoxGenerator:  # makes anchors for any size: four places a level prove as much as 1444
-        shapes = OrderedDict((name, torch.Size((*shape[:2], min(shape[2], 2), min(shape[3], 2)))) for name, shape in shapes.items())
+    if (
+        type(model.anchor_generator) is DefaultBoxGenerator
+    ):  # makes anchors for any size: four places a level prove as much as 1444
+        shapes = OrderedDict(
+            (name, torch.Size((*shape[:2], min(shape[2], 2), min(shape[3], 2))))
+            for name, shape in shapes.items()
+        )
     model.backbone = _Stand(shapes)
     for head in (model.head.classification_head, model.head.regression_head):
-        if hasattr(head, "conv"):  # RetinaNet's and FCOS's towers, as wide at the end as at the start
+        if hasattr(
+            head, "conv"
+        ):  # RetinaNet's and FCOS's towers, as wide at the end as at the start
             head.conv = nn.Identity()
 
 
@@ -127,7 +154,9 @@ def _probe_one_stage(model: Any) -> Detections:
     model.score_thresh, model.nms_thresh = -1.0, 2.0
     model.topk_candidates = model.detections_per_img = EVERYTHING
     width, height = model.transform.fixed_size
-    detections: Detections = model([torch.rand(3, height, width, dtype=next(model.parameters()).dtype)])
+    detections: Detections = model(
+        [torch.rand(3, height, width, dtype=next(model.parameters()).dtype)]
+    )
     return detections
 
 
@@ -135,9 +164,15 @@ def _isolate_two_stage(model: Any) -> None:
     """Leave the RoI predictors alone, with random features of the right width before them."""
     heads = model.roi_heads
     model.backbone = model.rpn = nn.Identity()
-    heads.box_roi_pool, heads.box_head = _Boxes(), _Stand((heads.box_predictor.cls_score.in_features,))
+    heads.box_roi_pool, heads.box_head = (
+        _Boxes(),
+        _Stand((heads.box_predictor.cls_score.in_features,)),
+    )
     if heads.has_mask():
-        heads.mask_roi_pool, heads.mask_head = _Boxes(), _Stand((heads.mask_predictor.conv5_mask.in_channels, 4, 4))
+        heads.mask_roi_pool, heads.mask_head = (
+            _Boxes(),
+            _Stand((heads.mask_predictor.conv5_mask.in_channels, 4, 4)),
+        )
     heads.keypoint_roi_pool = heads.keypoint_head = heads.keypoint_predictor = None
 
 
@@ -150,8 +185,14 @@ def _probe_two_stage(model: Any) -> Detections:
     heads.score_thresh, heads.nms_thresh, heads.detections_per_img = -1.0, 2.0, EVERYTHING
     with torch.no_grad():
         for parameter in heads.box_predictor.bbox_pred.parameters():
-            parameter.mul_(0.01)  # so that boxes stay close to their proposals: none is clipped or dropped as too small
-    detections, _ = heads(OrderedDict(), [torch.cat([corners, corners + sizes], dim=1)], [(IMAGE_SIDE, IMAGE_SIDE)])
+            parameter.mul_(
+                0.01
+                # so that boxes stay close to their proposals: none is clipped or dropped as too
+                # small
+            )
+    detections, _ = heads(
+        OrderedDict(), [torch.cat([corners, corners + sizes], dim=1)], [(IMAGE_SIDE, IMAGE_SIDE)]
+    )
     return list(detections)
 
 
@@ -163,7 +204,9 @@ _SSD = Family(
     score_head="head.classification_head",
     fold=fold_levels,
 )
-_RETINANET = Family("retinanet", _probe_one_stage, _isolate_one_stage, layouts={"scores": "anchor-major"})
+_RETINANET = Family(
+    "retinanet", _probe_one_stage, _isolate_one_stage, layouts={"scores": "anchor-major"}
+)
 _FCOS = Family("fcos", _probe_one_stage, _isolate_one_stage, layouts={"scores": "plain"})
 _RCNN = Family(
     "rcnn",
@@ -177,11 +220,18 @@ _RCNN = Family(
 
 
 def family_of(model: nn.Module, builder: Callable[..., nn.Module]) -> Family | None:
-    """The family that the builder declares, or torchvision's that the detector is an instance of; None where neither is known."""
+    """The family that the builder declares, or torchvision's that the detector is an instance of;
+    None where neither is known.
+    """
     declared = getattr(builder, "family", None)
     if isinstance(declared, Family):
         return declared
-    for kind, family in ((SSD, _SSD), (RetinaNet, _RETINANET), (FCOS, _FCOS), (GeneralizedRCNN, _RCNN)):
+    for kind, family in (
+        (SSD, _SSD),
+        (RetinaNet, _RETINANET),
+        (FCOS, _FCOS),
+        (GeneralizedRCNN, _RCNN),
+    ):
         if isinstance(model, kind):
             return family
     return None

@@ -1,7 +1,8 @@
 """How the rows of one class lie along a class axis, and the proof of it.
 
-A class axis of a head with K columns and multiplicity m has K * m rows. Seen as an array [outer, K, inner] with outer * inner = m,
-column c owns `[:, c, :]`: `class-major` is outer 1, `anchor-major` is inner 1, and with m = 1 the two are the same (`plain`).
+A class axis of a head with K columns and multiplicity m has K * m rows. Seen as an array [outer, K,
+inner] with outer * inner = m, column c owns `[:, c, :]`: `class-major` is outer 1, `anchor-major`
+is inner 1, and with m = 1 the two are the same (`plain`).
 """
 
 from collections.abc import Iterator

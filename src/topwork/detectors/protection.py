@@ -1,4 +1,6 @@
-"""Row protection: which rows of which tensors belong to which classes, as data that training reads."""
+"""Row protection: which rows of which tensors belong to which classes, as data that training
+reads.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,7 +42,9 @@ class Protection:
 
 
 def rows_of(weights: Weights, names: Iterable[str]) -> dict[str, RowGroup]:
-    """Tensor name -> rows of the named classes (`__background__` included, if named); tensors without such rows are left out."""
+    """Tensor name -> rows of the named classes (`__background__` included, if named); tensors
+    without such rows are left out.
+    """
     wanted = set(names)
     columns = [index for index, name in enumerate(weights.columns) if name in wanted]
     return _rows(weights, columns)
@@ -51,15 +55,17 @@ def protection_of(weights: Weights, origins: Mapping[str, str] | None = None) ->
 
     Args:
         weights: grafted weights.
-        origins: target class -> `keep`, `like` or `new`; by default what the graft wrote into the weights' provenance. Classes that
-            aren't named count as kept.
+        origins: target class -> `keep`, `like` or `new`; by default what the graft wrote into the
+            weights' provenance. Classes that aren't named count as kept.
     """
     if origins is None:
         origins = dict(weights.provenance.get("graft", {}).get("rows", {}))
     by_origin: dict[str, list[int]] = {"keep": [], "like": [], "new": []}
     for index, name in enumerate(weights.columns[1:], start=1):
         by_origin[origins.get(name, "keep")].append(index)
-    found = anatomy(weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed))
+    found = anatomy(
+        weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed)
+    )
     trunk = tuple(name for name in weights.state_dict if name.startswith(found.trunk))
     wide = len(weights.columns) + len(weights.absorbed)
     return Protection(
@@ -74,9 +80,14 @@ def protection_of(weights: Weights, origins: Mapping[str, str] | None = None) ->
 
 
 def _rows(weights: Weights, columns: Iterable[int]) -> dict[str, RowGroup]:
-    found = anatomy(weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed))
+    found = anatomy(
+        weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed)
+    )
     columns = list(columns)
     groups = {
-        axis.tensor: RowGroup(axis.axis, tuple(sorted(row for column in columns for row in axis.rows(column)))) for axis in found.axes
+        axis.tensor: RowGroup(
+            axis.axis, tuple(sorted(row for column in columns for row in axis.rows(column)))
+        )
+        for axis in found.axes
     }
     return {name: group for name, group in groups.items() if group.rows}

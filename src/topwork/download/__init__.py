@@ -1,1 +1,3 @@
-"""Pretrained weights from anywhere: sources, HTTP transport, the shared cache, the lock of known hashes."""
+"""Pretrained weights from anywhere: sources, HTTP transport, the shared cache, the lock of known
+hashes.
+"""

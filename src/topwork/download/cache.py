@@ -1,6 +1,8 @@
-"""The shared cache of downloads: content by its hash, so that a file in it never changes under a reader.
+"""The shared cache of downloads: content by its hash, so that a file in it never changes under a
+reader.
 
-It lies beside DVC's cache, outside any project: `TOPWORK_CACHE`, else `XDG_CACHE_HOME/topwork`, else `~/.cache/topwork`.
+It lies beside DVC's cache, outside any project: `TOPWORK_CACHE`, else `XDG_CACHE_HOME/topwork`,
+else `~/.cache/topwork`.
 
     files/SHA256/NAME     whole files
     sources/KEY.json      which hash a source had when it was last fetched
@@ -57,17 +59,29 @@ class Cache:
         return self.root / "partial" / key_of(source)
 
     def find(self, source: str, expected: str | None, say: Callable[[str], None]) -> Cached | None:
-        """The cached file with hash `expected` or, without one, the file that `source` had last; its bytes are hashed again."""
+        """The cached file with hash `expected` or, without one, the file that `source` had last;
+        its bytes are hashed again.
+        """
         digest = expected or self._last(source)
         if digest is None:
             return None
         folder = self.root / "files" / digest
-        path = next((file for file in sorted(folder.glob("*")) if file.is_file() and not file.name.startswith(".")), None)
+        path = next(
+            (
+                file
+                for file in sorted(folder.glob("*"))
+                if file.is_file() and not file.name.startswith(".")
+            ),
+            None,
+        )
         if path is None:
             return None
         found = sha256_file(path)
         if found != digest:
-            say(f"{path}: the cached file is damaged (SHA-256 found {found}, expected {digest}); it is removed and fetched again.")
+            say(
+                f"{path}: the cached file is damaged (SHA-256 found {found}, expected {digest}); it"
+                " is removed and fetched again."
+            )
             path.unlink(missing_ok=True)
             return None
         return Cached(path, digest)
@@ -94,19 +108,25 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("rb+") as stream:
                 os.fsync(stream.fileno())
-            # Remembered before it's moved: killed in between, the next run finds a partial file that is whole, and killed after it, the file.
-            write_json(self._record(source), {"source": source, "sha256": digest, "bytes": part.stat().st_size})
+            # Remembered before it's moved: killed in between, the next run finds a partial file
+            # that is whole, and killed after it, the file.
+            write_json(
+                self._record(source),
+                {"source": source, "sha256": digest, "bytes": part.stat().st_size},
+            )
             part.replace(path)
             path.chmod(0o444)
         except OSError as error:
             raise WeightsError(
-                f"{self.root}: the download cache can't be written ({error.strerror or error}). Run again, or name another folder: TOPWORK_CACHE=FOLDER."
+                f"{self.root}: the download cache can't be written ({error.strerror or error}). Run"
+                " again, or name another folder: TOPWORK_CACHE=FOLDER."
             ) from error
         return Cached(path, digest)
 
     @contextmanager
     def held(self, source: str, say: Callable[[str], None]) -> Iterator[None]:
-        """Only one process at a time is in this block for a source; the operating system frees the lock when a process dies.
+        """Only one process at a time is in this block for a source; the operating system frees the
+        lock when a process dies.
 
         Raises:
             WeightsError: the cache folder can't be written.
@@ -121,7 +141,8 @@ class Cache:
                 lock.acquire()
         except OSError as error:
             raise WeightsError(
-                f"{self.root}: the download cache can't be written ({error.strerror or error}). Name another folder: TOPWORK_CACHE=FOLDER."
+                f"{self.root}: the download cache can't be written ({error.strerror or error})."
+                " Name another folder: TOPWORK_CACHE=FOLDER."
             ) from error
         try:
             yield
@@ -129,16 +150,20 @@ class Cache:
             lock.release()
 
     def clean(self) -> tuple[int, list[str]]:
-        """Remove every file of the cache's own making, but downloads that another process is busy with.
+        """Remove every file of the cache's own making, but downloads that another process is busy
+        with.
 
         Returns:
             Bytes freed, and the keys left alone because they are busy.
         """
-        # By its own names: were TOPWORK_CACHE a folder that holds other things as well, these would stay.
+        # By its own names: were TOPWORK_CACHE a folder that holds other things as well, these would
+        # stay.
         own = [path for path in self.root.glob("files/*") if _HASH.fullmatch(path.name)]
         own += [path for path in self.root.glob("sources/*.json") if _KEY.fullmatch(path.stem)]
         freed, busy = sum(_remove(path) for path in own), []
-        for folder in sorted(path for path in self.root.glob("partial/*") if _KEY.fullmatch(path.name)):
+        for folder in sorted(
+            path for path in self.root.glob("partial/*") if _KEY.fullmatch(path.name)
+        ):
             try:
                 freed += self._drop(folder)
             except Timeout:
@@ -147,7 +172,9 @@ class Cache:
         return freed, busy
 
     def tidy(self, source: str) -> None:
-        """Remove what a process left that was killed when its file was already in place; not where another is busy or nothing may be written."""
+        """Remove what a process left that was killed when its file was already in place; not where
+        another is busy or nothing may be written.
+        """
         folder = self.partial(source)
         if folder.is_dir():
             with suppress(OSError):  # Timeout is one

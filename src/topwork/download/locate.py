@@ -1,4 +1,6 @@
-"""From a source's name to a file on this machine: local file, URL, torchvision, DVC, Hugging Face hub."""
+"""From a source's name to a file on this machine: local file, URL, torchvision, DVC, Hugging Face
+hub.
+"""
 
 import contextlib
 import os
@@ -23,7 +25,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Located:
-    """A source's file on this machine, its hash held against what is known, and what the source itself says about it.
+    """A source's file on this machine, its hash held against what is known, and what the source
+    itself says about it.
 
     Attributes:
         path: the file.
@@ -58,7 +61,13 @@ class Desk:
     @property
     def offline(self) -> bool:
         """The cache alone: fetch.offline, or TOPWORK_OFFLINE=1."""
-        return self.params.offline or os.environ.get("TOPWORK_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
+        return self.params.offline or os.environ.get("TOPWORK_OFFLINE", "").lower() not in (
+            "",
+            "0",
+            "false",
+            "no",
+            "off",
+        )
 
     @property
     def mirror(self) -> str | None:
@@ -69,7 +78,9 @@ class Desk:
     def policy(self) -> Policy:
         """Patience and limits of params `fetch`."""
         params = self.params
-        return Policy(tries=params.tries, timeout_s=params.timeout_s, max_bytes=int(params.max_gib * GIB))
+        return Policy(
+            tries=params.tries, timeout_s=params.timeout_s, max_bytes=int(params.max_gib * GIB)
+        )
 
     def known(self, source: str, digits: str = "", given: str = "") -> Known:
         """What params.yaml and the lock know of a source."""
@@ -101,12 +112,15 @@ class Desk:
 
     @contextlib.contextmanager
     def cached_or(self, known: Known) -> Iterator[Cached | None]:
-        """For sources that other libraries fetch: the cached file, or None while this process alone may fetch it."""
+        """For sources that other libraries fetch: the cached file, or None while this process alone
+        may fetch it.
+        """
         cached = None if self.accept else self.cache.find(known.source, known.expected, self.say)
         if cached is None and self.offline:
             raise WeightsError(
-                f"{known.source}: not in the cache {self.cache.root}, and fetch.offline is on. "
-                "Fetch it once with a network, or copy the cache folder of a machine that has it (TOPWORK_CACHE=FOLDER)."
+                f"{known.source}: not in the cache {self.cache.root}, and fetch.offline is on."
+                " Fetch it once with a network, or copy the cache folder of a machine that has it"
+                " (TOPWORK_CACHE=FOLDER)."
             )
         if cached is not None:
             known.judge(cached.sha256)
@@ -134,8 +148,9 @@ def _local(desk: Desk) -> Located:
     path = Path(source)
     if not path.is_file():
         raise WeightsError(
-            f"fetch.source: {source or 'empty'}: {'a folder' if path.is_dir() else 'no such file'}, expected a file, or a source of another kind "
-            "(demo, torchvision:BUILDER/ENTRY, https://..., dvc:REPO#PATH@REV, hf:REPO/FILE@REVISION). Mend it in params.yaml."
+            f"fetch.source: {source or 'empty'}: {'a folder' if path.is_dir() else 'no such file'},"
+            " expected a file, or a source of another kind (demo, torchvision:BUILDER/ENTRY,"
+            " https://..., dvc:REPO#PATH@REV, hf:REPO/FILE@REVISION). Mend it in params.yaml."
         )
     # An absolute path says nothing on another machine, and doesn't belong into what is committed.
     name = path.name if path.is_absolute() else source
@@ -155,7 +170,15 @@ def _torchvision(desk: Desk, rest: str) -> Located:
     entry = entry_of(rest)
     name = f"torchvision:{entry.name}"
     cached = desk.download(desk.known(name, entry.digits), desk.mirrored(entry.url))
-    return Located(cached.path, name, cached.sha256, entry.url.rpartition("/")[2], entry.builder, entry.columns, entry.facts)
+    return Located(
+        cached.path,
+        name,
+        cached.sha256,
+        entry.url.rpartition("/")[2],
+        entry.builder,
+        entry.columns,
+        entry.facts,
+    )
 
 
 def _dvc(desk: Desk, rest: str) -> Located:
@@ -164,11 +187,14 @@ def _dvc(desk: Desk, rest: str) -> Located:
     path, _, revision = tail.partition("@")
     if not hash_sign or not repo or not path:
         raise WeightsError(
-            f"fetch.source: dvc:{rest}: expected dvc:REPO#PATH@REV, such as dvc:https://example.org/models.git#best.pth@v1.2. Mend it in params.yaml."
+            f"fetch.source: dvc:{rest}: expected dvc:REPO#PATH@REV, such as"
+            " dvc:https://example.org/models.git#best.pth@v1.2. Mend it in params.yaml."
         )
     if repo.startswith(("http://", "https://")):
         check_url(repo)
-    name = f"dvc:{shown(repo) if '://' in repo else repo}#{path}" + (f"@{revision}" if revision else "")
+    name = f"dvc:{shown(repo) if '://' in repo else repo}#{path}" + (
+        f"@{revision}" if revision else ""
+    )
     known = desk.known(name)
     with desk.cached_or(known) as cached:
         if cached is None:
@@ -193,7 +219,9 @@ def _scratch(desk: Desk, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _get_from_dvc(desk: Desk, name: str, repo: str, path: str, revision: str | None, part: Path) -> None:
+def _get_from_dvc(
+    desk: Desk, name: str, repo: str, path: str, revision: str | None, part: Path
+) -> None:
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from scmrepo.exceptions import SCMError
@@ -203,17 +231,25 @@ def _get_from_dvc(desk: Desk, name: str, repo: str, path: str, revision: str | N
         size = system.info(path).get("size")
         if size is not None and size > desk.policy.max_bytes:
             raise WeightsError(
-                f"{name}: {size:,} bytes, the limit is {desk.policy.max_bytes:,}. Raise fetch.max_gib in params.yaml if that is right."
+                f"{name}: {size:,} bytes, the limit is {desk.policy.max_bytes:,}. Raise"
+                " fetch.max_gib in params.yaml if that is right."
             )
-        desk.say(f"{name}: fetching {size:,} bytes by DVC." if size is not None else f"{name}: fetching by DVC.")
+        desk.say(
+            f"{name}: fetching {size:,} bytes by DVC."
+            if size is not None
+            else f"{name}: fetching by DVC."
+        )
         system.get_file(path, str(part))
     except FileNotFoundError as error:
         raise WeightsError(
-            f"{name}: {path} not found in {shown(repo) if '://' in repo else repo} at {revision or 'its default revision'}, or not on its remote. Mend fetch.source, or `dvc push` there."
+            f"{name}: {path} not found in {shown(repo) if '://' in repo else repo} at"
+            f" {revision or 'its default revision'}, or not on its remote. Mend fetch.source, or"
+            " `dvc push` there."
         ) from error
     except (DvcException, SCMError, OSError, ValueError) as error:
         raise WeightsError(
-            f"{name}: DVC can't get it ({_reason(error)}). Try by hand: dvc get {repo} {path}" + (f" --rev {revision}" if revision else "")
+            f"{name}: DVC can't get it ({_reason(error)}). Try by hand: dvc get {repo} {path}"
+            + (f" --rev {revision}" if revision else "")
         ) from error
 
 
@@ -230,12 +266,15 @@ def _reason(error: BaseException | None) -> str:
 
 
 def _hub(desk: Desk, rest: str) -> Located:
-    """A file of the Hugging Face hub: `hf:OWNER/REPO/FILE@REVISION`; downloaded by our own code, at the commit the hub's library finds."""
+    """A file of the Hugging Face hub: `hf:OWNER/REPO/FILE@REVISION`; downloaded by our own code, at
+    the commit the hub's library finds.
+    """
     place, _, revision = rest.partition("@")
     parts = place.split("/")
     if len(parts) < 3 or not all(parts):
         raise WeightsError(
-            f"fetch.source: hf:{rest}: expected hf:OWNER/REPO/FILE@REVISION, such as hf:acme/detector/model.safetensors@v1. Mend it in params.yaml."
+            f"fetch.source: hf:{rest}: expected hf:OWNER/REPO/FILE@REVISION, such as"
+            " hf:acme/detector/model.safetensors@v1. Mend it in params.yaml."
         )
     repo, file = "/".join(parts[:2]), "/".join(parts[2:])
     name = f"hf:{place}@{revision or 'main'}"
@@ -253,29 +292,46 @@ def _hub(desk: Desk, rest: str) -> Located:
     return Located(cached.path, name, cached.sha256, parts[-1])
 
 
-def _ask_hub(desk: Desk, name: str, repo: str, file: str, revision: str) -> tuple[str, str | None, str | None]:
-    """Address at the commit that the revision means, token from the environment, SHA-256 where the hub knows it."""
+def _ask_hub(
+    desk: Desk, name: str, repo: str, file: str, revision: str
+) -> tuple[str, str | None, str | None]:
+    """Address at the commit that the revision means, token from the environment, SHA-256 where the
+    hub knows it.
+    """
     try:
         from huggingface_hub import HfApi, hf_hub_url
     except ImportError as error:
-        raise WeightsError(f"{name}: needs the hub's library, which isn't installed. Run: pip install 'topwork[hub]'") from error
-    endpoint = (desk.mirror or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        raise WeightsError(
+            f"{name}: needs the hub's library, which isn't installed. Run: pip install"
+            " 'topwork[hub]'"
+        ) from error
+    endpoint = (desk.mirror or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip(
+        "/"
+    )
     check_url(endpoint)
     token = os.environ.get("HF_TOKEN", "").strip() if private(endpoint) else ""
-    authorization(endpoint, token)  # raises for a token that can't stand in a header, which the library would print
+    authorization(
+        endpoint, token
+    )  # raises for a token that can't stand in a header, which the library would print
     try:
         info = HfApi(endpoint=endpoint, token=token or False).model_info(
             repo, revision=revision, files_metadata=True, timeout=desk.policy.timeout_s
         )
-    except Exception as error:  # the library's own errors, and those of whichever HTTP library it uses
+    except (
+        Exception
+    ) as error:  # the library's own errors, and those of whichever HTTP library it uses
         raise WeightsError(
-            f"{name}: the hub at {shown(endpoint)} doesn't give it ({_reason(error)}). Check repository, revision and network; "
-            "a private repository needs HF_TOKEN in the environment, a hub of your own fetch.mirror in params.yaml."
+            f"{name}: the hub at {shown(endpoint)} doesn't give it ({_reason(error)}). Check"
+            " repository, revision and network; a private repository needs HF_TOKEN in the"
+            " environment, a hub of your own fetch.mirror in params.yaml."
         ) from error
     entry = next((sibling for sibling in info.siblings or [] if sibling.rfilename == file), None)
     if entry is None:
         found = ", ".join(sibling.rfilename for sibling in (info.siblings or [])[:20])
-        raise WeightsError(f"{name}: found {found or 'no file'} there, expected {file}. Mend fetch.source in params.yaml.")
+        raise WeightsError(
+            f"{name}: found {found or 'no file'} there, expected {file}. Mend fetch.source in"
+            " params.yaml."
+        )
     url = hf_hub_url(repo, file, revision=info.sha, endpoint=endpoint)
     return url, token or None, entry.lfs.sha256 if entry.lfs else None
 

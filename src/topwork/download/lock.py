@@ -1,4 +1,6 @@
-"""weights.lock: the SHA-256 of each weights source, as first seen. Committed beside params.yaml; enforced ever after."""
+"""weights.lock: the SHA-256 of each weights source, as first seen. Committed beside params.yaml;
+enforced ever after.
+"""
 
 import hashlib
 import json
@@ -16,7 +18,8 @@ from topwork.project.fetch import WEIGHTS_LOCK
 
 LOCK_FILE = WEIGHTS_LOCK
 _HEADER = (
-    "# SHA-256 of each weights source, as first seen by `topwork fetch`. Commit this file. Accept a change: topwork fetch SOURCE --accept\n"
+    "# SHA-256 of each weights source, as first seen by `topwork fetch`. Commit this file. Accept a"
+    " change: topwork fetch SOURCE --accept\n"
 )
 
 
@@ -35,10 +38,16 @@ def read_lock(path: Path = LOCK_FILE) -> dict[str, str]:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
     except (YAMLError, OSError, UnicodeDecodeError) as error:
         raise WeightsError(
-            f"{path}: not readable as YAML ({' '.join(str(error).split())}). Restore it: git checkout -- {path.name}"
+            f"{path}: not readable as YAML ({' '.join(str(error).split())}). Restore it: git"
+            f" checkout -- {path.name}"
         ) from error
-    if not isinstance(raw, dict) or not all(isinstance(k, str) and _is_sha256(v) for k, v in raw.items()):
-        raise WeightsError(f"{path}: expected lines of `source: SHA-256` (64 hex digits, quoted). Restore it: git checkout -- {path.name}")
+    if not isinstance(raw, dict) or not all(
+        isinstance(k, str) and _is_sha256(v) for k, v in raw.items()
+    ):
+        raise WeightsError(
+            f"{path}: expected lines of `source: SHA-256` (64 hex digits, quoted). Restore it: git"
+            f" checkout -- {path.name}"
+        )
     return dict(raw)
 
 
@@ -48,7 +57,10 @@ def _is_sha256(value: object) -> bool:
 
 def write_lock(lock: dict[str, str], path: Path = LOCK_FILE) -> None:
     """Write the lock file, sources sorted, whole or not at all."""
-    lines = [f"{json.dumps(source, ensure_ascii=False)}: {json.dumps(lock[source])}\n" for source in sorted(lock)]
+    lines = [
+        f"{json.dumps(source, ensure_ascii=False)}: {json.dumps(lock[source])}\n"
+        for source in sorted(lock)
+    ]
     write_text(path, _HEADER + "".join(lines))
 
 
@@ -60,7 +72,8 @@ class Known:
         source: as the lock writes it.
         pinned: SHA-256 of fetch.sha256, None without one.
         locked: SHA-256 of weights.lock, None at first use.
-        digits: hex digits that the source itself promises: the first eight (torchvision) or all (the hub), else empty.
+        digits: hex digits that the source itself promises: the first eight (torchvision) or all
+            (the hub), else empty.
         promise: where it promises them.
         accept: a change of the locked hash is welcome.
         given: as the user wrote the source, where the lock doesn't write it so.
@@ -88,19 +101,27 @@ class Known:
         """
         if self.pinned is not None and found != self.pinned:
             raise ChecksumError(
-                f"{self.source}: SHA-256 found {found}, expected {self.pinned} (fetch.sha256 in params.yaml). "
-                "Nothing was kept. If the new content is right, put its hash into fetch.sha256."
+                f"{self.source}: SHA-256 found {found}, expected {self.pinned} (fetch.sha256 in"
+                " params.yaml). Nothing was kept. If the new content is right, put its hash into"
+                " fetch.sha256."
             )
         if not found.startswith(self.digits):
             begin = "" if len(self.digits) == len(found) else "it to begin with "
             raise ChecksumError(
-                f"{self.source}: SHA-256 found {found}, expected {begin}{self.digits} ({self.promise}). "
-                "Nothing was kept: this isn't the source's own file. Fetch again, or mend fetch.mirror."
+                f"{self.source}: SHA-256 found {found}, expected {begin}{self.digits}"
+                f" ({self.promise}). Nothing was kept: this isn't the source's own file. Fetch"
+                " again, or mend fetch.mirror."
             )
-        if self.pinned is None and self.locked is not None and not self.accept and found != self.locked:
+        if (
+            self.pinned is None
+            and self.locked is not None
+            and not self.accept
+            and found != self.locked
+        ):
             raise ChecksumError(
-                f"{self.source}: SHA-256 found {found}, expected {self.locked} (weights.lock): the source has changed. "
-                f"Nothing was kept. If you trust the new content: topwork fetch {shlex.quote(self.given or self.source)} --accept"
+                f"{self.source}: SHA-256 found {found}, expected {self.locked} (weights.lock): the"
+                " source has changed. Nothing was kept. If you trust the new content: topwork"
+                f" fetch {shlex.quote(self.given or self.source)} --accept"
             )
 
 
@@ -113,14 +134,17 @@ def record(source: str, digest: str, path: Path = LOCK_FILE) -> None:
 
 
 def keep_lock(path: Path = LOCK_FILE) -> None:
-    """Make sure that there is a lock file, empty where nothing was learned: DVC tracks it as an out of `fetch`."""
+    """Make sure that there is a lock file, empty where nothing was learned: DVC tracks it as an out
+    of `fetch`.
+    """
     if not path.is_file():
         write_lock({}, path)
 
 
 def parent_lock(path: Path = LOCK_FILE) -> Path | None:
-    """The lock of the project that this one is a copy of, None where it's none: DVC runs queued and temporary experiments in a copy of
-    what git tracks, which lacks a lock that isn't committed yet, and names the original in DVC_ROOT.
+    """The lock of the project that this one is a copy of, None where it's none: DVC runs queued and
+    temporary experiments in a copy of what git tracks, which lacks a lock that isn't committed yet,
+    and names the original in DVC_ROOT.
     """
     parent = Path(os.environ.get("DVC_ROOT", ".")) / path
     return parent if parent.resolve() != path.resolve() else None
@@ -128,4 +152,7 @@ def parent_lock(path: Path = LOCK_FILE) -> Path | None:
 
 def lock_of_lock(path: Path) -> Path:
     """A file in the temporary folder that processes hold while they change a lock file."""
-    return Path(tempfile.gettempdir()) / f"topwork-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.lock"
+    return (
+        Path(tempfile.gettempdir())
+        / f"topwork-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.lock"
+    )

@@ -1,4 +1,6 @@
-"""The partial file of a download: its bytes, their running hash, and the validators it may be resumed with."""
+"""The partial file of a download: its bytes, their running hash, and the validators it may be
+resumed with.
+"""
 
 import contextlib
 import errno
@@ -42,7 +44,8 @@ class Validators:
 
 
 class Partial:
-    """A partial file in a folder of its own; on leaving the block its bytes stay for the next try, unless it was moved or dropped.
+    """A partial file in a folder of its own; on leaving the block its bytes stay for the next try,
+    unless it was moved or dropped.
 
     Attributes:
         size: bytes so far.
@@ -68,7 +71,12 @@ class Partial:
             self._recover()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
         self._helpers.shutdown()
         if kind is None or self.size == 0:
@@ -99,8 +107,9 @@ class Partial:
                 free = shutil.disk_usage(self.path.parent).free
                 if free < validators.total + _SPARE_BYTES:
                     raise WeightsError(
-                        f"{self.path.parent}: {free:,} bytes are free, the download needs {validators.total:,}. "
-                        "Free some space (topwork fetch --clean-cache), or name another folder: TOPWORK_CACHE=FOLDER."
+                        f"{self.path.parent}: {free:,} bytes are free, the download needs"
+                        f" {validators.total:,}. Free some space (topwork fetch --clean-cache), or"
+                        " name another folder: TOPWORK_CACHE=FOLDER."
                     )
             write_json(self._record, asdict(validators))
             self._stream = self.path.open("wb", buffering=0)
@@ -123,7 +132,9 @@ class Partial:
             while view:
                 view = view[self._stream.write(view) :]
             self.size += len(chunk)
-            if self.size - self._synced >= SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            if self.size - self._synced >= SYNC_BYTES and (
+                self._syncing is None or self._syncing.done()
+            ):
                 self._sync_behind()
 
     def hexdigest(self) -> str:
@@ -154,7 +165,9 @@ class Partial:
             self._hashing = None
 
     def _sync_behind(self) -> None:
-        """Send what has come to the disk while more comes, so that little is left for the sync at the end."""
+        """Send what has come to the disk while more comes, so that little is left for the sync at
+        the end.
+        """
         assert self._stream is not None
         self._synced_behind()
         self._synced = self.size
@@ -176,6 +189,7 @@ class Partial:
                 self.drop()
             reason = _DISK.get(error.errno or 0, error.strerror or str(error))
             raise WeightsError(
-                f"{self.path.parent}: {reason} (after {size:,} bytes of {self.validators.url}). The partial file was removed; "
-                "free some space (topwork fetch --clean-cache), or name another folder: TOPWORK_CACHE=FOLDER."
+                f"{self.path.parent}: {reason} (after {size:,} bytes of {self.validators.url}). The"
+                " partial file was removed; free some space (topwork fetch --clean-cache), or name"
+                " another folder: TOPWORK_CACHE=FOLDER."
             ) from error

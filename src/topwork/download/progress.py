@@ -7,12 +7,21 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar(label: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr while the block runs; the block calls what it is given with the bytes done so far."""
+    """Show a bar on stderr while the block runs; the block calls what it is given with the bytes
+    done so far.
+    """
     if not sys.stderr.isatty():
         yield lambda done: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

@@ -1,4 +1,6 @@
-"""The detector that topwork ships for its demo: torchvision's SSDLite320, trained from nothing on the drawn street (`pretrain/`)."""
+"""The detector that topwork ships for its demo: torchvision's SSDLite320, trained from nothing on
+the drawn street (`pretrain/`).
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,10 @@ def demo_weights() -> Weights:
         raise WeightsError(f"{WEIGHTS.name}: not in the installed package; install topwork again.")
     expected, found = str(read_json(RECORD)["sha256"]), sha256_file(WEIGHTS)
     if found != expected:
-        raise ChecksumError(f"{WEIGHTS}: SHA-256 found {found}, expected {expected} (from {RECORD.name}). Install topwork again.")
+        raise ChecksumError(
+            f"{WEIGHTS}: SHA-256 found {found}, expected {expected} (from {RECORD.name}). Install"
+            " topwork again."
+        )
     return read_weights(WEIGHTS)
 
 

@@ -38,7 +38,8 @@ def fetch(
 
     Args:
         params: section `fetch` of params.yaml.
-        lock: the lock file that holds each source's SHA-256; a source seen for the first time is added when all is well.
+        lock: the lock file that holds each source's SHA-256; a source seen for the first time is
+            added when all is well.
         also_known: a second lock file whose hashes hold, too; it is never written.
         accept: fetch afresh, and write a changed hash into the lock instead of refusing it.
         cache: downloads go here; the user's shared cache by default.
@@ -46,14 +47,16 @@ def fetch(
 
     Raises:
         ChecksumError: the file isn't the pinned or locked one.
-        WeightsError: it can't be had, isn't plain tensors, or comes without builder or class names and `params` gives none.
+        WeightsError: it can't be had, isn't plain tensors, or comes without builder or class names
+            and `params` gives none.
     """
     if params.source == "demo":
         demo = demo_source()
         if params.sha256 is not None and params.sha256.lower() != demo.provenance["sha256"]:
             raise ChecksumError(
-                f"demo: the shipped weights have SHA-256 {demo.provenance['sha256']}, fetch.sha256 expects {params.sha256.lower()}. "
-                "Take fetch.sha256 out of params.yaml, or install the version of topwork that it was written for."
+                f"demo: the shipped weights have SHA-256 {demo.provenance['sha256']}, fetch.sha256"
+                f" expects {params.sha256.lower()}. Take fetch.sha256 out of params.yaml, or"
+                " install the version of topwork that it was written for."
             )
         return _overridden(demo, params, params.source)
     desk = Desk(params, lock, also_known, cache or Cache.default(), accept, say)
@@ -61,7 +64,9 @@ def fetch(
     try:
         weights = _read(located, params)
     except NotWeightsError:
-        desk.cache.forget(located.source)  # a login page, say: what the source has next time may be better
+        desk.cache.forget(
+            located.source
+        )  # a login page, say: what the source has next time may be better
         raise
     _remember(located, lock, say)
     return weights
@@ -74,7 +79,10 @@ def _remember(located: Located, lock: Path, say: Say) -> None:
         return
     record(located.source, located.sha256, lock)
     what = "seen for the first time" if before is None else f"changed (before: {before})"
-    say(f"{located.source}: {what}, SHA-256 {located.sha256} written to {lock.name}. Commit it: from now on no other content is accepted.")
+    say(
+        f"{located.source}: {what}, SHA-256 {located.sha256} written to {lock.name}. Commit it:"
+        " from now on no other content is accepted."
+    )
 
 
 def _read(located: Located, params: FetchParams) -> Weights:
@@ -85,44 +93,65 @@ def _read(located: Located, params: FetchParams) -> Weights:
         "file": located.file,
         "bytes": located.path.stat().st_size,
         "sha256": located.sha256,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "safetensors")},
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("torch", "torchvision", "safetensors")
+        },
     }
     own = _own_weights(located.path) if params.prefix is None else None
     if own is not None:
         _check_builder_is_trusted(own, located, params)
-        return _overridden(replace(own, provenance={**provenance, "origin": own.provenance}), params, located.source)
+        return _overridden(
+            replace(own, provenance={**provenance, "origin": own.provenance}),
+            params,
+            located.source,
+        )
     builder = params.builder or located.builder
     columns = columns_of(params.classes) if params.classes is not None else located.columns
     if columns is not None and located.columns is not None:
         check_same_names(columns, located.columns, located.source)
     if builder is None:
         raise WeightsError(
-            f"{located.source}: says nothing about its detector. Name it under fetch.builder in params.yaml (or --builder): a torchvision builder such as "
-            "`ssdlite320_mobilenet_v3_large`, `module:function` or `path/to/file.py:function`."
+            f"{located.source}: says nothing about its detector. Name it under fetch.builder in"
+            " params.yaml (or --builder): a torchvision builder such as"
+            " `ssdlite320_mobilenet_v3_large`, `module:function` or `path/to/file.py:function`."
         )
     if columns is None:
         raise WeightsError(
-            f"{located.source}: comes without class names. Name its columns under fetch.classes in params.yaml (or --classes): "
-            "a category set such as `coco-91`, a list, or a text file with one name a line."
+            f"{located.source}: comes without class names. Name its columns under fetch.classes in"
+            " params.yaml (or --classes): a category set such as `coco-91`, a list, or a text file"
+            " with one name a line."
         )
-    state_dict = read_state_dict(located.path, params.prefix, max_bytes=int(params.max_gib * (1 << 30)), label=located.source)
-    provenance |= {key: value for key, value in (("prefix", params.prefix), ("builder_sha256", _builder_hash(builder))) if value}
+    state_dict = read_state_dict(
+        located.path, params.prefix, max_bytes=int(params.max_gib * (1 << 30)), label=located.source
+    )
+    provenance |= {
+        key: value
+        for key, value in (("prefix", params.prefix), ("builder_sha256", _builder_hash(builder)))
+        if value
+    }
     zero_eps = located.facts.get("frozen_batch_norm_eps") if params.builder is None else None
-    own_args = {} if zero_eps is None else {"frozen_batch_norm": zero_eps}  # as torchvision builds it when it downloads them itself
-    return Weights(state_dict, columns, builder, {**own_args, **params.builder_args}, provenance=provenance)
+    own_args = (
+        {} if zero_eps is None else {"frozen_batch_norm": zero_eps}
+    )  # as torchvision builds it when it downloads them itself
+    return Weights(
+        state_dict, columns, builder, {**own_args, **params.builder_args}, provenance=provenance
+    )
 
 
 def _check_builder_is_trusted(own: Weights, located: Located, params: FetchParams) -> None:
-    """A builder that isn't torchvision's is a function of this machine, called with the file's arguments: a file mustn't choose it.
+    """A builder that isn't torchvision's is a function of this machine, called with the file's
+    arguments: a file mustn't choose it.
 
     Raises:
         WeightsError: the file names one, and params.yaml doesn't.
     """
     if ":" in own.builder and params.builder is None:
         raise WeightsError(
-            f"{located.source}: its metadata asks for the builder {own.builder!r} with {own.builder_args}, which would run code of this machine "
-            "that the file chose; expected one of torchvision's. If you know the builder and trust it, "
-            f"write `fetch.builder: {own.builder}` in params.yaml (or --builder)."
+            f"{located.source}: its metadata asks for the builder {own.builder!r} with"
+            f" {own.builder_args}, which would run code of this machine that the file chose;"
+            " expected one of torchvision's. If you know the builder and trust it, write"
+            f" `fetch.builder: {own.builder}` in params.yaml (or --builder)."
         )
 
 
@@ -144,7 +173,9 @@ def _own_weights(path: Path) -> Weights | None:
 
 
 def _overridden(weights: Weights, params: FetchParams, source: str) -> Weights:
-    """Weights that know their builder and columns, with the builder that params.yaml says in place of their own."""
+    """Weights that know their builder and columns, with the builder that params.yaml says in place
+    of their own.
+    """
     if params.classes is not None:
         check_same_names(columns_of(params.classes), weights.columns, source)
     return replace(

@@ -1,4 +1,7 @@
-"""torchvision's weight enums by name: `torchvision:fasterrcnn_resnet50_fpn/COCO_V1`. No network is used here."""
+"""torchvision's weight enums by name: `torchvision:fasterrcnn_resnet50_fpn/COCO_V1`.
+
+No network is used here.
+"""
 
 import difflib
 import re
@@ -8,7 +11,8 @@ from typing import Any
 from topwork.classes import BACKGROUND
 from topwork.errors import WeightsError
 
-# torchvision loads these with a batch-norm epsilon of 0 (`overwrite_eps` in its builders): they were trained with an older default.
+# torchvision loads these with a batch-norm epsilon of 0 (`overwrite_eps` in its builders): they
+# were trained with an older default.
 ZERO_EPS = frozenset(
     {
         "fasterrcnn_resnet50_fpn/COCO_V1",
@@ -49,7 +53,11 @@ def entries() -> list[str]:
     """
     from torchvision.models import detection, get_model_weights, list_models
 
-    return [f"{builder}/{entry.name}" for builder in list_models(module=detection) for entry in get_model_weights(builder)]
+    return [
+        f"{builder}/{entry.name}"
+        for builder in list_models(module=detection)
+        for entry in get_model_weights(builder)
+    ]
 
 
 def entry_of(name: str) -> Entry:
@@ -69,19 +77,22 @@ def entry_of(name: str) -> Entry:
     if builder not in known:
         near = difflib.get_close_matches(builder, known, n=3, cutoff=0.3) or known
         raise WeightsError(
-            f"torchvision:{name}: found builder {builder!r}, which isn't one of torchvision's detectors; near: {', '.join(near)}. Mend fetch.source."
+            f"torchvision:{name}: found builder {builder!r}, which isn't one of torchvision's"
+            f" detectors; near: {', '.join(near)}. Mend fetch.source."
         )
     enum = get_model_weights(builder)
     members = enum.__members__
     if (entry or "DEFAULT") not in members:
         raise WeightsError(
-            f"torchvision:{name}: found entry {entry!r}, {builder} has {', '.join(members)}. Mend fetch.source in params.yaml."
+            f"torchvision:{name}: found entry {entry!r}, {builder} has {', '.join(members)}. Mend"
+            " fetch.source in params.yaml."
         )
     weights = members[entry or "DEFAULT"]
     match = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", weights.url)
     if match is None:
         raise WeightsError(
-            f"torchvision:{name}: {weights.url} has no hash in its name, expected eight hex digits. Give its address and fetch.sha256 instead."
+            f"torchvision:{name}: {weights.url} has no hash in its name, expected eight hex digits."
+            " Give its address and fetch.sha256 instead."
         )
     meta = weights.meta
     # Keypoint R-CNN's first category is "no person": the background column by another name.
@@ -93,7 +104,17 @@ def entry_of(name: str) -> Entry:
         "published": meta.get("_metrics"),
         "parameters": meta.get("num_params"),
         "note": " ".join(meta.get("_docs", "").split()),
-        "licence": "not stated by torchvision; its README refers to the terms of the data the weights were trained on",
+        "licence": (
+            "not stated by torchvision; its README refers to the terms of the data the weights were"
+            " trained on"
+        ),
         "frozen_batch_norm_eps": 0.0 if full in ZERO_EPS else None,
     }
-    return Entry(full, builder, weights.url, match[1], columns, {key: value for key, value in facts.items() if value is not None})
+    return Entry(
+        full,
+        builder,
+        weights.url,
+        match[1],
+        columns,
+        {key: value for key, value in facts.items() if value is not None},
+    )

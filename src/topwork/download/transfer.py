@@ -1,8 +1,9 @@
 """Download: the file arrives whole and right, or it isn't there.
 
-Bytes stream into a partial file in the cache and are hashed as they come. After a cut, the download goes on where it stopped if the server's
-validators (ETag, Last-Modified) still hold, and begins again if they don't or if there are none. Only a file of the announced length, and
-of the known hash where there is one, is moved to its place.
+Bytes stream into a partial file in the cache and are hashed as they come. After a cut, the download
+goes on where it stopped if the server's validators (ETag, Last-Modified) still hold, and begins
+again if they don't or if there are none. Only a file of the announced length, and of the known hash
+where there is one, is moved to its place.
 """
 
 import random
@@ -54,9 +55,18 @@ DEFAULT_POLICY = Policy()
 
 
 def download(
-    source: str, url: str, cache: Cache, judge: Judge, *, expected: str | None = None, token: str | None = None,
-    refresh: bool = False, offline: bool = False, policy: Policy = DEFAULT_POLICY, say: Say = print,
-) -> Cached:  # fmt: skip
+    source: str,
+    url: str,
+    cache: Cache,
+    judge: Judge,
+    *,
+    expected: str | None = None,
+    token: str | None = None,
+    refresh: bool = False,
+    offline: bool = False,
+    policy: Policy = DEFAULT_POLICY,
+    say: Say = print,
+) -> Cached:
     """Get a file from the cache or, failing that, over HTTP; one process at a time a source.
 
     Args:
@@ -73,7 +83,8 @@ def download(
 
     Raises:
         ChecksumError: whole, but not the known content.
-        WeightsError: can't be had; the message names the address, what was found, what was expected and the next step.
+        WeightsError: can't be had; the message names the address, what was found, what was expected
+            and the next step.
     """
     check_url(url)
     if not refresh and (cached := cache.find(source, expected, say)):
@@ -82,15 +93,20 @@ def download(
         return cached
     if offline:
         raise WeightsError(
-            f"{source}: not in the cache {cache.root}, and fetch.offline is on. "
-            "Fetch it once with a network, or copy the cache folder of a machine that has it (TOPWORK_CACHE=FOLDER)."
+            f"{source}: not in the cache {cache.root}, and fetch.offline is on. Fetch it once with"
+            " a network, or copy the cache folder of a machine that has it (TOPWORK_CACHE=FOLDER)."
         )
     with cache.held(source, say):
         if not refresh and (cached := cache.find(source, expected, say)):
             judge(cached.sha256)
             return cached
-        with Transport(policy.timeout_s) as transport, Partial(cache.partial(source), shown(url)) as partial:
-            job = _Job(url, token, transport, partial, policy, judge, known=expected is not None, say=say)
+        with (
+            Transport(policy.timeout_s) as transport,
+            Partial(cache.partial(source), shown(url)) as partial,
+        ):
+            job = _Job(
+                url, token, transport, partial, policy, judge, known=expected is not None, say=say
+            )
             digest = job.run()
             partial.close()
             return cache.keep(source, partial.path, digest, Path(unquote(urlsplit(url).path)).name)
@@ -132,12 +148,18 @@ class _Job:
             if not joined:
                 raise
             self.ranges = False
-            raise TransientError("the parts of several tries don't make up the known content, so it begins again", 0.0) from None
+            raise TransientError(
+                "the parts of several tries don't make up the known content, so it begins again",
+                0.0,
+            ) from None
         return digest
 
     def _advanced(self, best: int) -> bool:
         total = self.partial.validators.total
-        return self.partial.size - best >= min(1 << 16, total // 20 if total else 1 << 16) and self.partial.size > best
+        return (
+            self.partial.size - best >= min(1 << 16, total // 20 if total else 1 << 16)
+            and self.partial.size > best
+        )
 
     def _wait(self, failures: int, error: TransientError) -> None:
         """Back off, or give up."""
@@ -149,20 +171,31 @@ class _Job:
                 else "Check the network (HTTPS_PROXY behind a proxy), or name"
             )
             raise WeightsError(
-                f"{shown(self.url)}: {error}; {where}, after {failures} tries without progress. {advice} a mirror under fetch.mirror in params.yaml."
+                f"{shown(self.url)}: {error}; {where}, after {failures} tries without progress."
+                f" {advice} a mirror under fetch.mirror in params.yaml."
             ) from error
         if error.wait_s is not None and error.wait_s > policy.backoff_cap_s:
             raise WeightsError(
-                f"{shown(self.url)}: {error}, and asks to wait {error.wait_s:.0f} s; topwork waits {policy.backoff_cap_s:.0f} s at most. Run again later."
+                f"{shown(self.url)}: {error}, and asks to wait {error.wait_s:.0f} s; topwork waits"
+                f" {policy.backoff_cap_s:.0f} s at most. Run again later."
             ) from error
-        backoff = min(policy.backoff_cap_s, policy.backoff_s * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
+        backoff = min(
+            policy.backoff_cap_s, policy.backoff_s * 2 ** (failures - 1)
+        ) * random.uniform(0.5, 1.0)
         wait = backoff if error.wait_s is None else error.wait_s + min(backoff, 0.1 * error.wait_s)
-        self.say(f"{shown(self.url)}: {error}; {where}. Try {failures + 1} of {policy.tries} in {wait:.1f} s.")
+        self.say(
+            f"{shown(self.url)}: {error}; {where}. Try {failures + 1} of {policy.tries} in"
+            f" {wait:.1f} s."
+        )
         time.sleep(wait)
 
     def _where(self) -> str:
         total = self.partial.validators.total
-        return f"{self.partial.size:,} of {total:,} bytes" if total is not None else f"{self.partial.size:,} bytes"
+        return (
+            f"{self.partial.size:,} of {total:,} bytes"
+            if total is not None
+            else f"{self.partial.size:,} bytes"
+        )
 
     def _try(self) -> None:
         """Ask once, for the rest or for all, and stream what comes."""
@@ -177,17 +210,27 @@ class _Job:
             response.close()
 
     def _range(self) -> dict[str, str]:
-        """Headers that ask for the rest, where there is a rest and something will tell whether it belongs to what we have."""
+        """Headers that ask for the rest, where there is a rest and something will tell whether it
+        belongs to what we have.
+        """
         held = self.partial.validators
         vouched = held.etag or held.modified
         if not self.partial.size or not self.ranges or not (vouched or self.known):
             return {}
-        return {"Range": f"bytes={self.partial.size}-", **({"If-Range": vouched} if vouched else {})}
+        return {
+            "Range": f"bytes={self.partial.size}-",
+            **({"If-Range": vouched} if vouched else {}),
+        }
 
     def _nothing_missing(self, response: urllib3.BaseHTTPResponse) -> bool:
-        """Asked for the rest, the server says that there is none: an earlier process died between the last byte and the move."""
+        """Asked for the rest, the server says that there is none: an earlier process died between
+        the last byte and the move.
+        """
         size = self.partial.size
-        right = response.status == 416 and response.headers.get("Content-Range", "").strip() == f"bytes */{size}"
+        right = (
+            response.status == 416
+            and response.headers.get("Content-Range", "").strip() == f"bytes */{size}"
+        )
         return right and size == self.partial.validators.total and self._same(response)
 
     def _agree(self, response: urllib3.BaseHTTPResponse, *, asked: bool) -> None:
@@ -199,7 +242,12 @@ class _Job:
         found = response.headers.get("Content-Range", "none")
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", found.strip())
         right = match is not None and asked and response.status == 206 and int(match[1]) == size
-        same = right and match is not None and match[3] in (str(held.total), "*") and self._same(response)
+        same = (
+            right
+            and match is not None
+            and match[3] in (str(held.total), "*")
+            and self._same(response)
+        )
         if same and not response.headers.get("Content-Encoding"):
             self.partial.go_on()
             return
@@ -208,7 +256,8 @@ class _Job:
         if right:
             raise TransientError("the content changed between two tries, so it begins again", 0.0)
         raise TransientError(
-            f"asked for bytes {size}-, the server answers {response.status} with Content-Range {found!r} (expected bytes {size}-...); begun again without ranges",
+            f"asked for bytes {size}-, the server answers {response.status} with Content-Range"
+            f" {found!r} (expected bytes {size}-...); begun again without ranges",
             0.0,
         )
 
@@ -224,25 +273,38 @@ class _Job:
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", "gzip", "x-gzip", ""):
             raise WeightsError(
-                f"{shown(self.url)}: the server sends the file as Content-Encoding {encoding!r}, expected it as it is. Use another address or a mirror."
+                f"{shown(self.url)}: the server sends the file as Content-Encoding {encoding!r},"
+                " expected it as it is. Use another address or a mirror."
             )
         total = _length(response)
         if total is not None and total > self.policy.max_bytes:
             raise WeightsError(self._too_big(f"{total:,} bytes are announced"))
         if encoding not in ("identity", ""):
             return Validators(shown(self.url))
-        if total is None and not self.known and response.headers.get("Transfer-Encoding", "").lower() != "chunked":
+        if (
+            total is None
+            and not self.known
+            and response.headers.get("Transfer-Encoding", "").lower() != "chunked"
+        ):
             raise WeightsError(
-                f"{shown(self.url)}: the server announces no length and no hash is known, so that half a file would pass for a whole one. "
-                "Put the file's SHA-256 under fetch.sha256 in params.yaml."
+                f"{shown(self.url)}: the server announces no length and no hash is known, so that"
+                " half a file would pass for a whole one. Put the file's SHA-256 under"
+                " fetch.sha256 in params.yaml."
             )
-        return Validators(shown(self.url), _etag(response), response.headers.get("Last-Modified"), total)
+        return Validators(
+            shown(self.url), _etag(response), response.headers.get("Last-Modified"), total
+        )
 
     def _too_big(self, found: str) -> str:
-        return f"{shown(self.url)}: {found}, the limit is {self.policy.max_bytes:,}. Nothing was kept; raise fetch.max_gib in params.yaml if that is right."
+        return (
+            f"{shown(self.url)}: {found}, the limit is {self.policy.max_bytes:,}. Nothing was kept;"
+            " raise fetch.max_gib in params.yaml if that is right."
+        )
 
     def _stream(self, response: urllib3.BaseHTTPResponse) -> None:
-        """Write the body to the partial file; every way in which it can end early is a TransientError."""
+        """Write the body to the partial file; every way in which it can end early is a
+        TransientError.
+        """
         zipped = response.headers.get("Content-Encoding", "").strip().lower() in ("gzip", "x-gzip")
         unzip = zlib.decompressobj(31) if zipped else None
         label = Path(urlsplit(self.url).path).name
@@ -258,11 +320,15 @@ class _Job:
                         self.partial.write(plain)
                 advance(self.partial.size)
         total = self.partial.validators.total
-        if (unzip is not None and not unzip.eof) or (total is not None and self.partial.size < total):
+        if (unzip is not None and not unzip.eof) or (
+            total is not None and self.partial.size < total
+        ):
             raise TransientError("the connection was cut")
         if total is not None and self.partial.size > total:
             self.partial.drop()
-            raise TransientError(f"more bytes came than the {total:,} announced, so it begins again", 0.0)
+            raise TransientError(
+                f"more bytes came than the {total:,} announced, so it begins again", 0.0
+            )
 
     def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
         try:
@@ -277,7 +343,9 @@ class _Job:
             return unzip.decompress(chunk, CHUNK_BYTES)
         except zlib.error as error:
             self.partial.drop()
-            raise TransientError(f"the gzip stream is damaged ({error}), so it begins again") from error
+            raise TransientError(
+                f"the gzip stream is damaged ({error}), so it begins again"
+            ) from error
 
     def _check_room(self, more: int) -> None:
         if self.partial.size + more > self.policy.max_bytes:
@@ -286,7 +354,9 @@ class _Job:
 
 
 class _Watch:
-    """Raises TransientError when less than `MIN_RATE` comes over a whole timeout: a stall that drips."""
+    """Raises TransientError when less than `MIN_RATE` comes over a whole timeout: a stall that
+    drips.
+    """
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s

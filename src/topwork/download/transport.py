@@ -1,5 +1,6 @@
-"""HTTP as downloads need it: urllib3's connections, with proxies, CA bundle and credentials from the environment, and redirects that
-never leave https. What may pass by itself (a stall, a cut, a busy server) is a `TransientError`; anything else is a `WeightsError`.
+"""HTTP as downloads need it: urllib3's connections, with proxies, CA bundle and credentials from
+the environment, and redirects that never leave https. What may pass by itself (a stall, a cut, a
+busy server) is a `TransientError`; anything else is a `WeightsError`.
 """
 
 import base64
@@ -40,31 +41,40 @@ class TransientError(Exception):
 
 
 def shown(url: str) -> str:
-    """An address fit for logs, lock and provenance: no user, no password, query values that look secret masked."""
+    """An address fit for logs, lock and provenance: no user, no password, query values that look
+    secret masked.
+    """
     try:
         parts = urlsplit(url)
     except ValueError:  # no address at all, so nothing of it is shown but its beginning
         return url.partition("?")[0].rpartition("@")[2]
     host = parts.netloc.rpartition("@")[2]
     query = urlencode(
-        [(name, "***" if _SECRET.search(name) else value) for name, value in parse_qsl(parts.query, keep_blank_values=True)],
+        [
+            (name, "***" if _SECRET.search(name) else value)
+            for name, value in parse_qsl(parts.query, keep_blank_values=True)
+        ],
         safe="*/:",
     )
     return urlunsplit((parts.scheme, host, parts.path, query, ""))
 
 
 def check_url(url: str) -> None:
-    """Raise WeightsError for an address that isn't http or https, lacks a host, or carries credentials."""
+    """Raise WeightsError for an address that isn't http or https, lacks a host, or carries
+    credentials.
+    """
     if not _leads_somewhere(url) or urlsplit(url).scheme not in ("http", "https"):
         raise WeightsError(
-            f"{shown(url)}: expected an address that begins with https:// or http:// and a host (and a port, where one is named, up to 65535). "
-            "Mend fetch.source, or fetch.mirror, in params.yaml."
+            f"{shown(url)}: expected an address that begins with https:// or http:// and a host"
+            " (and a port, where one is named, up to 65535). Mend fetch.source, or fetch.mirror,"
+            " in params.yaml."
         )
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise WeightsError(
-            f"{shown(url)}: the address holds a user or password, which would end up in params.yaml and its history. "
-            f"Take it out and set the environment variable {token_variable(parts.hostname or '')}=USER:PASSWORD (or a bearer token)."
+            f"{shown(url)}: the address holds a user or password, which would end up in params.yaml"
+            " and its history. Take it out and set the environment variable"
+            f" {token_variable(parts.hostname or '')}=USER:PASSWORD (or a bearer token)."
         )
 
 
@@ -78,14 +88,20 @@ def _leads_somewhere(url: str) -> bool:
 
 
 def token_variable(host: str) -> str:
-    """The environment variable that holds a host's credentials: `TOPWORK_TOKEN_` and the host in capitals, other signs as `_`."""
+    """The environment variable that holds a host's credentials: `TOPWORK_TOKEN_` and the host in
+    capitals, other signs as `_`.
+    """
     return "TOPWORK_TOKEN_" + re.sub(r"[^A-Z0-9]", "_", host.upper())
 
 
 def ca_bundle() -> str | None:
     """The CA file or folder that the environment names, None for the system's own."""
     return next(
-        (value for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_DIR") if (value := os.environ.get(name))),
+        (
+            value
+            for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_DIR")
+            if (value := os.environ.get(name))
+        ),
         None,
     )
 
@@ -105,13 +121,17 @@ class Transport:
         for pool in self._pools.values():
             pool.clear()
 
-    def get(self, url: str, headers: dict[str, str], token: str | None = None) -> tuple[str, urllib3.BaseHTTPResponse]:
-        """The response at the end of the redirects (200, 206 or 416), its body not read yet, and the address it came from.
+    def get(
+        self, url: str, headers: dict[str, str], token: str | None = None
+    ) -> tuple[str, urllib3.BaseHTTPResponse]:
+        """The response at the end of the redirects (200, 206 or 416), its body not read yet, and
+        the address it came from.
 
         Args:
             url: where to begin.
             headers: go to every address on the way.
-            token: a bearer token for the first address's host alone; a redirect elsewhere doesn't take it along.
+            token: a bearer token for the first address's host alone; a redirect elsewhere doesn't
+                take it along.
 
         Raises:
             TransientError: may pass by itself.
@@ -121,7 +141,9 @@ class Transport:
         seen = [url]
         while True:
             at_home = urlsplit(seen[-1]).netloc == urlsplit(url).netloc
-            response = self._request(seen[-1], {**headers, **authorization(seen[-1], token if at_home else None)})
+            response = self._request(
+                seen[-1], {**headers, **authorization(seen[-1], token if at_home else None)}
+            )
             if response.status in (200, 206, 416):
                 return seen[-1], response
             try:
@@ -133,10 +155,16 @@ class Transport:
         """The address a redirect leads to; any other status is an error."""
         status, url = response.status, seen[-1]
         if status in _BUSY:
-            raise TransientError(f"the server answers {status} {response.reason or ''}".rstrip() + ", expected 200", _retry_after(response))
+            raise TransientError(
+                f"the server answers {status} {response.reason or ''}".rstrip() + ", expected 200",
+                _retry_after(response),
+            )
         location = response.headers.get("Location")
         if status not in (301, 302, 303, 307, 308) or not location:
-            raise WeightsError(f"{shown(url)}: the server answers {status} {response.reason or ''}, expected 200.{_advice(status, url)}")
+            raise WeightsError(
+                f"{shown(url)}: the server answers {status} {response.reason or ''}, expected"
+                f" 200.{_advice(status, url)}"
+            )
         try:
             target = urljoin(url, location)
             scheme = urlsplit(target).scheme
@@ -144,21 +172,30 @@ class Transport:
             target, scheme = location, "https"
         if scheme in ("http", "https") and not _leads_somewhere(target):
             raise WeightsError(
-                f"{shown(seen[0])}: redirected to {shown(location)!r}, which is no address; expected one. Use another address."
+                f"{shown(seen[0])}: redirected to {shown(location)!r}, which is no address;"
+                " expected one. Use another address."
             )
         chain = " -> ".join(shown(step) for step in [*seen, target])
         if urlsplit(url).scheme == "https" and scheme == "http":
             raise WeightsError(
-                f"{shown(seen[0])}: redirected from https to http, which anyone on the way could change: {chain}. Refused; use another address."
+                f"{shown(seen[0])}: redirected from https to http, which anyone on the way could"
+                f" change: {chain}. Refused; use another address."
             )
         if scheme not in ("http", "https"):
-            raise WeightsError(f"{shown(seen[0])}: redirected to {scheme}://, expected https: {chain}. Refused; use another address.")
+            raise WeightsError(
+                f"{shown(seen[0])}: redirected to {scheme}://, expected https: {chain}. Refused;"
+                " use another address."
+            )
         if target in seen:
             raise WeightsError(
-                f"{shown(seen[0])}: the redirects run in a circle: {chain}; expected a file at their end. Tell the server's keeper, or use another address."
+                f"{shown(seen[0])}: the redirects run in a circle: {chain}; expected a file at"
+                " their end. Tell the server's keeper, or use another address."
             )
         if len(seen) > MAX_REDIRECTS:
-            raise WeightsError(f"{shown(seen[0])}: more than {MAX_REDIRECTS} redirects: {chain}. Use the last address, or another one.")
+            raise WeightsError(
+                f"{shown(seen[0])}: more than {MAX_REDIRECTS} redirects: {chain}. Use the last"
+                " address, or another one."
+            )
         return target
 
     def _request(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
@@ -186,21 +223,32 @@ class Transport:
             if isinstance(error.original_error, SSLError | ssl.SSLError):
                 raise WeightsError(_tls_message(url, error.original_error)) from error
             if "407" in str(error.original_error):
-                raise WeightsError(f"{shown(url)}: the proxy answers 407, expected a tunnel.{_advice(407, url)}") from error
-            raise TransientError(f"the proxy doesn't answer: {_brief(error.original_error)}") from error
+                raise WeightsError(
+                    f"{shown(url)}: the proxy answers 407, expected a tunnel.{_advice(407, url)}"
+                ) from error
+            raise TransientError(
+                f"the proxy doesn't answer: {_brief(error.original_error)}"
+            ) from error
         except (LocationValueError, ProxySchemeUnknown, UnicodeError) as error:
             raise WeightsError(
-                f"{shown(url)}: not usable ({_brief(error).replace(url, shown(url))}). Mend the address, or the proxy variables (HTTPS_PROXY, HTTP_PROXY)."
+                f"{shown(url)}: not usable ({_brief(error).replace(url, shown(url))}). Mend the"
+                " address, or the proxy variables (HTTPS_PROXY, HTTP_PROXY)."
             ) from error
         except ConnectTimeoutError as error:
-            raise TransientError(f"no connection within {self.timeout.connect_timeout:g} s") from error
+            raise TransientError(
+                f"no connection within {self.timeout.connect_timeout:g} s"
+            ) from error
         except (HTTPError, OSError) as error:
             raise TransientError(_brief(error)) from error
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         parts = urlsplit(url)
         proxies = getproxies_environment()
-        proxy = None if proxy_bypass_environment(parts.hostname or "", proxies) else proxies.get(parts.scheme) or proxies.get("all")
+        proxy = (
+            None
+            if proxy_bypass_environment(parts.hostname or "", proxies)
+            else proxies.get(parts.scheme) or proxies.get("all")
+        )
         key = (parts.scheme, proxy)
         if key not in self._pools:
             self._pools[key] = self._new_pool(*key)
@@ -212,9 +260,15 @@ class Transport:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         headers = None
         if parts.username:
-            headers = urllib3.make_headers(proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}")
+            headers = urllib3.make_headers(
+                proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            )
         bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
-        return urllib3.ProxyManager(bare, proxy_headers=headers, ssl_context=self._tls() if "https" in (scheme, parts.scheme) else None)
+        return urllib3.ProxyManager(
+            bare,
+            proxy_headers=headers,
+            ssl_context=self._tls() if "https" in (scheme, parts.scheme) else None,
+        )
 
     def _tls(self) -> ssl.SSLContext:
         """Made when it is first needed: reading the system's CAs takes a tenth of a second."""
@@ -222,20 +276,25 @@ class Transport:
             bundle = ca_bundle()
             if bundle is not None and not Path(bundle).exists():
                 raise WeightsError(
-                    f"{bundle}: no such CA bundle. Mend the environment variable SSL_CERT_FILE (or REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE)."
+                    f"{bundle}: no such CA bundle. Mend the environment variable SSL_CERT_FILE (or"
+                    " REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE)."
                 )
             try:
                 folder = bundle is not None and Path(bundle).is_dir()
-                self._context = ssl.create_default_context(cafile=None if folder else bundle, capath=bundle if folder else None)
+                self._context = ssl.create_default_context(
+                    cafile=None if folder else bundle, capath=bundle if folder else None
+                )
             except (ssl.SSLError, OSError) as error:
                 raise WeightsError(
-                    f"{bundle}: not readable as a CA bundle ({_brief(error)}); expected PEM certificates. Mend SSL_CERT_FILE."
+                    f"{bundle}: not readable as a CA bundle ({_brief(error)}); expected PEM"
+                    " certificates. Mend SSL_CERT_FILE."
                 ) from error
         return self._context
 
 
 def authorization(url: str, token: str | None = None) -> dict[str, str]:
-    """The Authorization header for a host whose credentials the environment holds; none over plain http but to this machine.
+    """The Authorization header for a host whose credentials the environment holds; none over plain
+    http but to this machine.
 
     Args:
         url: where the request goes.
@@ -250,8 +309,9 @@ def authorization(url: str, token: str | None = None) -> dict[str, str]:
         return {}
     if not (secret.isascii() and secret.isprintable()):
         raise WeightsError(
-            f"{shown(url)}: the credentials for {host} hold line breaks or signs beyond ASCII, expected one line of plain text. "
-            f"Mend the environment variable {token_variable(host)} (for the hub: HF_TOKEN)."
+            f"{shown(url)}: the credentials for {host} hold line breaks or signs beyond ASCII,"
+            " expected one line of plain text. Mend the environment variable"
+            f" {token_variable(host)} (for the hub: HF_TOKEN)."
         )
     if ":" in secret:
         return {"Authorization": "Basic " + base64.b64encode(secret.encode()).decode()}
@@ -267,7 +327,10 @@ def private(url: str) -> bool:
 def _advice(status: int, url: str) -> str:
     host = urlsplit(url).hostname or ""
     if status in (401, 403):
-        return f" If it needs credentials, set the environment variable {token_variable(host)}; otherwise use another address."
+        return (
+            f" If it needs credentials, set the environment variable {token_variable(host)};"
+            " otherwise use another address."
+        )
     if status == 407:
         return " The proxy wants credentials: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT."
     if status in (404, 410):
@@ -280,10 +343,14 @@ def _tls_message(url: str, error: Exception) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         reason = text.partition("verify failed: ")[2].rstrip(")") or text
         return (
-            f"{shown(url)}: the server's certificate isn't trusted ({reason}); found in use: {ca_bundle() or 'the CAs of this system'}. "
-            "Behind a proxy that opens TLS, or with a CA of your own: SSL_CERT_FILE=ca.pem. topwork has no switch that trusts anyone."
+            f"{shown(url)}: the server's certificate isn't trusted ({reason}); found in use:"
+            f" {ca_bundle() or 'the CAs of this system'}. Behind a proxy that opens TLS, or with a"
+            " CA of your own: SSL_CERT_FILE=ca.pem. topwork has no switch that trusts anyone."
         )
-    return f"{shown(url)}: no TLS connection ({text}); expected a server that speaks https. Check the address and its port."
+    return (
+        f"{shown(url)}: no TLS connection ({text}); expected a server that speaks https. Check the"
+        " address and its port."
+    )
 
 
 def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
@@ -300,5 +367,7 @@ def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
 def _brief(error: BaseException | None) -> str:
     text = " ".join(str(error).split())
     # urllib3 puts the object's repr in front: "<...HTTPSConnection object at 0x...>: reason".
-    text = re.sub(r"^<[^>]*>: |^HTTPS?Connection\([^)]*\): |^HTTPS?ConnectionPool\([^)]*\): ", "", text)
+    text = re.sub(
+        r"^<[^>]*>: |^HTTPS?Connection\([^)]*\): |^HTTPS?ConnectionPool\([^)]*\): ", "", text
+    )
     return text[:300] or type(error).__name__

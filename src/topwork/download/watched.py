@@ -10,7 +10,9 @@ from topwork.project.fetch import OWN_WEIGHTS
 
 
 def files_named(params: FetchParams) -> dict[str, Path]:
-    """Key -> file, for each key of params `fetch` that names a file of this machine: source, builder, classes."""
+    """Key -> file, for each key of params `fetch` that names a file of this machine: source,
+    builder, classes.
+    """
     named = {
         "fetch.source": params.source,
         "fetch.builder": _builder_file(params.builder or ""),
@@ -20,10 +22,12 @@ def files_named(params: FetchParams) -> dict[str, Path]:
 
 
 def check_watched(params: FetchParams, root: Path = Path()) -> None:
-    """Refuse a file of the project that a change of would go unseen, and one that an experiment's copy of the project lacks.
+    """Refuse a file of the project that a change of would go unseen, and one that an experiment's
+    copy of the project lacks.
 
     Raises:
-        WeightsError: a file lies in the project but not in `weights/`, or isn't tracked and so isn't in this copy.
+        WeightsError: a file lies in the project but not in `weights/`, or isn't tracked and so
+            isn't in this copy.
     """
     _check_copied(params)
     inside = root.resolve()
@@ -32,23 +36,34 @@ def check_watched(params: FetchParams, root: Path = Path()) -> None:
         if place.is_relative_to(inside) and not place.is_relative_to(inside / OWN_WEIGHTS):
             name = path.name
             raise WeightsError(
-                f"{key}: {path}: lies in the project where DVC doesn't watch it, so that a change of it would go unseen. "
-                f"Move it to {OWN_WEIGHTS}/ and write `{OWN_WEIGHTS / name}`."
+                f"{key}: {path}: lies in the project where DVC doesn't watch it, so that a change"
+                f" of it would go unseen. Move it to {OWN_WEIGHTS}/ and write"
+                f" `{OWN_WEIGHTS / name}`."
             )
 
 
 def _check_copied(params: FetchParams) -> None:
-    """DVC runs queued and temporary experiments in a copy of what git and DVC track; DVC_ROOT names the project it is a copy of."""
+    """DVC runs queued and temporary experiments in a copy of what git and DVC track; DVC_ROOT names
+    the project it is a copy of.
+    """
     parent = Path(os.environ.get("DVC_ROOT", "."))
     if parent.resolve() == Path.cwd():
         return
-    named = {"fetch.source": params.source, "fetch.builder": (params.builder or "").rpartition(":")[0]}
+    named = {
+        "fetch.source": params.source,
+        "fetch.builder": (params.builder or "").rpartition(":")[0],
+    }
     for key, text in named.items():
-        if text and not Path(text).is_absolute() and not Path(text).exists() and (parent / text).is_file():
+        if (
+            text
+            and not Path(text).is_absolute()
+            and not Path(text).exists()
+            and (parent / text).is_file()
+        ):
             raise WeightsError(
-                f"{key}: {text}: is in the project but not in this experiment's copy of it, which has what git and DVC track. "
-                f"Run `dvc add {text}` (or commit it) first, or run the experiment in the workspace: dvc exp run without "
-                "--queue and --temp."
+                f"{key}: {text}: is in the project but not in this experiment's copy of it, which"
+                f" has what git and DVC track. Run `dvc add {text}` (or commit it) first, or run"
+                " the experiment in the workspace: dvc exp run without --queue and --temp."
             )
 
 

@@ -1,1 +1,3 @@
-"""What predictions are worth: retention and its contract, mistakes, calibration, confusion, plots."""
+"""What predictions are worth: retention and its contract, mistakes, calibration, confusion,
+plots.
+"""

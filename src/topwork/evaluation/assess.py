@@ -35,7 +35,8 @@ class Assessment:
     """What one model's predictions on one set are worth.
 
     Attributes:
-        truth: the ground truth, of the classes that the model has; the others' figures are undefined for it.
+        truth: the ground truth, of the classes that the model has; the others' figures are
+            undefined for it.
         detections: the predictions.
         scores: COCO's arrays.
         matches: which detection found which object.
@@ -65,7 +66,11 @@ class Assessment:
 
     def map_interval(self) -> Interval | None:
         """Interval of the mean AP."""
-        return interval(mean_of_classes(list(self.resampled.values())), self.confidence) if self.resampled else None
+        return (
+            interval(mean_of_classes(list(self.resampled.values())), self.confidence)
+            if self.resampled
+            else None
+        )
 
     def threshold(self, name: str) -> BestThreshold:
         """Where a class's F1 is highest, at IoU 0.5."""
@@ -104,14 +109,18 @@ def assess(
         for label, name in enumerate(truth.classes, start=1)
         if params.bootstrap and objects[name]
     }
-    return Assessment(truth, detections, score(truth, detections, iou_type), matches, resampled, params.confidence)
+    return Assessment(
+        truth, detections, score(truth, detections, iou_type), matches, resampled, params.confidence
+    )
 
 
 Assessments = Mapping[str, Mapping[str, Assessment]]
 """Set -> model -> assessment."""
 
 
-def metrics_record(assessments: Assessments, verdicts: Sequence[Verdict], plan: ClassPlan) -> MetricsRecord:
+def metrics_record(
+    assessments: Assessments, verdicts: Sequence[Verdict], plan: ClassPlan
+) -> MetricsRecord:
     """The figures that one decides by: retention of kept classes, AP of the others, mAP."""
     test = assessments["test"]["finetuned"]
     return MetricsRecord(
@@ -148,7 +157,9 @@ def _means(scores: Scores, classes: Sequence[str]) -> MeanFigures:
         map_50=full["map_50"],
         map_75=full["map_75"],
         mar_100=full["mar_100"],
-        classes={name: ClassAp(ap=scores.ap(name), ap_50=scores.ap(name, iou=0.5)) for name in classes},
+        classes={
+            name: ClassAp(ap=scores.ap(name), ap_50=scores.ap(name, iou=0.5)) for name in classes
+        },
     )
 
 
@@ -158,7 +169,9 @@ def _mask_means(assessment: Assessment) -> MeanFigures:
 
 
 def _retention(assessments: Assessments, verdicts: Sequence[Verdict], name: str) -> float | None:
-    """Where the contract wants it measured; else on the source set if the class is there, else on the test set."""
+    """Where the contract wants it measured; else on the source set if the class is there, else on
+    the test set.
+    """
     for verdict in verdicts:
         if verdict.name == name:
             return verdict.found
@@ -170,7 +183,9 @@ def _retention(assessments: Assessments, verdicts: Sequence[Verdict], name: str)
 
 
 def classes_record(assessments: Assessments, plan: ClassPlan) -> ClassesRecord:
-    """One row a set and class, with intervals, sizes, best thresholds, and a note where something is undefined."""
+    """One row a set and class, with intervals, sizes, best thresholds, and a note where something
+    is undefined.
+    """
     origins = {row.name: row.origin for row in plan.rows}
     return ClassesRecord(
         classes=tuple(
@@ -181,7 +196,9 @@ def classes_record(assessments: Assessments, plan: ClassPlan) -> ClassesRecord:
     )
 
 
-def _class_record(split: str, models: Mapping[str, Assessment], name: str, origin: str) -> ClassRecord:
+def _class_record(
+    split: str, models: Mapping[str, Assessment], name: str, origin: str
+) -> ClassRecord:
     before, after = models["pretrained"], models["finetuned"]
     truth = after.truth
     label = truth.classes.index(name) + 1
@@ -215,7 +232,11 @@ def _figures(assessment: Assessment, name: str) -> ModelFigures:
 def _note(split: str, name: str, origin: str, objects: int) -> str | None:
     if not objects:
         return f"the {split} set has no object of the class {name}: its AP is undefined"
-    return None if origin == "keep" else "learned: the pretrained detector has no such class, so there is nothing to retain"
+    return (
+        None
+        if origin == "keep"
+        else "learned: the pretrained detector has no such class, so there is nothing to retain"
+    )
 
 
 def _paired(before: Assessment, after: Assessment, name: str) -> Interval | None:
@@ -229,7 +250,9 @@ def verdicts_of(contract: Mapping[str, KeepParams], assessments: Assessments) ->
     verdicts = []
     for name, asked in contract.items():
         before, after = assessments[asked.on]["pretrained"], assessments[asked.on]["finetuned"]
-        note = None if after.truth.objects[name] else f"the {asked.on} set has no object of the class"
+        note = (
+            None if after.truth.objects[name] else f"the {asked.on} set has no object of the class"
+        )
         between = _paired(before, after, name)
         verdicts.append(verdict_of(name, asked, before.ap(name), after.ap(name), between, note))
     return verdicts

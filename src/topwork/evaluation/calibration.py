@@ -1,7 +1,8 @@
 """Are scores honest: of the detections with a score of 0.8, are 80% true?
 
-A detection is true when it finds an object at IoU 0.5; what a crowd took is left out. The expected calibration error (ECE) is the mean
-gap between score and precision over ten bins of equal width, weighted by the detections in each.
+A detection is true when it finds an object at IoU 0.5; what a crowd took is left out. The expected
+calibration error (ECE) is the mean gap between score and precision over ten bins of equal width,
+weighted by the detections in each.
 
 Source: Guo et al., On Calibration of Modern Neural Networks (ICML 2017).
 """
@@ -18,14 +19,21 @@ def reliability(matches: Matches, label: int | None = None, *, bins: int = BINS)
     """The reliability curve of one class or of all.
 
     Returns:
-        low, high (the bin's edges), confidence (mean score), precision, count; bins without detections are left out.
+        low, high (the bin's edges), confidence (mean score), precision, count; bins without
+        detections are left out.
     """
     score, true = _counted(matches, label)
     rows = [
-        {"low": entry["bin_lower"], "high": entry["bin_upper"], "confidence": entry["avg_confidence"], "precision": entry["avg_accuracy"], "count": entry["count"]}
+        {
+            "low": entry["bin_lower"],
+            "high": entry["bin_upper"],
+            "confidence": entry["avg_confidence"],
+            "precision": entry["avg_accuracy"],
+            "count": entry["count"],
+        }
         for entry in calibration_curve(score, true, bins)
         if entry["count"]
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows, columns=["low", "high", "confidence", "precision", "count"])
 
 

@@ -1,8 +1,10 @@
-"""What is taken for what: objects against detections, whatever their classes, with background on both sides.
+"""What is taken for what: objects against detections, whatever their classes, with background on
+both sides.
 
-Detections count from their class's best threshold (highest F1). Best score first, each takes the free object that it overlaps most, by 0.5
-or more. An object that nothing takes is confused with background, and so is a detection that takes nothing; a detection that only a crowd
-would take is left out.
+Detections count from their class's best threshold (highest F1). Best score first, each takes the
+free object that it overlaps most, by 0.5 or more. An object that nothing takes is confused with
+background, and so is a detection that takes nothing; a detection that only a crowd would take is
+left out.
 """
 
 from collections.abc import Mapping
@@ -17,9 +19,16 @@ from topwork.metrics.matching import Matches
 BACKGROUND_NAME = "background"
 
 
-def confident(matches: Matches, thresholds: Mapping[str, float | None], default: float = 0.5) -> NDArray[np.bool_]:
-    """bool[D]: the detection reaches its class's threshold, or the default where the class has none."""
-    least = [default if (found := thresholds.get(name)) is None else found for name in matches.truth.classes]
+def confident(
+    matches: Matches, thresholds: Mapping[str, float | None], default: float = 0.5
+) -> NDArray[np.bool_]:
+    """bool[D]: the detection reaches its class's threshold, or the default where the class has
+    none.
+    """
+    least = [
+        default if (found := thresholds.get(name)) is None else found
+        for name in matches.truth.classes
+    ]
     wanted: NDArray[np.float64] = np.asarray([np.inf, *least])
     return np.asarray(matches.score >= wanted[matches.label])
 
@@ -28,7 +37,8 @@ def confusion(matches: Matches, kept: NDArray[np.bool_]) -> pd.DataFrame:
     """The confusion matrix, one row a pair that occurs.
 
     Returns:
-        actual, predicted (class names or `background`), count; ordered as the truth's classes, background last.
+        actual, predicted (class names or `background`), count; ordered as the truth's classes,
+        background last.
     """
     truth = matches.truth
     pairs = matches.pairs
@@ -51,6 +61,7 @@ def confusion(matches: Matches, kept: NDArray[np.bool_]) -> pd.DataFrame:
     np.add.at(matrix[:, background], truth.label[free & ~truth.crowd] - 1, 1)
     names = (*truth.classes, BACKGROUND_NAME)
     rows = [
-        (names[actual], names[predicted], int(matrix[actual, predicted])) for actual, predicted in zip(*np.nonzero(matrix), strict=True)
+        (names[actual], names[predicted], int(matrix[actual, predicted]))
+        for actual, predicted in zip(*np.nonzero(matrix), strict=True)
     ]
     return pd.DataFrame(rows, columns=["actual", "predicted", "count"])

@@ -15,12 +15,18 @@ WIDE = 120
 
 
 def print_classes(console: Console, classes: ClassesRecord, verdict: VerdictRecord) -> None:
-    """Print class, AP pretrained, grafted, fine-tuned, and retention, with intervals where there's room; then each contract's sentence.
+    """Print class, AP pretrained, grafted, fine-tuned, and retention, with intervals where there's
+    room; then each contract's sentence.
 
     Nothing is cut: in a narrow terminal long names fold.
     """
     wide = console.width >= WIDE
-    table = Table(title="Average precision (IoU 0.50 to 0.95)", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title="Average precision (IoU 0.50 to 0.95)",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for heading in ("set", "class", "rows"):
         table.add_column(heading, overflow="fold")
     for heading in ("objects", "pretrained", "grafted", "fine-tuned", "retention"):

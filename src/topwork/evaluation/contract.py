@@ -18,15 +18,20 @@ def check_measurable(contract: Mapping[str, KeepParams], plan: ClassPlan, tables
     """
     if "test" not in held_out(plan, tables):
         raise EvaluationError(
-            "no test set; name one as dataset.test in params.yaml, or let dataset.split take one from the training images."
+            "no test set; name one as dataset.test in params.yaml, or let dataset.split take one"
+            " from the training images."
         )
     sets = {
-        split: tuple(name for name in classes_of(plan, tables, split) if name in plan.kept) for split in HELD_OUT if split in tables.splits
+        split: tuple(name for name in classes_of(plan, tables, split) if name in plan.kept)
+        for split in HELD_OUT
+        if split in tables.splits
     }
     check_contract(contract, plan, sets)
 
 
-def check_contract(contract: Mapping[str, KeepParams], plan: ClassPlan, sets: Mapping[str, tuple[str, ...]]) -> None:
+def check_contract(
+    contract: Mapping[str, KeepParams], plan: ClassPlan, sets: Mapping[str, tuple[str, ...]]
+) -> None:
     """Refuse a contract that can't be measured, before anything is.
 
     Args:
@@ -35,7 +40,8 @@ def check_contract(contract: Mapping[str, KeepParams], plan: ClassPlan, sets: Ma
         sets: set -> kept classes that its categories have.
 
     Raises:
-        EvaluationError: a class that isn't kept, a set that isn't given, or one whose categories lack the class; all are named.
+        EvaluationError: a class that isn't kept, a set that isn't given, or one whose categories
+            lack the class; all are named.
     """
     faults = []
     for name, asked in contract.items():
@@ -44,13 +50,21 @@ def check_contract(contract: Mapping[str, KeepParams], plan: ClassPlan, sets: Ma
         elif name not in plan.kept:
             origin = next(row.origin for row in plan.rows if row.name == name)
             faults.append(
-                f"{name}: not a kept class (`{origin}` in surgery.classes), so there is no pretrained AP to retain; kept are {', '.join(plan.kept) or 'none'}"
+                f"{name}: not a kept class (`{origin}` in surgery.classes), so there is no"
+                f" pretrained AP to retain; kept are {', '.join(plan.kept) or 'none'}"
             )
         elif asked.on not in sets:
-            faults.append(f"{name}: on: {asked.on}, and dataset.{asked.on} isn't given; sets to measure on are {', '.join(sets) or 'none'}")
+            faults.append(
+                f"{name}: on: {asked.on}, and dataset.{asked.on} isn't given; sets to measure on"
+                f" are {', '.join(sets) or 'none'}"
+            )
         elif name not in sets[asked.on]:
             faults.append(
-                f"{name}: on: {asked.on}, and that set's categories don't have it (they have {', '.join(sets[asked.on]) or 'no kept class'})"
+                f"{name}: on: {asked.on}, and that set's categories don't have it (they have"
+                f" {', '.join(sets[asked.on]) or 'no kept class'})"
             )
     if faults:
-        raise EvaluationError(f"params.yaml: retention: {'; '.join(faults)}. Mend the contract, surgery.classes or dataset.")
+        raise EvaluationError(
+            f"params.yaml: retention: {'; '.join(faults)}. Mend the contract, surgery.classes or"
+            " dataset."
+        )

@@ -1,24 +1,31 @@
-"""What went wrong: every wrong detection and every missed object gets one kind, and every kind its price in AP.
+"""What went wrong: every wrong detection and every missed object gets one kind, and every kind its
+price in AP.
 
-Kinds, at IoU 0.5 (found) and 0.1 (near), tried in this order for a detection that isn't true and that no crowd took:
+Kinds, at IoU 0.5 (found) and 0.1 (near), tried in this order for a detection that isn't true and
+that no crowd took:
 
 - `localisation`: it overlaps an object of its class by 0.1 or more, but none by 0.5;
 - `class`: it overlaps an object of another class by 0.5 or more;
-- `duplicate`: it overlaps an object of its class by 0.5 or more, which a better detection has taken;
+- `duplicate`: it overlaps an object of its class by 0.5 or more, which a better detection has
+  taken;
 - `background`: it overlaps no object by 0.1;
 - `both`: whatever is left: near an object of another class.
 
-An object is `missed` when no detection found it, and none of kind `localisation` or `class` was meant for it.
+An object is `missed` when no detection found it, and none of kind `localisation` or `class` was
+meant for it.
 
-To fix a kind: of the detections of kind `localisation` and `class` the best one meant for an object becomes true (under the object's
-class), unless the object is found already; the others go. `duplicate`, `background` and `both` go. `missed` objects are no longer asked for. With
-all six fixed, AP is 1.
+To fix a kind: of the detections of kind `localisation` and `class` the best one meant for an object
+becomes true (under the object's
+class), unless the object is found already; the others go. `duplicate`, `background` and `both` go.
+`missed` objects are no longer asked for. With all six fixed, AP is 1.
 
-Two prices: `cost` is how much AP at IoU 0.5 rises when this kind alone is fixed, as in TIDE; costs don't add up, since fixes help or
-hide each other. `share` is the kind's part of what is missing from 1: its mean rise over all orders of fixing the six (Shapley value), and shares add
-up to 1 - AP, exactly.
+Two prices: `cost` is how much AP at IoU 0.5 rises when this kind alone is fixed, as in TIDE; costs
+don't add up, since fixes help or
+hide each other. `share` is the kind's part of what is missing from 1: its mean rise over all orders
+of fixing the six (Shapley value), and shares add up to 1 - AP, exactly.
 
-Source: Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors (ECCV 2020); Shapley, A Value for n-Person Games (1953).
+Source: Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors (ECCV 2020);
+Shapley, A Value for n-Person Games (1953).
 """
 
 import math
@@ -46,8 +53,10 @@ class Mistakes:
     Attributes:
         matches: the matches; their first threshold is 0.5.
         kept: bool[D], the detections looked at.
-        kind: int64[D], index into `KINDS`; 6 for true detections, 7 for those that a crowd took or that aren't looked at.
-        claim: int64[D], the object that a wrong detection of kind localisation or class was meant for; else -1.
+        kind: int64[D], index into `KINDS`; 6 for true detections, 7 for those that a crowd took or
+            that aren't looked at.
+        claim: int64[D], the object that a wrong detection of kind localisation or class was meant
+            for; else -1.
         missed: bool[G].
     """
 
@@ -58,10 +67,15 @@ class Mistakes:
     missed: NDArray[np.bool_]
 
     def counts(self, label: int | None = None) -> dict[str, int]:
-        """How many there are of each kind; of one class (as predicted; as annotated for missed ones) or of all."""
+        """How many there are of each kind; of one class (as predicted; as annotated for missed
+        ones) or of all.
+        """
         mine = self.kind if label is None else self.kind[self.matches.of(label)]
         gone = self.missed if label is None else self.missed & (self.matches.truth.label == label)
-        return {kind: int(np.sum(gone if kind == "missed" else mine == code)) for code, kind in enumerate(KINDS)}
+        return {
+            kind: int(np.sum(gone if kind == "missed" else mine == code))
+            for code, kind in enumerate(KINDS)
+        }
 
     @cached_property
     def ap_50(self) -> float | None:
@@ -78,7 +92,11 @@ class Mistakes:
         if self.ap_50 is None:
             return dict.fromkeys(KINDS)
         count = len(KINDS)
-        value = {frozenset(chosen): self.fixed(chosen) for size in range(count + 1) for chosen in combinations(KINDS, size)}
+        value = {
+            frozenset(chosen): self.fixed(chosen)
+            for size in range(count + 1)
+            for chosen in combinations(KINDS, size)
+        }
         shares: dict[str, float | None] = {}
         for kind in KINDS:
             rises = [
@@ -103,11 +121,17 @@ class Mistakes:
         label[mended] = truth.label[self.claim[mended]]
         left = np.flatnonzero(~gone)
         left = left[np.lexsort((-matches.score[left], label[left]))]
-        asked = self._objects - (np.bincount(truth.label[self.missed], minlength=len(self._objects)) if "missed" in kinds else 0)
+        asked = self._objects - (
+            np.bincount(truth.label[self.missed], minlength=len(self._objects))
+            if "missed" in kinds
+            else 0
+        )
         bounds = np.searchsorted(label[left], np.arange(len(self._objects) + 1))
         hits = true[left]
         values = [
-            _ap(hits[bounds[name] : bounds[name + 1]], int(asked[name])) for name in range(1, len(self._objects)) if self._objects[name]
+            _ap(hits[bounds[name] : bounds[name + 1]], int(asked[name]))
+            for name in range(1, len(self._objects))
+            if self._objects[name]
         ]
         return float(np.mean(values))
 
@@ -130,7 +154,9 @@ class Mistakes:
 
 
 def _ap(hits: NDArray[np.bool_], objects: int) -> float:
-    """Interpolated AP of detections in order of score; nothing left to find counts as 1, whatever else was detected aside."""
+    """Interpolated AP of detections in order of score; nothing left to find counts as 1, whatever
+    else was detected aside.
+    """
     if not objects:
         return 1.0
     places = np.flatnonzero(hits)
@@ -159,13 +185,25 @@ def find_mistakes(matches: Matches, kept: NDArray[np.bool_] | None = None) -> Mi
     other, other_thing = _best(detection[~same], thing[~same], iou[~same], count)
     kind = np.select(
         [
-            ~chosen | matches.ignored[0], matches.true[0], (own >= NEAR_IOU) & (own < FOUND_IOU), other >= FOUND_IOU, own >= FOUND_IOU,
+            ~chosen | matches.ignored[0],
+            matches.true[0],
+            (own >= NEAR_IOU) & (own < FOUND_IOU),
+            other >= FOUND_IOU,
+            own >= FOUND_IOU,
             np.maximum(own, other) < NEAR_IOU,
         ],
-        [_IGNORED, _TRUE, *(KINDS.index(name) for name in ("localisation", "class", "duplicate", "background"))],
+        [
+            _IGNORED,
+            _TRUE,
+            *(KINDS.index(name) for name in ("localisation", "class", "duplicate", "background")),
+        ],
         default=KINDS.index("both"),
-    ).astype(np.int64)  # fmt: skip
-    claim = np.where(kind == KINDS.index("localisation"), own_thing, np.where(kind == KINDS.index("class"), other_thing, -1))
+    ).astype(np.int64)
+    claim = np.where(
+        kind == KINDS.index("localisation"),
+        own_thing,
+        np.where(kind == KINDS.index("class"), other_thing, -1),
+    )
     missed = ~truth.crowd
     missed[matches.taken[0, kind == _TRUE]] = False
     missed[claim[claim >= 0]] = False
@@ -208,4 +246,8 @@ def worst_images(mistakes: Mistakes, kind: str, most: int = 12) -> list[WorstIma
     total = np.bincount(image, weights=weight, minlength=len(truth.image_ids))
     number = np.bincount(image, minlength=len(truth.image_ids))
     order = np.lexsort((np.arange(len(total)), -total))[:most]
-    return [WorstImage(int(truth.image_ids[i]), int(number[i]), float(total[i])) for i in order if number[i]]
+    return [
+        WorstImage(int(truth.image_ids[i]), int(number[i]), float(total[i]))
+        for i in order
+        if number[i]
+    ]

@@ -6,7 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from topwork.classes import ClassPlan
-from topwork.evaluation.assess import Assessments, classes_record, metrics_record, table_record, verdicts_of
+from topwork.evaluation.assess import (
+    Assessments,
+    classes_record,
+    metrics_record,
+    table_record,
+    verdicts_of,
+)
 from topwork.evaluation.plots import Plots, mistake_boxes
 from topwork.files import atomic_path, write_text
 from topwork.params.evaluate import EvaluateParams
@@ -37,7 +43,10 @@ def write_evaluation(
     """
     verdicts = verdicts_of(contract, assessments)
     classes = classes_record(assessments, plan)
-    verdict = VerdictRecord(holds=all(found.holds for found in verdicts), contracts=tuple(found.record() for found in verdicts))
+    verdict = VerdictRecord(
+        holds=all(found.holds for found in verdicts),
+        contracts=tuple(found.record() for found in verdicts),
+    )
     table = table_record(assessments, masks=params.masks)
     plots = Plots(assessments)
     for name, frame in plots.tables().items():

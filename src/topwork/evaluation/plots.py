@@ -1,7 +1,9 @@
 """Tables for `dvc plots` and the report: curves, confusion, calibration, error kinds.
 
-The long tables (pr.csv, confusion.csv, calibration.csv, errors.json) hold every set, model and class. The wide ones are cut for `dvc plots`, which
-draws a column a line: pr_SET.csv and calibration_SET.csv have a column a model, confusion_SET.csv a row an object or stray detection of the
+The long tables (pr.csv, confusion.csv, calibration.csv, errors.json) hold every set, model and
+class. The wide ones are cut for `dvc plots`, which
+draws a column a line: pr_SET.csv and calibration_SET.csv have a column a model, confusion_SET.csv a
+row an object or stray detection of the
 fine-tuned model.
 """
 
@@ -48,35 +50,60 @@ class Plots:
         return self._each(_calibration)
 
     def pr_wide(self, split: str) -> pd.DataFrame:
-        """Mean precision at IoU 0.5 over a model's classes at 101 recalls, a column a model; empty where a model has no class there."""
+        """Mean precision at IoU 0.5 over a model's classes at 101 recalls, a column a model; empty
+        where a model has no class there.
+        """
         rows = self.pr[self.pr["set"] == split]
         means = rows.groupby(["model", "recall"])["precision_50"].mean()
         models = [model for model in self.assessments[split] if model in set(rows["model"])]
-        return pd.DataFrame({"recall": RECALL_THRESHOLDS, **{model: means[model].to_numpy() for model in models}})
+        return pd.DataFrame(
+            {"recall": RECALL_THRESHOLDS, **{model: means[model].to_numpy() for model in models}}
+        )
 
     def calibration_wide(self, split: str) -> pd.DataFrame:
-        """Precision of each bin of scores, a column a model, beside the diagonal that calibrated scores would follow."""
-        rows = self.calibration[(self.calibration["set"] == split) & (self.calibration["class"] == "all")]
-        table = rows.pivot_table(index=["low", "high"], columns="model", values="precision").reset_index()
+        """Precision of each bin of scores, a column a model, beside the diagonal that calibrated
+        scores would follow.
+        """
+        rows = self.calibration[
+            (self.calibration["set"] == split) & (self.calibration["class"] == "all")
+        ]
+        table = rows.pivot_table(
+            index=["low", "high"], columns="model", values="precision"
+        ).reset_index()
         table.insert(0, "score", (table["low"] + table["high"]) / 2)
         table.insert(1, "ideal", table["score"])
         models = [model for model in self.assessments[split] if model in table]
         return table[["score", "ideal", *models]].rename_axis(columns=None)
 
     def confusion_rows(self, split: str) -> pd.DataFrame:
-        """The fine-tuned model's confusion, each pair as often as it occurs: what DVC's template `confusion` counts."""
-        rows = self.confusion[(self.confusion["set"] == split) & (self.confusion["model"] == "finetuned")]
-        return rows.loc[rows.index.repeat(rows["count"]), ["actual", "predicted"]].reset_index(drop=True)
+        """The fine-tuned model's confusion, each pair as often as it occurs: what DVC's template
+        `confusion` counts.
+        """
+        rows = self.confusion[
+            (self.confusion["set"] == split) & (self.confusion["model"] == "finetuned")
+        ]
+        return rows.loc[rows.index.repeat(rows["count"]), ["actual", "predicted"]].reset_index(
+            drop=True
+        )
 
     def errors(self) -> ErrorsRecord:
-        """Set -> model -> AP at IoU 0.5, and each kind's count, cost, share, classes, worst images."""
+        """Set -> model -> AP at IoU 0.5, and each kind's count, cost, share, classes, worst
+        images.
+        """
         return ErrorsRecord(
-            sets={split: {model: _errors(assessment) for model, assessment in models.items()} for split, models in self.assessments.items()}
+            sets={
+                split: {model: _errors(assessment) for model, assessment in models.items()}
+                for split, models in self.assessments.items()
+            }
         )
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """File name -> table."""
-        tables = {"pr.csv": self.pr, "confusion.csv": self.confusion, "calibration.csv": self.calibration}
+        tables = {
+            "pr.csv": self.pr,
+            "confusion.csv": self.confusion,
+            "calibration.csv": self.calibration,
+        }
         for split in self.assessments:
             tables[f"pr_{split}.csv"] = self.pr_wide(split)
             tables[f"calibration_{split}.csv"] = self.calibration_wide(split)
@@ -84,19 +111,32 @@ class Plots:
         return tables
 
     def _each(self, make: Callable[[Assessment], pd.DataFrame]) -> pd.DataFrame:
-        parts = [make(a).assign(set=split, model=model) for split, models in self.assessments.items() for model, a in models.items()]
+        parts = [
+            make(a).assign(set=split, model=model)
+            for split, models in self.assessments.items()
+            for model, a in models.items()
+        ]
         full = [part for part in parts if len(part)]
         return pd.concat(full, ignore_index=True) if full else parts[0]
 
 
 def confident_of(assessment: Assessment) -> Any:
     """bool[D]: detections that reach their class's best threshold."""
-    return confident(assessment.matches, {name: assessment.threshold(name).threshold for name in assessment.classes})
+    return confident(
+        assessment.matches,
+        {name: assessment.threshold(name).threshold for name in assessment.classes},
+    )
 
 
 def _calibration(assessment: Assessment) -> pd.DataFrame:
-    labels = {"all": None, **{name: assessment.truth.classes.index(name) + 1 for name in assessment.classes}}
-    parts = [reliability(assessment.matches, label).assign(**{"class": name}) for name, label in labels.items()]
+    labels = {
+        "all": None,
+        **{name: assessment.truth.classes.index(name) + 1 for name in assessment.classes},
+    }
+    parts = [
+        reliability(assessment.matches, label).assign(**{"class": name})
+        for name, label in labels.items()
+    ]
     full = [part for part in parts if len(part)]
     table = pd.concat(full, ignore_index=True) if full else parts[0]
     return table[["class", "low", "high", "confidence", "precision", "count"]]
@@ -105,7 +145,12 @@ def _calibration(assessment: Assessment) -> pd.DataFrame:
 def _errors(assessment: Assessment) -> ModelErrors:
     everything = find_mistakes(assessment.matches)
     sure = find_mistakes(assessment.matches, confident_of(assessment))
-    counts, sure_counts, costs, shares = everything.counts(), sure.counts(), everything.costs(), everything.shares()
+    counts, sure_counts, costs, shares = (
+        everything.counts(),
+        sure.counts(),
+        everything.costs(),
+        everything.shares(),
+    )
     return ModelErrors(
         ap_50=everything.ap_50,
         ece=expected_error(assessment.matches),
@@ -116,7 +161,9 @@ def _errors(assessment: Assessment) -> ModelErrors:
                 cost=costs[kind],
                 share=shares[kind],
                 classes=_by_class(sure, assessment, kind),
-                worst=tuple(WorstImageRecord(**asdict(image)) for image in worst_images(sure, kind)),
+                worst=tuple(
+                    WorstImageRecord(**asdict(image)) for image in worst_images(sure, kind)
+                ),
             )
             for kind in KINDS
         },
@@ -124,14 +171,18 @@ def _errors(assessment: Assessment) -> ModelErrors:
 
 
 def _by_class(mistakes: Mistakes, assessment: Assessment, kind: str) -> dict[str, int]:
-    return {name: mistakes.counts(assessment.truth.classes.index(name) + 1)[kind] for name in assessment.classes}
+    return {
+        name: mistakes.counts(assessment.truth.classes.index(name) + 1)[kind]
+        for name in assessment.classes
+    }
 
 
 def mistake_boxes(assessments: Assessments) -> pd.DataFrame:
     """Every confident mistake as a box, for pictures: what `errors.json` counts as `confident`.
 
     Returns:
-        set, model, image_id, kind, name (as predicted; as annotated for missed objects), score (NaN for missed ones), x, y, width, height.
+        set, model, image_id, kind, name (as predicted; as annotated for missed objects), score (NaN
+        for missed ones), x, y, width, height.
     """
     parts = []
     for split, models in assessments.items():

@@ -1,7 +1,9 @@
-"""Retention: what a kept class's average precision is after fine-tuning, over what it was in the pretrained detector.
+"""Retention: what a kept class's average precision is after fine-tuning, over what it was in the
+pretrained detector.
 
-Both are measured on the same images, so the interval is a paired bootstrap: each resample of the images gives both figures, and
-their ratio. The contract in params.yaml (`retention: {person: {min: 0.95, on: source}}`) is judged here and enforced by the gate.
+Both are measured on the same images, so the interval is a paired bootstrap: each resample of the
+images gives both figures, and their ratio. The contract in params.yaml (`retention: {person: {min:
+0.95, on: source}}`) is judged here and enforced by the gate.
 """
 
 from dataclasses import dataclass
@@ -21,8 +23,12 @@ def ratio(finetuned: float | None, pretrained: float | None) -> float | None:
     return finetuned / pretrained
 
 
-def ratio_interval(finetuned: NDArray[np.float64], pretrained: NDArray[np.float64], confidence: float) -> Interval | None:
-    """Interval of the retention from paired resamples; those without a pretrained AP are left out."""
+def ratio_interval(
+    finetuned: NDArray[np.float64], pretrained: NDArray[np.float64], confidence: float
+) -> Interval | None:
+    """Interval of the retention from paired resamples; those without a pretrained AP are left
+    out.
+    """
     defined = np.isfinite(finetuned) & np.isfinite(pretrained) & (pretrained > 0)
     return interval(finetuned[defined] / pretrained[defined], confidence)
 
@@ -58,12 +64,18 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict in words and figures."""
         if self.found is None:
-            return f"{self.name} on {self.on}: retention undefined ({self.note}), asked for {self.min:g} at least"
-        between = f" (interval {self.interval[0]:.3f} to {self.interval[1]:.3f})" if self.interval else ""
+            return (
+                f"{self.name} on {self.on}: retention undefined ({self.note}), asked for"
+                f" {self.min:g} at least"
+            )
+        between = (
+            f" (interval {self.interval[0]:.3f} to {self.interval[1]:.3f})" if self.interval else ""
+        )
         judged = ", by the interval's lower end" if self.by == "interval" else ""
         return (
-            f"{self.name} on {self.on}: AP {self.pretrained:.3f} pretrained, {self.finetuned:.3f} fine-tuned: retention {self.found:.3f}{between}, "
-            f"asked for {self.min:g} at least{judged}"
+            f"{self.name} on {self.on}: AP {self.pretrained:.3f} pretrained, {self.finetuned:.3f}"
+            f" fine-tuned: retention {self.found:.3f}{between}, asked for {self.min:g} at"
+            f" least{judged}"
         )
 
     def record(self) -> ContractRecord:
@@ -84,16 +96,33 @@ class Verdict:
 
 
 def verdict_of(
-    name: str, asked: KeepParams, pretrained: float | None, finetuned: float | None, between: Interval | None, note: str | None
+    name: str,
+    asked: KeepParams,
+    pretrained: float | None,
+    finetuned: float | None,
+    between: Interval | None,
+    note: str | None,
 ) -> Verdict:
     """Hold one class's retention against its contract."""
     found = ratio(finetuned, pretrained)
     if found is None and note is None:
-        note = "the pretrained detector finds none of its objects" if pretrained is not None else "the set has no object of the class"
+        note = (
+            "the pretrained detector finds none of its objects"
+            if pretrained is not None
+            else "the set has no object of the class"
+        )
     measured = found if asked.by == "estimate" else (between[0] if between else None)
     if asked.by == "interval" and between is None and found is not None:
         note = "no interval: evaluate.bootstrap is too small"
     return Verdict(
-        name=name, on=asked.on, min=asked.min, by=asked.by, pretrained=pretrained, finetuned=finetuned, found=found, interval=between,
-        holds=measured is not None and measured >= asked.min, note=note,
-    )  # fmt: skip
+        name=name,
+        on=asked.on,
+        min=asked.min,
+        by=asked.by,
+        pretrained=pretrained,
+        finetuned=finetuned,
+        found=found,
+        interval=between,
+        holds=measured is not None and measured >= asked.min,
+        note=note,
+    )

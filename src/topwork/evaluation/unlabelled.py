@@ -1,7 +1,8 @@
-"""Kept classes left unlabelled: confident detections of the pretrained detector that the training annotations lack.
+"""Kept classes left unlabelled: confident detections of the pretrained detector that the training
+annotations lack.
 
-Every such object teaches the fine-tuning that what was kept is background, and most custom sets are full of them: who collects helmets
-labels helmets.
+Every such object teaches the fine-tuning that what was kept is background, and most custom sets are
+full of them: who collects helmets labels helmets.
 """
 
 from dataclasses import dataclass, replace
@@ -37,12 +38,17 @@ class Unlabelled:
         return float(sum(entry["estimate"] for entry in self.classes.values()))
 
 
-def find_unlabelled(truth: Truth, predictions: pd.DataFrame, params: UnlabelledParams) -> Unlabelled:
-    """Confident boxes of kept classes that neither overlap an annotation of their class nor lie inside one, as a torso does in its person.
+def find_unlabelled(
+    truth: Truth, predictions: pd.DataFrame, params: UnlabelledParams
+) -> Unlabelled:
+    """Confident boxes of kept classes that neither overlap an annotation of their class nor lie
+    inside one, as a torso does in its person.
 
-    Estimates, a class: `expected` is the sum of the boxes' scores (how many of them are real, were the scores calibrated); `recall` the
-    share of labelled objects that the detector finds at that score (None below 20 labelled objects); `estimate` is expected over recall,
-    since what the detector misses among the labelled it misses among the unlabelled, too.
+    Estimates, a class: `expected` is the sum of the boxes' scores (how many of them are real, were
+    the scores calibrated); `recall` the
+    share of labelled objects that the detector finds at that score (None below 20 labelled
+    objects); `estimate` is expected over recall, since what the detector misses among the labelled
+    it misses among the unlabelled, too.
 
     Args:
         truth: annotations of the kept classes; crowds count as labels of all that lies in them.
@@ -53,28 +59,47 @@ def find_unlabelled(truth: Truth, predictions: pd.DataFrame, params: UnlabelledP
     detections = detections_of(confident, truth, what="predictions of pretrained on train")
     labelled = _labelled(truth, detections, params)
     known = confident[confident["name"].isin(truth.classes)].reset_index(drop=True)
-    boxes = known[~labelled].sort_values(["image_id", "score"], ascending=[True, False], kind="stable")
+    boxes = known[~labelled].sort_values(
+        ["image_id", "score"], ascending=[True, False], kind="stable"
+    )
     found = match(truth, detections, thresholds=(0.5,))
     classes = {}
     for label, name in enumerate(truth.classes, start=1):
         scores = boxes["score"][boxes["name"] == name]
         objects = int(np.sum((truth.label == label) & ~truth.crowd))
-        recall = float(found.true[0, found.of(label)].sum() / objects) if objects >= LEAST_LABELLED else None
+        recall = (
+            float(found.true[0, found.of(label)].sum() / objects)
+            if objects >= LEAST_LABELLED
+            else None
+        )
         expected = float(scores.sum())
         classes[name] = {
-            "count": len(scores), "expected": expected, "labelled": objects, "recall": recall,
+            "count": len(scores),
+            "expected": expected,
+            "labelled": objects,
+            "recall": recall,
             "estimate": expected / recall if recall else expected,
-        }  # fmt: skip
+        }
     columns = ["image_id", "name", "score", "x", "y", "width", "height"]
     return Unlabelled(boxes[columns].reset_index(drop=True), classes)
 
 
 def _labelled(truth: Truth, detections: Detections, params: UnlabelledParams) -> NDArray[np.bool_]:
-    """bool[D]: the detection overlaps an annotation of its class by more than `max_iou`, or more of it than `max_inside` lies in one."""
-    overlap = match(truth, detections, thresholds=(0.5,), least_iou=np.nextafter(params.max_iou, 2.0))
-    all_crowds = replace(truth, crowd=np.ones_like(truth.crowd))  # a crowd's overlap is the part of the detection that lies in it
-    inside = match(all_crowds, detections, thresholds=(0.5,), least_iou=np.nextafter(params.max_inside, 2.0))
-    labelled = np.ones(len(detections), dtype=np.bool_)  # beyond the 100 best an image and class: not looked at, so not reported
+    """bool[D]: the detection overlaps an annotation of its class by more than `max_iou`, or more of
+    it than `max_inside` lies in one.
+    """
+    overlap = match(
+        truth, detections, thresholds=(0.5,), least_iou=np.nextafter(params.max_iou, 2.0)
+    )
+    all_crowds = replace(
+        truth, crowd=np.ones_like(truth.crowd)
+    )  # a crowd's overlap is the part of the detection that lies in it
+    inside = match(
+        all_crowds, detections, thresholds=(0.5,), least_iou=np.nextafter(params.max_inside, 2.0)
+    )
+    labelled = np.ones(
+        len(detections), dtype=np.bool_
+    )  # beyond the 100 best an image and class: not looked at, so not reported
     labelled[overlap.order] = False
     for found in (overlap, inside):
         same = found.label[found.pairs.detection] == truth.label[found.pairs.object]

@@ -15,7 +15,8 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
     Args:
         name: `auto`, `cpu`, `cuda`, `cuda:1`...
-        local_rank: number of this process on its machine: which of several devices it takes where the name has no number.
+        local_rank: number of this process on its machine: which of several devices it takes where
+            the name has no number.
 
     Raises:
         DeviceError: the name is unknown, or that device isn't there.
@@ -28,7 +29,8 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise DeviceError(
-            f"device {name!r}: not a device of torch ({reason}); write `auto`, `cpu`, `cuda` or `cuda:1` (runtime.device)."
+            f"device {name!r}: not a device of torch ({reason}); write `auto`, `cpu`, `cuda` or"
+            " `cuda:1` (runtime.device)."
         ) from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -52,7 +54,8 @@ def usable_cores() -> int:
 
 
 def machine_facts(device: torch.device, threads: int | None = None) -> dict[str, Any]:
-    """What of the machine decides the bits of a computation: device, threads, instruction set, library versions.
+    """What of the machine decides the bits of a computation: device, threads, instruction set,
+    library versions.
 
     Args:
         device: where it is computed.

@@ -8,7 +8,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 from topwork.files import atomic_path
 
-_PALETTE = ("#e6550d", "#3182bd", "#31a354", "#c51b8a", "#756bb1", "#b8860b", "#00868b", "#cb181d", "#5254a3", "#637939")
+_PALETTE = (
+    "#e6550d",
+    "#3182bd",
+    "#31a354",
+    "#c51b8a",
+    "#756bb1",
+    "#b8860b",
+    "#00868b",
+    "#cb181d",
+    "#5254a3",
+    "#637939",
+)
 
 
 def colour_of(name: str) -> str:

@@ -20,12 +20,20 @@ from topwork.weights.format import read_weights
 
 
 def predict_splits(
-    model: str, path: Path, splits: Sequence[str], images: SplitImages, plan: ClassPlan, *, batch_size: int, device: torch.device
+    model: str,
+    path: Path,
+    splits: Sequence[str],
+    images: SplitImages,
+    plan: ClassPlan,
+    *,
+    batch_size: int,
+    device: torch.device,
 ) -> dict[str, pd.DataFrame]:
     """One detector's detections on some splits, under the target's class names.
 
     Args:
-        model: `pretrained`, `grafted` or `finetuned`; of the pretrained detector's classes only the kept ones are handed on.
+        model: `pretrained`, `grafted` or `finetuned`; of the pretrained detector's classes only the
+            kept ones are handed on.
         path: its weights.
         splits: which.
         images: the data set's.
@@ -42,7 +50,9 @@ def predict_splits(
     return found
 
 
-def write_run(folder: Path, found: Mapping[str, Mapping[str, pd.DataFrame]], tables: Tables, plan: ClassPlan) -> None:
+def write_run(
+    folder: Path, found: Mapping[str, Mapping[str, pd.DataFrame]], tables: Tables, plan: ClassPlan
+) -> None:
     """Write detections (model -> split -> table) into a folder, whole or not at all."""
     labels = {name: label for label, name in enumerate(plan.names, start=1)}
     with atomic_folder(folder) as temporary:
@@ -52,7 +62,10 @@ def write_run(folder: Path, found: Mapping[str, Mapping[str, pd.DataFrame]], tab
 
 
 def record_of(
-    found: Mapping[str, Mapping[str, pd.DataFrame]], weights: Mapping[str, str], batch_size: int, device: torch.device
+    found: Mapping[str, Mapping[str, pd.DataFrame]],
+    weights: Mapping[str, str],
+    batch_size: int,
+    device: torch.device,
 ) -> PredictionRecord:
     """How the detections were computed; `weights` are the hashes of the files, by model."""
     return PredictionRecord(

@@ -1,10 +1,11 @@
 """How sure is a figure: average precision resampled over images.
 
-A resample draws as many images as there are, with replacement; an image drawn twice counts twice. Images are matched once
-(`matching.match`): a resample only gives them weights, so that hundreds cost what a few evaluations do. With all weights 1 the result is
-COCO's AP itself.
+A resample draws as many images as there are, with replacement; an image drawn twice counts twice.
+Images are matched once (`matching.match`): a resample only gives them weights, so that hundreds
+cost what a few evaluations do. With all weights 1 the result is COCO's AP itself.
 
-Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentile interval (chapter 13), BCa (chapter 14).
+Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentile interval (chapter
+13), BCa (chapter 14).
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,9 @@ Interval = tuple[float, float]
 
 
 def draw_weights(images: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    """How often each image is drawn, int64[resamples, images]; the same seed gives the same draws for every model on a set."""
+    """How often each image is drawn, int64[resamples, images]; the same seed gives the same draws
+    for every model on a set.
+    """
     generator = np.random.default_rng(seed)
     weights = np.zeros((resamples, images), dtype=np.int64)
     for row in weights:
@@ -37,7 +40,9 @@ def leave_one_out(images: int) -> NDArray[np.int64]:
     return np.ones((images, images), dtype=np.int64) - np.eye(images, dtype=np.int64)
 
 
-def weighted_ap(matches: Matches, label: int, weights: NDArray[np.int64], threshold: int | None = None) -> NDArray[np.float64]:
+def weighted_ap(
+    matches: Matches, label: int, weights: NDArray[np.int64], threshold: int | None = None
+) -> NDArray[np.float64]:
     """Average precision of one class for each row of image weights.
 
     Args:
@@ -58,9 +63,18 @@ def weighted_ap(matches: Matches, label: int, weights: NDArray[np.int64], thresh
     step = max(1, _CHUNK_CELLS // max(1, where.stop - where.start))
     for start in range(0, len(weights), step):
         rows = slice(start, start + step)
-        counted = np.cumsum(weights[rows][:, matches.image[where]], axis=1)  # (b, D): detections up to here, all of them
+        counted = np.cumsum(
+            weights[rows][:, matches.image[where]], axis=1
+        )  # (b, D): detections up to here, all of them
         parts = [
-            _interpolated(matches.true[t, where], matches.ignored[t, where], counted, weights[rows], matches.image[where], total[rows])
+            _interpolated(
+                matches.true[t, where],
+                matches.ignored[t, where],
+                counted,
+                weights[rows],
+                matches.image[where],
+                total[rows],
+            )
             for t in chosen
         ]
         result[rows] = np.mean(parts, axis=0)
@@ -76,11 +90,15 @@ def _interpolated(
     image: NDArray[np.int64],
     total: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """COCO's mean of interpolated precision at 101 recalls; precision only matters where a true detection raises the recall."""
+    """COCO's mean of interpolated precision at 101 recalls; precision only matters where a true
+    detection raises the recall.
+    """
     hits = np.flatnonzero(true)
     if not len(hits):
         return np.zeros(len(weights))
-    found = np.cumsum(weights[:, image[hits]], axis=1)  # (b, H): true detections up to each true one
+    found = np.cumsum(
+        weights[:, image[hits]], axis=1
+    )  # (b, H): true detections up to each true one
     so_far = counted[:, hits]
     if ignored.any():
         lost = np.flatnonzero(ignored)
@@ -90,7 +108,10 @@ def _interpolated(
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = found / np.maximum(total, 1)[:, None]
     padded = np.pad(envelope, ((0, 0), (0, 1)))  # recall never reached: precision 0
-    means = [row[np.searchsorted(reached, RECALL_THRESHOLDS, side="left")].mean() for row, reached in zip(padded, recall, strict=True)]
+    means = [
+        row[np.searchsorted(reached, RECALL_THRESHOLDS, side="left")].mean()
+        for row, reached in zip(padded, recall, strict=True)
+    ]
     return np.asarray(means)
 
 
@@ -125,7 +146,10 @@ def interval(
 
 
 def _bca_levels(
-    values: NDArray[np.float64], levels: NDArray[np.float64], point: float, jackknife: NDArray[np.float64]
+    values: NDArray[np.float64],
+    levels: NDArray[np.float64],
+    point: float,
+    jackknife: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     below = (np.sum(values < point) + 0.5 * np.sum(values == point)) / len(values)
     if not 0 < below < 1 or len(jackknife) < 2:
@@ -141,10 +165,14 @@ def _bca_levels(
 
 
 def mean_of_classes(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Mean over classes, resample by resample, leaving out a class where it's undefined; NaN where all are."""
+    """Mean over classes, resample by resample, leaving out a class where it's undefined; NaN where
+    all are.
+    """
     stacked = np.stack(values)
     defined = np.isfinite(stacked)
     count = defined.sum(axis=0)
     total = np.where(defined, stacked, 0.0).sum(axis=0)
-    mean: NDArray[np.float64] = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    mean: NDArray[np.float64] = np.divide(
+        total, count, out=np.full(len(count), np.nan), where=count > 0
+    )
     return mean

@@ -1,4 +1,6 @@
-"""Curves for `dvc plots` and the report: precision against recall, F1 against the score threshold."""
+"""Curves for `dvc plots` and the report: precision against recall, F1 against the score
+threshold.
+"""
 
 from dataclasses import dataclass
 
@@ -15,7 +17,8 @@ class BestThreshold:
     """The score threshold at which a class's F1 is highest.
 
     Attributes:
-        threshold: detections of this score or more are taken; None for a class without objects or without true detections.
+        threshold: detections of this score or more are taken; None for a class without objects or
+            without true detections.
         f1: at that threshold.
         precision: at that threshold.
         recall: at that threshold.
@@ -28,7 +31,8 @@ class BestThreshold:
 
 
 def best_threshold(matches: Matches, label: int, threshold: int = 0) -> BestThreshold:
-    """Score threshold that maximises F1 of one class at one IoU threshold (by index; the first is 0.5); of equals the highest score.
+    """Score threshold that maximises F1 of one class at one IoU threshold (by index; the first is
+    0.5); of equals the highest score.
 
     F1 counts only at the end of a run of equal scores: a threshold takes all of them or none.
     """
@@ -37,26 +41,45 @@ def best_threshold(matches: Matches, label: int, threshold: int = 0) -> BestThre
     counted = ~matches.ignored[threshold, where]
     true, score = matches.true[threshold, where][counted], matches.score[where][counted]
     if not objects or not true.any():
-        return BestThreshold(None, None, 0.0 if objects and len(true) else None, 0.0 if objects else None)
+        return BestThreshold(
+            None, None, 0.0 if objects and len(true) else None, 0.0 if objects else None
+        )
     found, taken = np.cumsum(true), np.arange(1, len(true) + 1)
     f1 = 2 * found / (taken + objects)
     f1[:-1][score[:-1] == score[1:]] = -1.0
     best = int(np.argmax(f1))
-    return BestThreshold(float(score[best]), float(f1[best]), float(found[best] / taken[best]), float(found[best] / objects))
+    return BestThreshold(
+        float(score[best]),
+        float(f1[best]),
+        float(found[best] / taken[best]),
+        float(found[best] / objects),
+    )
 
 
 def pr_curves(scores: Scores) -> pd.DataFrame:
     """Interpolated precision at 101 recalls, a row a class and recall.
 
     Returns:
-        class, recall, precision_50 (at IoU 0.5), precision (mean over IoU 0.5 to 0.95); classes without objects are left out.
+        class, recall, precision_50 (at IoU 0.5), precision (mean over IoU 0.5 to 0.95); classes
+        without objects are left out.
     """
     parts = []
     for index, name in enumerate(scores.classes):
         curve: NDArray[np.float64] = scores.precision[:, :, index, 0, -1]
         if (curve < 0).any():
             continue
-        parts.append(pd.DataFrame({"class": name, "recall": RECALL_THRESHOLDS, "precision_50": curve[0], "precision": curve.mean(axis=0)}))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "class": name,
+                    "recall": RECALL_THRESHOLDS,
+                    "precision_50": curve[0],
+                    "precision": curve.mean(axis=0),
+                }
+            )
+        )
     if not parts:
-        return pd.DataFrame({"class": pd.Series(dtype="str"), "recall": [], "precision_50": [], "precision": []})
+        return pd.DataFrame(
+            {"class": pd.Series(dtype="str"), "recall": [], "precision_50": [], "precision": []}
+        )
     return pd.concat(parts, ignore_index=True)

@@ -1,9 +1,11 @@
-"""Which detection found which object: COCO's greedy matching, for all images, classes and IoU thresholds at once.
+"""Which detection found which object: COCO's greedy matching, for all images, classes and IoU
+thresholds at once.
 
-hotcoco gives the metrics; what it can't give fast is the matches themselves, which intervals, error kinds, curves and calibration are
-made of. The rule is pycocotools': best score first, at most 100 an image and class; a detection takes the free object of its class
-that it overlaps most (of equals the last), else a crowd; what a crowd took is left out of account. Only pairs that overlap are looked
-at, and detections of the same rank in all images and classes are matched together.
+hotcoco gives the metrics; what it can't give fast is the matches themselves, which intervals, error
+kinds, curves and calibration are made of. The rule is pycocotools': best score first, at most 100
+an image and class; a detection takes the free object of its class that it overlaps most (of equals
+the last), else a crowd; what a crowd took is left out of account. Only pairs that overlap are
+looked at, and detections of the same rank in all images and classes are matched together.
 """
 
 import json
@@ -43,8 +45,8 @@ class Matches:
 
     Attributes:
         truth: the ground truth.
-        order: int64[D], the detections that count (100 best an image and class): by class, then by score from high to low, of equal
-            scores by image; everything below stands in this order.
+        order: int64[D], the detections that count (100 best an image and class): by class, then by
+            score from high to low, of equal scores by image; everything below stands in this order.
         image: int64[D], index of the image.
         label: int64[D].
         score: float64[D].
@@ -74,7 +76,10 @@ class Matches:
 
     def of(self, label: int) -> slice:
         """Where the detections of a class stand."""
-        return slice(int(np.searchsorted(self.label, label)), int(np.searchsorted(self.label, label, side="right")))
+        return slice(
+            int(np.searchsorted(self.label, label)),
+            int(np.searchsorted(self.label, label, side="right")),
+        )
 
 
 def match(
@@ -91,19 +96,33 @@ def match(
         detections: the predictions.
         iou_type: boxes or masks.
         thresholds: IoU thresholds, rising.
-        least_iou: pairs that overlap by less aren't kept in `Matches.pairs`; at most the lowest threshold.
+        least_iou: pairs that overlap by less aren't kept in `Matches.pairs`; at most the lowest
+            threshold.
     """
     order = _ranked(detections)
     kept = detections.keep(order)
-    pairs = _mask_pairs(truth, kept, least_iou) if iou_type == "segm" else _box_pairs(truth, kept, least_iou)
+    pairs = (
+        _mask_pairs(truth, kept, least_iou)
+        if iou_type == "segm"
+        else _box_pairs(truth, kept, least_iou)
+    )
     taken, ignored = _greedy(truth, kept, pairs, thresholds)
-    return Matches(truth, order, kept.image, kept.label, kept.score, thresholds, taken, ignored, pairs)
+    return Matches(
+        truth, order, kept.image, kept.label, kept.score, thresholds, taken, ignored, pairs
+    )
 
 
 def _ranked(detections: Detections) -> NDArray[np.int64]:
-    """Detections that count, by class and falling score; of equal scores the earlier image, then the earlier row, comes first."""
-    by_image = np.lexsort((-detections.score, detections.image, detections.label))  # stable, as pycocotools' mergesort is
-    group = detections.label[by_image] * (int(detections.image.max(initial=0)) + 1) + detections.image[by_image]
+    """Detections that count, by class and falling score; of equal scores the earlier image, then
+    the earlier row, comes first.
+    """
+    by_image = np.lexsort(
+        (-detections.score, detections.image, detections.label)
+    )  # stable, as pycocotools' mergesort is
+    group = (
+        detections.label[by_image] * (int(detections.image.max(initial=0)) + 1)
+        + detections.image[by_image]
+    )
     counted = by_image[_rank_in(group) < MAX_DETECTIONS]
     return counted[np.lexsort((-detections.score[counted], detections.label[counted]))]
 
@@ -124,10 +143,19 @@ def _box_pairs(truth: Truth, kept: Detections, least_iou: float) -> Pairs:
     found = []
     start = 0
     while start < len(kept):
-        stop = max(start + 1, int(np.searchsorted(ends, (ends[start - 1] if start else 0) + _CHUNK_PAIRS, side="right")))
+        stop = max(
+            start + 1,
+            int(
+                np.searchsorted(
+                    ends, (ends[start - 1] if start else 0) + _CHUNK_PAIRS, side="right"
+                )
+            ),
+        )
         part = np.arange(start, stop)
         detection = np.repeat(part, counts[part])
-        within = np.arange(len(detection)) - np.repeat(np.cumsum(counts[part]) - counts[part], counts[part])
+        within = np.arange(len(detection)) - np.repeat(
+            np.cumsum(counts[part]) - counts[part], counts[part]
+        )
         thing = by_image[np.repeat(first[kept.image[part]], counts[part]) + within]
         iou = box_iou(kept.boxes[detection], truth.boxes[thing], truth.crowd[thing])
         near = iou >= least_iou
@@ -136,8 +164,13 @@ def _box_pairs(truth: Truth, kept: Detections, least_iou: float) -> Pairs:
     return _joined(found)
 
 
-def box_iou(found: NDArray[np.float64], things: NDArray[np.float64], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """IoU of pairs of COCO boxes, float64[P, 4] each; for a crowd, intersection over the detection. Bit-equal to pycocotools."""
+def box_iou(
+    found: NDArray[np.float64], things: NDArray[np.float64], crowd: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """IoU of pairs of COCO boxes, float64[P, 4] each; for a crowd, intersection over the detection.
+
+    Bit-equal to pycocotools.
+    """
     corner = np.maximum(found[:, :2], things[:, :2])
     size = np.minimum(found[:, 2:] + found[:, :2], things[:, 2:] + things[:, :2]) - corner
     shared = np.where((size > 0).all(axis=1), size[:, 0] * size[:, 1], 0.0)
@@ -154,11 +187,19 @@ def _mask_pairs(truth: Truth, kept: Detections, least_iou: float) -> Pairs:
     masks[:] = [json.loads(text) for text in texts]
     found = []
     for image, (width, height) in enumerate(truth.sizes.tolist()):
-        things, detections = np.flatnonzero(truth.image == image), np.flatnonzero(kept.image == image)
+        things, detections = (
+            np.flatnonzero(truth.image == image),
+            np.flatnonzero(kept.image == image),
+        )
         if not len(things) or not len(detections):
             continue
-        shapes: list[Any] = [as_rle(json.loads(str(truth.segmentation[thing])), height, width) for thing in things]
-        iou = np.asarray(mask.iou(list(masks[detections]), shapes, truth.crowd[things].tolist()), dtype=np.float64)
+        shapes: list[Any] = [
+            as_rle(json.loads(str(truth.segmentation[thing])), height, width) for thing in things
+        ]
+        iou = np.asarray(
+            mask.iou(list(masks[detections]), shapes, truth.crowd[things].tolist()),
+            dtype=np.float64,
+        )
         row, column = np.nonzero(iou >= least_iou)
         found.append((detections[row], things[column], iou[row, column]))
     return _joined(found)
@@ -181,26 +222,36 @@ def _joined(found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.f
     return Pairs(detection.astype(np.int64), thing.astype(np.int64), iou)
 
 
-def _greedy(truth: Truth, kept: Detections, pairs: Pairs, thresholds: tuple[float, ...]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Matches of all images and classes, rank by rank: detections of one rank never want the same object."""
+def _greedy(
+    truth: Truth, kept: Detections, pairs: Pairs, thresholds: tuple[float, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Matches of all images and classes, rank by rank: detections of one rank never want the same
+    object.
+    """
     taken = np.full((len(thresholds), len(kept)), -1, dtype=np.int64)
     ignored = np.zeros((len(thresholds), len(kept)), dtype=np.bool_)
     limits = np.minimum(thresholds, 1 - 1e-10)
-    same = (kept.label[pairs.detection] == truth.label[pairs.object]) & (pairs.iou >= limits.min(initial=1.0))
+    same = (kept.label[pairs.detection] == truth.label[pairs.object]) & (
+        pairs.iou >= limits.min(initial=1.0)
+    )
     detection, thing, iou = pairs.detection[same], pairs.object[same], pairs.iou[same]
     if not len(detection):
         return taken, ignored
-    # Rank among the detections of one image and class that overlap anything: the others take nothing.
+    # Rank among the detections of one image and class that overlap anything: the others take
+    # nothing.
     wanting = np.unique(detection)  # in order of class and falling score
     group = kept.label[wanting] * len(truth.image_ids) + kept.image[wanting]
     by_group = np.argsort(group, kind="stable")
     rank = np.empty(len(wanting), dtype=np.int64)
     rank[by_group] = _rank_in(group[by_group])
     pair_rank = rank[np.searchsorted(wanting, detection)]
-    # By rank, then detection, then preference: objects before crowds, more overlap first, of equals the last.
+    # By rank, then detection, then preference: objects before crowds, more overlap first, of equals
+    # the last.
     crowd = truth.crowd[thing]
     best_first = np.lexsort((-thing, -iou, crowd, detection, pair_rank))
-    detection, thing, iou, crowd, pair_rank = (field[best_first] for field in (detection, thing, iou, crowd, pair_rank))
+    detection, thing, iou, crowd, pair_rank = (
+        field[best_first] for field in (detection, thing, iou, crowd, pair_rank)
+    )
     free = np.ones((len(thresholds), len(truth)), dtype=np.bool_)
     bounds = np.searchsorted(pair_rank, np.arange(int(pair_rank[-1]) + 2))
     for start, stop in pairwise(bounds):
@@ -208,7 +259,9 @@ def _greedy(truth: Truth, kept: Detections, pairs: Pairs, thresholds: tuple[floa
         able = (free[:, g] | crowd[start:stop]) & (iou[start:stop] >= limits[:, None])
         starts = np.flatnonzero(np.r_[True, d[1:] != d[:-1]])
         place = np.where(able, np.arange(len(d)), len(d))
-        first = np.minimum.reduceat(place, starts, axis=1)  # (T, detections of this rank): best pair that is able
+        first = np.minimum.reduceat(
+            place, starts, axis=1
+        )  # (T, detections of this rank): best pair that is able
         row, column = np.nonzero(first < len(d))
         pair = first[row, column]
         taken[row, d[pair]] = g[pair]

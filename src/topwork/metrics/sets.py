@@ -1,6 +1,7 @@
 """What is evaluated on what: which classes a set can speak of, and what each model calls them.
 
-The pretrained detector knows its own classes: only those that the plan keeps can be compared, and they are renamed to the target's
+The pretrained detector knows its own classes: only those that the plan keeps can be compared, and
+they are renamed to the target's
 names. The source set speaks only of kept classes, since nobody annotated the new ones there.
 """
 
@@ -15,8 +16,8 @@ from topwork.project.names import HELD_OUT
 def classes_of(plan: ClassPlan, tables: Tables, split: str) -> dict[str, tuple[str, ...]]:
     """Target class -> category names of a set that stand for it.
 
-    On the custom set all target classes, by their own names. On the source set kept classes alone, by the target's name or, where no
-    category has that, by the pretrained detector's.
+    On the custom set all target classes, by their own names. On the source set kept classes alone,
+    by the target's name or, where no category has that, by the pretrained detector's.
     """
     if split != "source":
         return {name: (name,) for name in plan.names}
@@ -27,18 +28,27 @@ def classes_of(plan: ClassPlan, tables: Tables, split: str) -> dict[str, tuple[s
 
 def held_out(plan: ClassPlan, tables: Tables) -> list[str]:
     """The held-out splits that are there and have a class to speak of."""
-    return [split for split in HELD_OUT if split in tables.splits and classes_of(plan, tables, split)]
+    return [
+        split for split in HELD_OUT if split in tables.splits and classes_of(plan, tables, split)
+    ]
 
 
 def truths_of(plan: ClassPlan, tables: Tables) -> dict[str, Truth]:
     """Ground truth of each held-out split."""
-    return {split: truth_of(tables, split, classes_of(plan, tables, split)) for split in held_out(plan, tables)}
+    return {
+        split: truth_of(tables, split, classes_of(plan, tables, split))
+        for split in held_out(plan, tables)
+    }
 
 
 def rename_kept(predictions: pd.DataFrame, plan: ClassPlan) -> pd.DataFrame:
-    """The pretrained detector's predictions of kept classes, under the target's names and labels; the rest is left out."""
+    """The pretrained detector's predictions of kept classes, under the target's names and labels;
+    the rest is left out.
+    """
     parts = [
-        predictions[predictions["name"] == source].assign(name=target, label=plan.columns.index(target))
+        predictions[predictions["name"] == source].assign(
+            name=target, label=plan.columns.index(target)
+        )
         for target, source in plan.kept.items()
     ]
     if not parts:

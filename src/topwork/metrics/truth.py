@@ -1,6 +1,8 @@
-"""Ground truth of one set, and predictions held against it: same classes, same images, sound numbers.
+"""Ground truth of one set, and predictions held against it: same classes, same images, sound
+numbers.
 
-Classes go by name. A label is a class's place in `Truth.classes`, from 1: what a model or a file calls it doesn't matter here.
+Classes go by name. A label is a class's place in `Truth.classes`, from 1: what a model or a file
+calls it doesn't matter here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +52,9 @@ class Truth:
 
     @property
     def objects(self) -> dict[str, int]:
-        """How many objects (crowds aside) each class has; AP is defined where there's one at least."""
+        """How many objects (crowds aside) each class has; AP is defined where there's one at
+        least.
+        """
         counts = np.bincount(self.label[~self.crowd], minlength=len(self.classes) + 1)[1:]
         return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
 
@@ -63,9 +67,19 @@ class Truth:
         label = label_of[self.label]
         kept = label > 0
         return Truth(
-            classes, self.image_ids, self.sizes, self.image[kept], label[kept], self.boxes[kept], self.area[kept], self.crowd[kept],
-            self.annotation_ids[kept], tuple(text for text, stays in zip(self.segmentation, kept.tolist(), strict=True) if stays),
-        )  # fmt: skip
+            classes,
+            self.image_ids,
+            self.sizes,
+            self.image[kept],
+            label[kept],
+            self.boxes[kept],
+            self.area[kept],
+            self.crowd[kept],
+            self.annotation_ids[kept],
+            tuple(
+                text for text, stays in zip(self.segmentation, kept.tolist(), strict=True) if stays
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -91,28 +105,41 @@ class Detections:
 
     def keep(self, which: NDArray[Any]) -> "Detections":
         """Some of the detections (a mask or indices), all fields together."""
-        texts = None if self.segmentation is None else tuple(np.asarray(self.segmentation, dtype=object)[which])
-        return Detections(self.image[which], self.label[which], self.boxes[which], self.score[which], texts)
+        texts = (
+            None
+            if self.segmentation is None
+            else tuple(np.asarray(self.segmentation, dtype=object)[which])
+        )
+        return Detections(
+            self.image[which], self.label[which], self.boxes[which], self.score[which], texts
+        )
 
 
-def truth_of(tables: Tables, split: str, classes: Mapping[str, Sequence[str]] | Sequence[str]) -> Truth:
+def truth_of(
+    tables: Tables, split: str, classes: Mapping[str, Sequence[str]] | Sequence[str]
+) -> Truth:
     """The annotations of some classes in one split.
 
     Args:
         tables: the data set.
         split: `test`, `source`...
-        classes: class name here -> names that categories of the data may have for it; or names that are the same on both sides.
+        classes: class name here -> names that categories of the data may have for it; or names that
+            are the same on both sides.
 
     Raises:
-        EvaluationError: no class, an image listed twice, or an annotation of an image that isn't there.
+        EvaluationError: no class, an image listed twice, or an annotation of an image that isn't
+            there.
     """
     part = tables.split(split)
     wanted = dict(classes) if isinstance(classes, Mapping) else {name: (name,) for name in classes}
     if not wanted:
         raise EvaluationError(
-            f"{split}: no class to evaluate; its categories are {', '.join(map(str, part.categories['name'])) or 'none'}."
+            f"{split}: no class to evaluate; its categories are"
+            f" {', '.join(map(str, part.categories['name'])) or 'none'}."
         )
-    label_of_name = {alias: label for label, names in enumerate(wanted.values(), start=1) for alias in names}
+    label_of_name = {
+        alias: label for label, names in enumerate(wanted.values(), start=1) for alias in names
+    }
     label_of_id = {
         int(key): label_of_name[name]
         for key, name in zip(part.categories["category_id"], part.categories["name"], strict=True)
@@ -122,7 +149,10 @@ def truth_of(tables: Tables, split: str, classes: Mapping[str, Sequence[str]] | 
     image_ids = images["image_id"].to_numpy(dtype=np.int64)
     if len(np.unique(image_ids)) != len(image_ids):
         double = image_ids[:-1][np.diff(image_ids) == 0][0]
-        raise EvaluationError(f"{split}: image id {double} is there twice; run `topwork validate`, which names all such faults.")
+        raise EvaluationError(
+            f"{split}: image id {double} is there twice; run `topwork validate`, which names all"
+            " such faults."
+        )
     rows = part.annotations[part.annotations["category_id"].isin(list(label_of_id))]
     image = _index_of(image_ids, rows["image_id"].to_numpy(dtype=np.int64), f"{split}: annotations")
     return Truth(
@@ -139,8 +169,11 @@ def truth_of(tables: Tables, split: str, classes: Mapping[str, Sequence[str]] | 
     )
 
 
-def detections_of(predictions: pd.DataFrame, truth: Truth, *, what: str = "predictions") -> Detections:
-    """Hold a table of predictions against the truth; classes that the truth doesn't look at are left out.
+def detections_of(
+    predictions: pd.DataFrame, truth: Truth, *, what: str = "predictions"
+) -> Detections:
+    """Hold a table of predictions against the truth; classes that the truth doesn't look at are
+    left out.
 
     Args:
         predictions: image_id, name, score, x, y, width, height; maybe segmentation.
@@ -148,35 +181,46 @@ def detections_of(predictions: pd.DataFrame, truth: Truth, *, what: str = "predi
         what: where the predictions come from, for messages.
 
     Raises:
-        EvaluationError: a column is missing, a number is NaN, infinite or a negative size, or an image is unknown.
+        EvaluationError: a column is missing, a number is NaN, infinite or a negative size, or an
+            image is unknown.
     """
     missing = [name for name in ("image_id", "name", "score", *BOX) if name not in predictions]
     if missing:
-        raise EvaluationError(f"{what}: no column {', '.join(missing)}; found {', '.join(map(str, predictions.columns))}.")
+        raise EvaluationError(
+            f"{what}: no column {', '.join(missing)}; found"
+            f" {', '.join(map(str, predictions.columns))}."
+        )
     numbers = predictions[["score", *BOX]].to_numpy(dtype=np.float64)
     bad = ~np.isfinite(numbers).all(axis=1) | (numbers[:, 3:] < 0).any(axis=1)
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         score, *box = numbers[first].tolist()
         raise EvaluationError(
-            f"{what}: row {first} (image {predictions['image_id'].iloc[first]}): score {score}, box {box}; expected finite numbers and no "
-            f"negative width or height ({int(bad.sum())} such rows). The weights that made them are spoiled, or the file is."
+            f"{what}: row {first} (image {predictions['image_id'].iloc[first]}): score {score}, box"
+            f" {box}; expected finite numbers and no negative width or height ({int(bad.sum())}"
+            " such rows). The weights that made them are spoiled, or the file is."
         )
     image = _index_of(truth.image_ids, predictions["image_id"].to_numpy(dtype=np.int64), what)
     label_of = {name: label for label, name in enumerate(truth.classes, start=1)}
-    label: NDArray[np.int64] = np.asarray(predictions["name"].map(label_of).fillna(0), dtype=np.int64)
+    label: NDArray[np.int64] = np.asarray(
+        predictions["name"].map(label_of).fillna(0), dtype=np.int64
+    )
     texts = tuple(predictions["segmentation"]) if "segmentation" in predictions else None
     return Detections(image, label, numbers[:, 1:], numbers[:, 0], texts).keep(label > 0)
 
 
-def _index_of(image_ids: NDArray[np.int64], wanted: NDArray[np.int64], what: str) -> NDArray[np.int64]:
+def _index_of(
+    image_ids: NDArray[np.int64], wanted: NDArray[np.int64], what: str
+) -> NDArray[np.int64]:
     place = np.searchsorted(image_ids, wanted)
     known = place < len(image_ids)
     known[known] = image_ids[place[known]] == wanted[known]
     if not known.all():
         strangers = np.unique(wanted[~known])
         raise EvaluationError(
-            f"{what}: image id {', '.join(map(str, strangers[:5]))}{' and others' if len(strangers) > 5 else ''}: not among the "
-            f"{len(image_ids)} images of the ground truth. Predictions and ground truth belong to different sets."
+            f"{what}: image id"
+            f" {', '.join(map(str, strangers[:5]))}{' and others' if len(strangers) > 5 else ''}:"
+            f" not among the {len(image_ids)} images of the ground truth. Predictions and ground"
+            " truth belong to different sets."
         )
     return place.astype(np.int64)

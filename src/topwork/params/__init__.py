@@ -1,1 +1,4 @@
-"""params.yaml, typed: a module a section, put together in `document`. A stage imports the sections that it reads, and no other."""
+"""params.yaml, typed: a module a section, put together in `document`.
+
+A stage imports the sections that it reads, and no other.
+"""

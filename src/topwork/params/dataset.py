@@ -16,7 +16,9 @@ class SetParams(Section):
     images: Path | None = None
     """Folder, zip or tar with the images; left out where the format says it (VOC, YOLO)."""
     subset: str | None = None
-    """Which list of a VOC (ImageSets/Main/NAME.txt) or YOLO set (train, val, test); left out, the one named like the split."""
+    """Which list of a VOC (ImageSets/Main/NAME.txt) or YOLO set (train, val, test); left out, the
+    one named like the split.
+    """
 
 
 class SplitParams(Section):
@@ -27,9 +29,13 @@ class SplitParams(Section):
     test: float = Field(default=0.15, ge=0, lt=1)
     """Share of images for the test."""
     group_by: str | None = None
-    """Images of one group stay together: a field of the image record, or a regular expression on the file name (its first group)."""
+    """Images of one group stay together: a field of the image record, or a regular expression on
+    the file name (its first group).
+    """
     assigned: Path | None = None
-    """A CSV of earlier places (a copy of out/validate/splits.csv): those stay, new images go where their classes lack most."""
+    """A CSV of earlier places (a copy of out/validate/splits.csv): those stay, new images go where
+    their classes lack most.
+    """
 
 
 class DatasetParams(Section):
@@ -48,11 +54,15 @@ class DatasetParams(Section):
     replay: SetParams | None = None
     """Training images of the source domain, mixed into fine-tuning."""
     split: SplitParams | None = None
-    """With `train` alone: how it is parted. With several splits only `group_by` is looked at: no group may stand in two of them."""
+    """With `train` alone: how it is parted. With several splits only `group_by` is looked at: no
+    group may stand in two of them.
+    """
     aliases: dict[str, str] = {}
     """Category name in the data -> name used here, where the two differ."""
     drop: list[int | str] = []
-    """Annotation ids to leave out, by explicit choice (`topwork validate --fix-list` writes them); `train:123` where splits share ids."""
+    """Annotation ids to leave out, by explicit choice (`topwork validate --fix-list` writes them);
+    `train:123` where splits share ids.
+    """
     drop_images: list[int | str] = []
     """Image ids to leave out, with their annotations; `train:123` where splits share ids."""
     fail_on: Literal["error", "warning", "never"] = "error"
@@ -63,7 +73,10 @@ class DatasetParams(Section):
         """Put `root` before every path, so that nobody else needs to."""
         joined = {
             name: given.model_copy(
-                update={"annotations": self.root / given.annotations, "images": self.root / given.images if given.images else None}
+                update={
+                    "annotations": self.root / given.annotations,
+                    "images": self.root / given.images if given.images else None,
+                }
             )
             for name in ("train", "val", "test", "source", "replay")
             if (given := getattr(self, name)) is not None
@@ -71,5 +84,9 @@ class DatasetParams(Section):
         for name, value in joined.items():
             object.__setattr__(self, name, value)
         if self.split is not None and self.split.assigned is not None:
-            object.__setattr__(self, "split", self.split.model_copy(update={"assigned": self.root / self.split.assigned}))
+            object.__setattr__(
+                self,
+                "split",
+                self.split.model_copy(update={"assigned": self.root / self.split.assigned}),
+            )
         return self

@@ -6,7 +6,10 @@ from topwork.params.section import Section
 
 
 class DemoParams(Section):
-    """The embedded demo: what the `demo` stage draws. A project with data of its own never runs it."""
+    """The embedded demo: what the `demo` stage draws.
+
+    A project with data of its own never runs it.
+    """
 
     seed: int = 7
     """Same seed, same pictures, to the byte."""

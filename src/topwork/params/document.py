@@ -49,7 +49,8 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check params.yaml.
 
     Raises:
-        ParamsError: the file is missing, isn't YAML, or a key or value is at fault; all faults are named together.
+        ParamsError: the file is missing, isn't YAML, or a key or value is at fault; all faults are
+            named together.
     """
     return parse_params(read_document(path), path)
 

@@ -11,17 +11,25 @@ class FetchParams(Section):
     """The pretrained weights: read by `fetch`."""
 
     source: str = "demo"
-    """`demo`, `torchvision:BUILDER/ENUM`, a URL, a local file, `dvc:REPO#PATH@REV`, or `hf:REPO/FILE@REVISION`."""
+    """`demo`, `torchvision:BUILDER/ENUM`, a URL, a local file, `dvc:REPO#PATH@REV`, or
+    `hf:REPO/FILE@REVISION`.
+    """
     sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
     """Pinned SHA-256 (64 hex digits); without it weights.lock holds the one seen first."""
     builder: str | None = None
-    """torchvision builder name, `module:function` or `path/to/file.py:function`; left out where the source says it."""
+    """torchvision builder name, `module:function` or `path/to/file.py:function`; left out where the
+    source says it.
+    """
     builder_args: dict[str, Any] = {}
     """Further keyword arguments of the builder."""
     classes: list[str] | str | None = None
-    """Names of the class columns, or a category set (`coco-91`, `coco-80`, `voc-21`, `open-images-601`) or a text file; left out where the source says it."""
+    """Names of the class columns, or a category set (`coco-91`, `coco-80`, `voc-21`,
+    `open-images-601`) or a text file; left out where the source says it.
+    """
     prefix: str | None = None
-    """Prefix to strip from tensor names (`module.`), or the key of a nested state_dict (`state_dict`): never done unasked."""
+    """Prefix to strip from tensor names (`module.`), or the key of a nested state_dict
+    (`state_dict`): never done unasked.
+    """
     mirror: str | None = None
     """Prefix put in place of the source's scheme and host (also: TOPWORK_MIRROR)."""
     offline: bool = False

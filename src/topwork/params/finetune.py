@@ -8,16 +8,23 @@ from topwork.params.section import Section
 
 
 class FinetuneParams(Section):
-    """Fine-tuning: read by `finetune`. What each option of protection is worth stands in docs/training.md."""
+    """Fine-tuning: read by `finetune`.
+
+    What each option of protection is worth stands in docs/training.md.
+    """
 
     epochs: int = Field(default=12, ge=0)
     """Passes over the training images; 0 leaves the grafted weights as they are."""
     head_epochs: int = Field(default=1, ge=0)
-    """Of these, at first, with a frozen trunk: new rows settle before they pull at the features that kept rows stand on."""
+    """Of these, at first, with a frozen trunk: new rows settle before they pull at the features
+    that kept rows stand on.
+    """
     batch_size: int = Field(default=8, ge=1)
     """Images a step and process."""
     accumulate: int = Field(default=1, ge=1)
-    """Micro-batches that a step's images are parted into, their gradients added up; less memory, the same step."""
+    """Micro-batches that a step's images are parted into, their gradients added up; less memory,
+    the same step.
+    """
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """SGD with momentum, or AdamW."""
     lr: float = Field(default=0.001, gt=0)
@@ -33,9 +40,13 @@ class FinetuneParams(Section):
     clip_norm: float | None = Field(default=10.0, gt=0)
     """Longest gradient; longer ones are scaled down. Null: never."""
     ema: float | None = Field(default=None, gt=0, lt=1)
-    """Decay of a moving average of the weights, which is then what is validated and written. Null: none."""
+    """Decay of a moving average of the weights, which is then what is validated and written. Null:
+    none.
+    """
     early_stop: int | None = Field(default=None, ge=1)
-    """Validations without a better mAP after which training ends, with the best weights. Null: never."""
+    """Validations without a better mAP after which training ends, with the best weights. Null:
+    never.
+    """
     validate_every: int = Field(default=4, ge=0)
     """Epochs between validations; 0: only to choose the interpolation."""
     seed: int = 0
@@ -44,20 +55,27 @@ class FinetuneParams(Section):
     """torchvision's reference presets."""
 
     trunk_lr: float = Field(default=0.5, ge=0)
-    """Learning rate of the trunk over that of the head; 0 freezes the trunk (its features are then computed once, if memory allows)."""
+    """Learning rate of the trunk over that of the head; 0 freezes the trunk (its features are then
+    computed once, if memory allows).
+    """
     freeze_batch_norm: bool = True
     """Leave the running statistics and scales of batch norm as pretrained."""
     distill: float = Field(default=1.0, ge=0)
-    """Weight of a loss that holds the logits of pretrained classes (kept and absorbed) to what the pretrained detector says of the same image."""
+    """Weight of a loss that holds the logits of pretrained classes (kept and absorbed) to what the
+    pretrained detector says of the same image.
+    """
     distill_boxes: float = Field(default=1.0, ge=0)
     """The same for box regression where the pretrained detector sees an object; times `distill`."""
     teacher_boxes: bool = True
-    """Add the confident boxes of kept classes that the `unlabelled` stage found missing from the annotations."""
+    """Add the confident boxes of kept classes that the `unlabelled` stage found missing from the
+    annotations.
+    """
     teacher_min_score: float = Field(default=0.7, gt=0, le=1)
     """Score from which such a box is added."""
     interpolation: Literal["validation", "off"] | float = "validation"
-    """Share of the way from the grafted to the fine-tuned weights that is kept at the end (new rows go all the way): a number,
-    or chosen on validation images as the smallest share that costs no mAP. `off` is 1.0."""
+    """Share of the way from the grafted to the fine-tuned weights that is kept at the end (new rows
+    go all the way): a number, or chosen on validation images as the smallest share that costs no
+    mAP. `off` is 1.0."""
     interpolation_tolerance: float = Field(default=0.02, ge=0, lt=1)
     """Share of the best validation mAP that counts as no cost."""
     replay: float = Field(default=0.25, ge=0, lt=1)

@@ -13,4 +13,6 @@ class ReportParams(Section):
     pictures: int = Field(default=6, ge=0)
     """Test images shown before and after."""
     min_score: float | None = Field(default=None, gt=0, lt=1)
-    """Score from which detections are drawn on them; left out: each class's own, at which its F1 is highest."""
+    """Score from which detections are drawn on them; left out: each class's own, at which its F1 is
+    highest.
+    """

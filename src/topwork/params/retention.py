@@ -15,4 +15,6 @@ class KeepParams(Section):
     on: Literal["source", "test"] = "source"
     """The set it is measured on."""
     by: Literal["estimate", "interval"] = "estimate"
-    """What has to reach `min`: the retention itself, or the lower end of its interval (stricter: no luck involved)."""
+    """What has to reach `min`: the retention itself, or the lower end of its interval (stricter: no
+    luck involved).
+    """

@@ -1,4 +1,7 @@
-"""Section `runtime`: how a run is carried out. No stage tracks it, since no past result becomes stale by it."""
+"""Section `runtime`: how a run is carried out.
+
+No stage tracks it, since no past result becomes stale by it.
+"""
 
 from pydantic import Field
 
@@ -6,7 +9,10 @@ from topwork.params.section import Section
 
 
 class RuntimeParams(Section):
-    """How a run is carried out: read by every stage that computes, tracked by none. Each output names the device that made it."""
+    """How a run is carried out: read by every stage that computes, tracked by none.
+
+    Each output names the device that made it.
+    """
 
     device: str = "auto"
     """`auto` (the accelerator that torch finds, else the CPU), `cpu`, `cuda`, `cuda:1`..."""

@@ -1,4 +1,6 @@
-"""What every section of params.yaml is made of, and how the file is read: as DVC reads it (YAML 1.2), all faults named at once."""
+"""What every section of params.yaml is made of, and how the file is read: as DVC reads it (YAML
+1.2), all faults named at once.
+"""
 
 import difflib
 from collections.abc import Mapping
@@ -42,15 +44,28 @@ def read_document(path: Path = PARAMS_FILE) -> dict[str, Any]:
         with path.open(encoding="utf-8") as stream:
             raw = YAML(typ="safe", pure=True).load(stream)
     except FileNotFoundError as error:
-        raise ParamsError(f"{path}: no such file. Run inside a topwork project, or make one with `topwork init FOLDER`.") from error
+        raise ParamsError(
+            f"{path}: no such file. Run inside a topwork project, or make one with `topwork init"
+            " FOLDER`."
+        ) from error
     except (YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+        raise ParamsError(
+            f"{path}: not readable as YAML: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(raw, dict):
-        raise ParamsError(f"{path}: found {type(raw).__name__}, expected sections such as `dataset:` and `surgery:`.")
+        raise ParamsError(
+            f"{path}: found {type(raw).__name__}, expected sections such as `dataset:` and"
+            " `surgery:`."
+        )
     return raw
 
 
-def parse(model: type[Model], raw: dict[str, Any], path: Path = PARAMS_FILE, renamed: Mapping[str, str] = NOTHING) -> Model:
+def parse(
+    model: type[Model],
+    raw: dict[str, Any],
+    path: Path = PARAMS_FILE,
+    renamed: Mapping[str, str] = NOTHING,
+) -> Model:
     """Check sections that are already read.
 
     Args:
@@ -85,12 +100,16 @@ def _fault(model: type[BaseModel], item: dict[str, Any], renamed: Mapping[str, s
 
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Field names of the section at `location` (a section that is a dict or optional is looked through)."""
+    """Field names of the section at `location` (a section that is a dict or optional is looked
+    through).
+    """
     section = model
     for key in location:
         field = section.model_fields.get(str(key))
         if field is None:
             continue
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), section)
+        section = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), section
+        )
     return list(section.model_fields)

@@ -12,9 +12,13 @@ class SurgeryParams(Section):
     """The class plan: read by `surgery`."""
 
     classes: dict[str, Any]
-    """Target classes in order: `keep`, `{keep: NAME}`, `{like: NAME}`, `{like: [NAMES]}`, `{like: {NAME: weight}}`, `{new: prior|reference|zero}`."""
+    """Target classes in order: `keep`, `{keep: NAME}`, `{like: NAME}`, `{like: [NAMES]}`, `{like:
+    {NAME: weight}}`, `{new: prior|reference|zero}`.
+    """
     dropped: Literal["remove", "absorb"] = "absorb"
-    """What becomes of the other rows of a softmax head: taken out, or kept frozen as part of background."""
+    """What becomes of the other rows of a softmax head: taken out, or kept frozen as part of
+    background.
+    """
     prior: float = Field(default=0.01, gt=0, lt=1)
     """Probability at which a `new: prior` row starts."""
     seed: int = 0
@@ -31,6 +35,7 @@ class SurgeryParams(Section):
         """The class plan that this section describes.
 
         Raises:
-            ClassPlanError: an unknown rule, a reserved or duplicate name, weights that aren't positive; all at once.
+            ClassPlanError: an unknown rule, a reserved or duplicate name, weights that aren't
+                positive; all at once.
         """
         return ClassPlan.parse(self.classes, dropped=self.dropped, prior=self.prior, seed=self.seed)

@@ -8,6 +8,8 @@ VERDICT = Path("out/check/verdict.json")
 
 
 class CheckRecord(Record):
-    """What was held against each other and fits; a fault is an error instead, so that the file says the same whenever it is there."""
+    """What was held against each other and fits; a fault is an error instead, so that the file says
+    the same whenever it is there.
+    """
 
     checked: tuple[str, ...]

@@ -65,7 +65,9 @@ class VerdictRecord(Record):
 
 
 class BestThresholdRecord(Record):
-    """The score threshold at which a class's F1 is highest, and what is reached there; None where undefined."""
+    """The score threshold at which a class's F1 is highest, and what is reached there; None where
+    undefined.
+    """
 
     threshold: float | None
     f1: float | None
@@ -124,7 +126,9 @@ class ClassesRecord(Record):
 
 
 class WorstImageRecord(Record):
-    """An image with many or confident mistakes of one kind; `weight` is the sum of their scores, for missed objects their number."""
+    """An image with many or confident mistakes of one kind; `weight` is the sum of their scores,
+    for missed objects their number.
+    """
 
     image_id: int
     count: int
@@ -169,7 +173,8 @@ class MetricsRecord(Record):
     """metrics.json: the figures that one decides by; None where undefined.
 
     Attributes:
-        retention: kept class -> fine-tuned AP over pretrained AP, where the contract wants it measured.
+        retention: kept class -> fine-tuned AP over pretrained AP, where the contract wants it
+            measured.
         ap: new or seeded class -> AP of the fine-tuned detector on the test set.
         map: mean AP of the fine-tuned detector on the test set.
     """

@@ -19,19 +19,23 @@ class Determinism(Record):
 
 
 class Interpolation(Record):
-    """Share of the way from the grafted to the fine-tuned weights that was kept, and the shares tried with their validation mAP."""
+    """Share of the way from the grafted to the fine-tuned weights that was kept, and the shares
+    tried with their validation mAP.
+    """
 
     share: float
     tried: tuple[dict[str, float], ...]
 
 
 class RunRecord(Record):
-    """record.json: how a fine-tuning ran. No clock time, no resumption: two runs of the same bits have the same record.
+    """record.json: how a fine-tuning ran. No clock time, no resumption: two runs of the same bits
+    have the same record.
 
     Attributes:
         determinism: level and reasons.
         machine: what of the machine decides the bits.
-        versions: every installed distribution and its version, `python`, and `platform` without the kernel's release.
+        versions: every installed distribution and its version, `python`, and `platform` without the
+            kernel's release.
         epochs, steps: that were trained.
         stopped_early: whether validation ended it.
         interpolation: between grafted and fine-tuned weights.

@@ -2,5 +2,7 @@
 
 SPLITS = ("train", "val", "test", "source", "replay")
 HELD_OUT = ("test", "source")
-"""Splits that detectors are measured on: the custom test set, and images of the pretrained detector's own domain."""
+"""Splits that detectors are measured on: the custom test set, and images of the pretrained
+detector's own domain.
+"""
 MODELS = ("pretrained", "grafted", "finetuned")

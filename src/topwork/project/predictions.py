@@ -1,4 +1,6 @@
-"""Outs of the stages `baseline` (pretrained and grafted detector) and `predict` (fine-tuned detector)."""
+"""Outs of the stages `baseline` (pretrained and grafted detector) and `predict` (fine-tuned
+detector).
+"""
 
 from pathlib import Path
 from typing import Any

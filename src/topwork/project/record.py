@@ -28,12 +28,16 @@ class Record(BaseModel):
         """Read a record that a stage wrote.
 
         Raises:
-            TopworkError: the file is missing, isn't JSON, or isn't such a record; the first fault is named.
+            TopworkError: the file is missing, isn't JSON, or isn't such a record; the first fault
+                is named.
         """
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise TopworkError(f"{path}: can't be read ({error.strerror}). Run the stage that writes it: dvc repro.") from error
+            raise TopworkError(
+                f"{path}: can't be read ({error.strerror}). Run the stage that writes it: dvc"
+                " repro."
+            ) from error
         return cls.parse(content, path)
 
     @classmethod
@@ -51,8 +55,12 @@ class Record(BaseModel):
             found = repr(first["input"])
             found = found if len(found) <= 80 else f"{found[:77]}..."
             raise TopworkError(
-                f"{path}: {place} is {found}: {first['msg'][:1].lower()}{first['msg'][1:]}. The file is damaged, or another "
-                "version of topwork wrote it; run the stage that writes it again: dvc repro --force."
+                f"{path}: {place} is {found}: {first['msg'][:1].lower()}{first['msg'][1:]}. The"
+                " file is damaged, or another version of topwork wrote it; run the stage that"
+                " writes it again: dvc repro --force."
             ) from error
         except (ValueError, RecursionError) as error:
-            raise TopworkError(f"{path}: not readable as JSON ({error}). Run the stage that writes it again: dvc repro --force.") from error
+            raise TopworkError(
+                f"{path}: not readable as JSON ({error}). Run the stage that writes it again: dvc"
+                " repro --force."
+            ) from error

@@ -24,7 +24,9 @@ class _Part(Record):
 
 
 class SourceRows(_Part):
-    """Source rows of one class; one entry with weight 1 and the same hash where a row is a bit-identical copy."""
+    """Source rows of one class; one entry with weight 1 and the same hash where a row is a
+    bit-identical copy.
+    """
 
     name: str = Field(alias="class")
     weight: float
@@ -33,7 +35,9 @@ class SourceRows(_Part):
 
 
 class TargetRows(_Part):
-    """The rows of one target column in a class-dependent tensor: indices along the class axis, and where they come from."""
+    """The rows of one target column in a class-dependent tensor: indices along the class axis, and
+    where they come from.
+    """
 
     name: str = Field(alias="class")
     origin: Literal["background", "keep", "like", "new", "absorbed"]
@@ -90,7 +94,9 @@ class ChangedTensor(_Part):
 
 
 class SourceFile(_Part):
-    """The weights before: names of columns, a hash over `NAME NUL HASH LF` of all tensors by name, and the file's own."""
+    """The weights before: names of columns, a hash over `NAME NUL HASH LF` of all tensors by name,
+    and the file's own.
+    """
 
     columns: list[str]
     absorbed: list[str]
@@ -127,7 +133,8 @@ class PlanRecord(_Part):
 class DroppedRecord(_Part):
     """Source columns that no target class keeps.
 
-    `exact`: whether kept classes' probabilities are what they were, but for new rows (false where two classes keep one source: a
+    `exact`: whether kept classes' probabilities are what they were, but for new rows (false where
+    two classes keep one source: a
     softmax shares it among them).
     """
 
@@ -139,7 +146,8 @@ class DroppedRecord(_Part):
 class ReceiptRecord(_Part):
     """receipt.json: what a graft did to every tensor and row of a detector's weights.
 
-    `topwork verify-graft` computes all of it again from the two files. `sha256` is over this receipt's canonical JSON without that field.
+    `topwork verify-graft` computes all of it again from the two files. `sha256` is over this
+    receipt's canonical JSON without that field.
     """
 
     topwork_receipt: Literal[1]

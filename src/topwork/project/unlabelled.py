@@ -13,7 +13,9 @@ FINDINGS = FOLDER / "findings.json"
 
 
 class UnlabelledBox(Record):
-    """A confident detection of a kept class where the training annotations have none; bbox is xywh in pixels."""
+    """A confident detection of a kept class where the training annotations have none; bbox is xywh
+    in pixels.
+    """
 
     rule: str = "unlabelled-kept-class"
     severity: str = "warning"
@@ -26,7 +28,9 @@ class UnlabelledBox(Record):
 
 
 class UnlabelledRecord(Record):
-    """What was found: how many boxes, about how many objects, by class and box by box; and the limits of the search."""
+    """What was found: how many boxes, about how many objects, by class and box by box; and the
+    limits of the search.
+    """
 
     count: int
     estimate: float

@@ -21,7 +21,9 @@ def table_paths() -> dict[str, Path]:
 
 
 class FindingRecord(Record):
-    """One fault: which rule, where, what was found; box is xywh in pixels, None for a number that JSON can't say."""
+    """One fault: which rule, where, what was found; box is xywh in pixels, None for a number that
+    JSON can't say.
+    """
 
     rule: str
     severity: str

@@ -1,6 +1,8 @@
-"""The model card: Hugging Face's form (YAML front matter, then Markdown), filled from the run's own record.
+"""The model card: Hugging Face's form (YAML front matter, then Markdown), filled from the run's own
+record.
 
-Figures stand in it only where the run evaluated these very weights; otherwise the card says that it knows none.
+Figures stand in it only where the run evaluated these very weights; otherwise the card says that it
+knows none.
 """
 
 import hashlib
@@ -19,7 +21,12 @@ from topwork.report.run import Run
 
 
 def model_card(
-    name: str, weights: bytes, columns: Sequence[str], builder: str, run: Run | None, parity: Mapping[str, Any] | None = None
+    name: str,
+    weights: bytes,
+    columns: Sequence[str],
+    builder: str,
+    run: Run | None,
+    parity: Mapping[str, Any] | None = None,
 ) -> str:
     """Write the card.
 
@@ -29,12 +36,21 @@ def model_card(
         columns: class columns, background first.
         builder: the detector's builder.
         run: the project's run, or None.
-        parity: what the ONNX check found: `images`, `detections`, `boxes_px`, `scores`; None where no ONNX goes with the card.
+        parity: what the ONNX check found: `images`, `detections`, `boxes_px`, `scores`; None where
+            no ONNX goes with the card.
     """
     digest = _sha256(weights)
-    known = run if run is not None and run.has(FINETUNED) and _sha256(run.read_bytes(FINETUNED)) == digest else None
+    known = (
+        run
+        if run is not None and run.has(FINETUNED) and _sha256(run.read_bytes(FINETUNED)) == digest
+        else None
+    )
     figures, contract = (class_figures(known), clauses(known)) if known else ([], [])
-    names = [(label, column) for label, column in enumerate(columns) if column not in (BACKGROUND, UNUSED)]
+    names = [
+        (label, column)
+        for label, column in enumerate(columns)
+        if column not in (BACKGROUND, UNUSED)
+    ]
     provenance = known.provenance.document() if known and known.provenance else {}
     return render(
         "card.md.j2",
@@ -59,19 +75,35 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def front_matter(name: str, names: Sequence[tuple[int, str]], figures: Sequence[ClassFigures], provenance: Mapping[str, Any]) -> str:
+def front_matter(
+    name: str,
+    names: Sequence[tuple[int, str]],
+    figures: Sequence[ClassFigures],
+    provenance: Mapping[str, Any],
+) -> str:
     """The YAML head: licence, tags, and the figures as Hugging Face's `model-index`."""
     from ruamel.yaml import YAML
 
     head: dict[str, Any] = {
         "library_name": "topwork",
         "pipeline_tag": "object-detection",
-        "tags": ["object-detection", "head-surgery", "torchvision", *(str(label_name) for _, label_name in names)],
+        "tags": [
+            "object-detection",
+            "head-surgery",
+            "torchvision",
+            *(str(label_name) for _, label_name in names),
+        ],
     }
     if licence := provenance.get("licence"):
-        known = re.fullmatch(r"[A-Za-z0-9.+-]+", str(licence))  # an identifier, such as Apache-2.0; a sentence stands in the text
+        known = re.fullmatch(
+            r"[A-Za-z0-9.+-]+", str(licence)
+        )  # an identifier, such as Apache-2.0; a sentence stands in the text
         head = {"license": str(licence).lower() if known else "other", **head}
-    results = [found for on in dict.fromkeys(figure.on for figure in figures) if (found := _result(figures, on))]
+    results = [
+        found
+        for on in dict.fromkeys(figure.on for figure in figures)
+        if (found := _result(figures, on))
+    ]
     if results:
         head["model-index"] = [{"name": name, "results": results}]
     stream = io.StringIO()
@@ -83,16 +115,32 @@ def front_matter(name: str, names: Sequence[tuple[int, str]], figures: Sequence[
 
 def _result(figures: Sequence[ClassFigures], on: str) -> dict[str, Any] | None:
     """One set's figures; None where no class has an AP there."""
-    here = [(figure.name, found) for figure in figures if figure.on == on and (found := figure.ap["finetuned"]) is not None]
+    here = [
+        (figure.name, found)
+        for figure in figures
+        if figure.on == on and (found := figure.ap["finetuned"]) is not None
+    ]
     mean = mean_ap([figure for figure in figures if figure.on == on], "finetuned")
     if mean is None:
         return None
-    metrics = [{"type": "mean_average_precision", "name": "mAP, IoU 0.50 to 0.95", "value": round(mean, 4)}]
-    metrics += [{"type": "average_precision", "name": f"AP of {name}", "value": round(found.value, 4)} for name, found in here]
-    return {"task": {"type": "object-detection"}, "dataset": {"name": f"{on} set", "type": "custom", "split": on}, "metrics": metrics}
+    metrics = [
+        {"type": "mean_average_precision", "name": "mAP, IoU 0.50 to 0.95", "value": round(mean, 4)}
+    ]
+    metrics += [
+        {"type": "average_precision", "name": f"AP of {name}", "value": round(found.value, 4)}
+        for name, found in here
+    ]
+    return {
+        "task": {"type": "object-detection"},
+        "dataset": {"name": f"{on} set", "type": "custom", "split": on},
+        "metrics": metrics,
+    }
 
 
 def _splits(run: Run) -> list[tuple[str, int, int]]:
     """(split, images, boxes)."""
     tables = run.tables
-    return [(split, len(tables.split(split).images), len(tables.split(split).annotations)) for split in tables.splits]
+    return [
+        (split, len(tables.split(split).images), len(tables.split(split).annotations))
+        for split in tables.splits
+    ]

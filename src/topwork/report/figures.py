@@ -1,4 +1,6 @@
-"""The figures that the page speaks of: AP by class, set and model, retention, and the contract's verdict."""
+"""The figures that the page speaks of: AP by class, set and model, retention, and the contract's
+verdict.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +31,8 @@ class ClassFigures:
         name: target class.
         origin: `keep`, `like` or `new`.
         on: `test` or `source`.
-        ap: model -> AP; None where AP is undefined (no ground truth, or the model has no such class).
+        ap: model -> AP; None where AP is undefined (no ground truth, or the model has no such
+            class).
         retention: fine-tuned AP over pretrained AP; None where it is undefined.
         objects: ground-truth boxes.
         images: images that hold one.
@@ -55,7 +58,9 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Clause:
-    """One line of the retention contract, whether it holds, and evaluate's own sentence on it; `by` says what has to reach `least`."""
+    """One line of the retention contract, whether it holds, and evaluate's own sentence on it; `by`
+    says what has to reach `least`.
+    """
 
     name: str
     on: str
@@ -67,7 +72,9 @@ class Clause:
 
     @property
     def measured(self) -> float | None:
-        """What is held against `least`: the retention, or its interval's lower end; None where it is undefined."""
+        """What is held against `least`: the retention, or its interval's lower end; None where it
+        is undefined.
+        """
         if self.found is None:
             return None
         return self.found.low if self.by == "interval" else self.found.value
@@ -80,11 +87,17 @@ def class_figures(run: Run) -> list[ClassFigures]:
             name=row.name,
             origin=row.origin,
             on=row.split,
-            ap={model: estimate(row.models[model].ap, row.models[model].interval) for model in MODELS},
+            ap={
+                model: estimate(row.models[model].ap, row.models[model].interval)
+                for model in MODELS
+            },
             retention=estimate(row.retention, row.interval_retention),
             objects=row.objects,
             images=row.images,
-            threshold={model: best.threshold if (best := row.models[model].best) else None for model in MODELS},
+            threshold={
+                model: best.threshold if (best := row.models[model].best) else None
+                for model in MODELS
+            },
             note=row.note,
         )
         for row in (run.classes.classes if run.classes else ())
@@ -94,7 +107,15 @@ def class_figures(run: Run) -> list[ClassFigures]:
 def clauses(run: Run) -> list[Clause]:
     """The retention contract's lines as evaluate found them."""
     return [
-        Clause(row.name, row.on, row.min, estimate(row.found, row.interval), row.holds, row.sentence, row.by)
+        Clause(
+            row.name,
+            row.on,
+            row.min,
+            estimate(row.found, row.interval),
+            row.holds,
+            row.sentence,
+            row.by,
+        )
         for row in (run.verdict.contracts if run.verdict else ())
     ]
 
@@ -117,13 +138,16 @@ def words(names: Sequence[str]) -> str:
         >>> words(["helmet", "forklift", "cone"])
         'helmet, forklift and cone'
     """
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+    return (
+        names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+    )
 
 
 def percent(value: float, least: float | None = None) -> str:
     """A share in whole percent, in tenths between 99 and 100 so that no loss is rounded away.
 
-    With `least`, what was asked, in as many digits as it takes to see on which side of it the value lies.
+    With `least`, what was asked, in as many digits as it takes to see on which side of it the value
+    lies.
 
     Example:
         >>> percent(0.9713), percent(0.9962), percent(1.0)

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from topwork.report.figures import ClassFigures, Clause, Estimate, exact_percent, mean_ap, percent, words
+from topwork.report.figures import (
+    ClassFigures,
+    Clause,
+    Estimate,
+    exact_percent,
+    mean_ap,
+    percent,
+    words,
+)
 
 State = Literal["holds", "breached", "open"]
 
@@ -29,11 +37,25 @@ class Headline:
 
 
 def headline(figures: Sequence[ClassFigures], contract: Sequence[Clause]) -> Headline:
-    """Say what became of the kept classes and of the learned ones, from the class table and the contract's verdict."""
+    """Say what became of the kept classes and of the learned ones, from the class table and the
+    contract's verdict.
+    """
     state = _state(contract)
-    tag = {"holds": "Contract held", "breached": "Contract breached", "open": "No contract set" if not contract else "Contract open"}[state]
-    sentence = f"{_kept_sentence(figures, contract)}{', and' if state == 'holds' else ';'} {_learned_sentence(figures)}."
-    return Headline(state, tag, sentence[0].upper() + sentence[1:], (_kept(figures, contract), _learned(figures), _whole(figures)))
+    tag = {
+        "holds": "Contract held",
+        "breached": "Contract breached",
+        "open": "No contract set" if not contract else "Contract open",
+    }[state]
+    sentence = (
+        f"{_kept_sentence(figures, contract)}{', and' if state == 'holds' else ';'}"
+        f" {_learned_sentence(figures)}."
+    )
+    return Headline(
+        state,
+        tag,
+        sentence[0].upper() + sentence[1:],
+        (_kept(figures, contract), _learned(figures), _whole(figures)),
+    )
 
 
 def _state(contract: Sequence[Clause]) -> State:
@@ -42,10 +64,16 @@ def _state(contract: Sequence[Clause]) -> State:
     return "holds" if contract and all(clause.holds for clause in contract) else "open"
 
 
-def _worst(figures: Sequence[ClassFigures], contract: Sequence[Clause]) -> tuple[str, str, Estimate, float | None] | None:
+def _worst(
+    figures: Sequence[ClassFigures], contract: Sequence[Clause]
+) -> tuple[str, str, Estimate, float | None] | None:
     """The kept class that stands worst: (name, set, retention, least asked)."""
     measured = [(clause, clause.found, clause.measured) for clause in contract]
-    asked = [(clause, found, -1.0 if value is None else value / clause.least) for clause, found, value in measured if found is not None]
+    asked = [
+        (clause, found, -1.0 if value is None else value / clause.least)
+        for clause, found, value in measured
+        if found is not None
+    ]
     if asked:
         clause, found, _ = min(asked, key=lambda item: item[2])
         return clause.name, clause.on, found, clause.least
@@ -64,13 +92,20 @@ def _kept_sentence(figures: Sequence[ClassFigures], contract: Sequence[Clause]) 
         return words([_breach(clause) for clause in breached])
     held = [clause for clause in contract if clause.found is not None]
     if held:
-        parts = [f"{clause.name} kept {percent(clause.found.value, clause.least)} of its pretrained AP" for clause in held if clause.found]
+        parts = [
+            f"{clause.name} kept {percent(clause.found.value, clause.least)} of its pretrained AP"
+            for clause in held
+            if clause.found
+        ]
         asked = [exact_percent(least) for least in sorted({clause.least for clause in held})]
         return f"{words(parts)} (at least {' or '.join(asked)} was asked)"
     worst = _worst(figures, contract)
     if worst is None:
         return "nothing can be said of kept classes: none was kept, or their AP is undefined"
-    return f"{worst[0]} kept {percent(worst[2].value)} of its pretrained AP on the {_set_name(worst[1])}"
+    return (
+        f"{worst[0]} kept {percent(worst[2].value)} of its pretrained AP on the"
+        f" {_set_name(worst[1])}"
+    )
 
 
 def _breach(clause: Clause) -> str:
@@ -80,7 +115,11 @@ def _breach(clause: Clause) -> str:
     kept = f"{clause.name} kept {percent(clause.found.value, clause.least)} of its pretrained AP"
     if clause.by == "estimate":
         return f"{kept} {asked}"
-    end = "has no interval" if clause.found.low is None else f"may be as low as {percent(clause.found.low, clause.least)}"
+    end = (
+        "has no interval"
+        if clause.found.low is None
+        else f"may be as low as {percent(clause.found.low, clause.least)}"
+    )
     return f"{kept}, but that {end} {asked}"
 
 
@@ -90,11 +129,20 @@ def _learned_sentence(figures: Sequence[ClassFigures]) -> str:
     if not learned:
         return "no class was added"
     if not defined:
-        return f"the AP of {words([figure.name for figure in learned])} is undefined: the test set holds none"
+        return (
+            f"the AP of {words([figure.name for figure in learned])} is undefined: the test set"
+            " holds none"
+        )
     if len(defined) > 4:
-        return f"{len(defined)} classes were learned, to a mean AP of {mean_ap(defined, 'finetuned'):.2f}"
+        return (
+            f"{len(defined)} classes were learned, to a mean AP of"
+            f" {mean_ap(defined, 'finetuned'):.2f}"
+        )
     values = [f"{figure.ap['finetuned'].value:.2f}" for figure in defined if figure.ap["finetuned"]]
-    return f"{words([figure.name for figure in defined])} {'was' if len(defined) == 1 else 'were'} learned to AP {words(values)}"
+    return (
+        f"{words([figure.name for figure in defined])} {'was' if len(defined) == 1 else 'were'}"
+        f" learned to AP {words(values)}"
+    )
 
 
 def _kept(figures: Sequence[ClassFigures], contract: Sequence[Clause]) -> Number:
@@ -114,8 +162,14 @@ def _learned(figures: Sequence[ClassFigures]) -> Number:
     learned = [figure for figure in figures if figure.on == "test" and not figure.kept]
     after, before = mean_ap(learned, "finetuned"), mean_ap(learned, "grafted")
     if after is None:
-        return Number("Learned: AP", "undefined", "no added class with ground truth in the test set")
-    context = f"mean of {words([figure.name for figure in learned])}" if len(learned) <= 4 else f"mean of {len(learned)} added classes"
+        return Number(
+            "Learned: AP", "undefined", "no added class with ground truth in the test set"
+        )
+    context = (
+        f"mean of {words([figure.name for figure in learned])}"
+        if len(learned) <= 4
+        else f"mean of {len(learned)} added classes"
+    )
     if before is not None:
         context += f"; {before:.2f} before training"
     return Number("Learned: AP", f"{after:.2f}", context)
@@ -127,7 +181,9 @@ def _whole(figures: Sequence[ClassFigures]) -> Number:
     if after is None:
         return Number("All classes: mAP", "undefined", "no ground truth in the test set")
     defined = sum(figure.ap["finetuned"] is not None for figure in here)
-    before = [figure.ap["pretrained"].value for figure in here if figure.ap["pretrained"] is not None]
+    before = [
+        figure.ap["pretrained"].value for figure in here if figure.ap["pretrained"] is not None
+    ]
     context = f"mean over {defined} classes, test set"
     context += f"; pretrained {sum(before) / defined:.2f}" if before else "; pretrained 0"
     return Number("All classes: mAP", f"{after:.2f}", context)

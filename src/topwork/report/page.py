@@ -1,6 +1,7 @@
 """The report page: a run in, one self-contained HTML text out.
 
-The same run gives the same bytes. No scripts, no outside references; at most 5 MB, of which pictures take what they are allowed.
+The same run gives the same bytes. No scripts, no outside references; at most 5 MB, of which
+pictures take what they are allowed.
 """
 
 from collections.abc import Sequence
@@ -25,15 +26,20 @@ def render_report(run: Run) -> str:
     """Write the page.
 
     Raises:
-        TopworkError: evaluate hasn't run (there is nothing to report), or a file of the run is damaged.
+        TopworkError: evaluate hasn't run (there is nothing to report), or a file of the run is
+            damaged.
     """
     if run.params is None:
         raise TopworkError("report: the run has no params; pass those of params.yaml.")
     if not run.has(CLASSES):
-        raise TopworkError(f"{CLASSES}: no such file, and the report is about it. Run `dvc repro evaluate` first.")
+        raise TopworkError(
+            f"{CLASSES}: no such file, and the report is about it. Run `dvc repro evaluate` first."
+        )
     params = run.params.report
     figures, contract = class_figures(run), clauses(run)
-    pictures, why_none = story.before_after(run, params.pictures, thresholds(figures, params.min_score))
+    pictures, why_none = story.before_after(
+        run, params.pictures, thresholds(figures, params.min_score)
+    )
     mistakes = sections.errors(run)
     text = render(
         "report.html.j2",
@@ -43,7 +49,9 @@ def render_report(run: Run) -> str:
         contract=contract,
         pictures=pictures,
         why_none=why_none,
-        others=any('"box other"' in panel.drawing for picture in pictures for panel in picture.panels),
+        others=any(
+            '"box other"' in panel.drawing for picture in pictures for panel in picture.panels
+        ),
         min_score=params.min_score,
         tables=sections.class_tables(figures, contract),
         class_charts=sections.class_charts(figures),
@@ -53,13 +61,17 @@ def render_report(run: Run) -> str:
         confusion=sections.confusion(run, figures),
         calibration=sections.calibration_chart(run),
         errors=mistakes,
-        mistakes=story.mistake_pictures(run, mistakes.kinds if mistakes else (), min(params.pictures, 3)),
+        mistakes=story.mistake_pictures(
+            run, mistakes.kinds if mistakes else (), min(params.pictures, 3)
+        ),
         data=story.data_story(run, params.pictures),
         unlabelled=run.unlabelled,
         unlabelled_pictures=story.unlabelled_pictures(run, min(params.pictures, 3)),
         surgery=story.surgery_story(run),
         provenance=lineage.flatten(run.provenance.document() if run.provenance else {}),
-        record=lineage.flatten(run.training.model_dump(exclude={"versions", "history"}) if run.training else {}),
+        record=lineage.flatten(
+            run.training.model_dump(exclude={"versions", "history"}) if run.training else {}
+        ),
         params=lineage.flat_params(run.params),
         versions=lineage.versions(run),
         hashes=lineage.hashes(run),
@@ -69,13 +81,16 @@ def render_report(run: Run) -> str:
     size = len(text.encode())
     if size > MOST_BYTES:
         raise TopworkError(
-            f"report: the page has {size:,} bytes, at most {MOST_BYTES:,} are allowed. Lower report.pictures in params.yaml."
+            f"report: the page has {size:,} bytes, at most {MOST_BYTES:,} are allowed. Lower"
+            " report.pictures in params.yaml."
         )
     return text
 
 
 def thresholds(figures: Sequence[ClassFigures], min_score: float | None) -> story.Thresholds:
-    """The score from which each class's detections are drawn: the one asked for, or the one that is best for its F1 on the test set."""
+    """The score from which each class's detections are drawn: the one asked for, or the one that is
+    best for its F1 on the test set.
+    """
     if min_score is not None:
         return story.Thresholds(min_score, {})
     best = {
@@ -93,18 +108,29 @@ def class_notes(run: Run, figures: Sequence[ClassFigures]) -> list[str]:
     notes = []
     if not any(figure.on == "source" for figure in figures):
         notes.append(
-            "No source set was given (dataset.source), so what was kept is measured on the custom test set alone; forgetting in the detector's own "
-            "domain can't be seen from here."
+            "No source set was given (dataset.source), so what was kept is measured on the custom"
+            " test set alone; forgetting in the detector's own domain can't be seen from here."
         )
-    notes += [f"{figure.name}: {figure.note}." for figure in figures if figure.note and not figure.objects]
-    if figures and not any(found and found.low is not None for figure in figures for found in figure.ap.values()):
-        notes.append("No confidence intervals were estimated (evaluate.bootstrap is 0, or the set is too small).")
+    notes += [
+        f"{figure.name}: {figure.note}." for figure in figures if figure.note and not figure.objects
+    ]
+    if figures and not any(
+        found and found.low is not None for figure in figures for found in figure.ap.values()
+    ):
+        notes.append(
+            "No confidence intervals were estimated (evaluate.bootstrap is 0, or the set is too"
+            " small)."
+        )
     return notes
 
 
 def render(template: str, package: str = "topwork.report", **context: Any) -> str:
-    """Fill a template of a package, which may build on this one's; every value is escaped unless it is markup."""
-    style = Markup(files("topwork.report").joinpath("templates/style.css").read_text(encoding="utf-8"))
+    """Fill a template of a package, which may build on this one's; every value is escaped unless it
+    is markup.
+    """
+    style = Markup(
+        files("topwork.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    )
     return _environment(package).get_template(template).render(style=style, **context)
 
 

@@ -1,4 +1,5 @@
-"""Test images before and after, and pictures of findings: one JPEG an image, boxes drawn over it as SVG.
+"""Test images before and after, and pictures of findings: one JPEG an image, boxes drawn over it as
+SVG.
 
 The image's bytes stand in the page once, in the first panel; the other panels `use` it.
 """
@@ -18,12 +19,18 @@ from topwork.report.run import Run
 from topwork.report.svg import number, svg, text_width
 
 BUDGET_BYTES = 3_300_000
-"""What all pictures of a page may take as base64; smaller ones are written where this doesn't do."""
+"""What all pictures of a page may take as base64; smaller ones are written where this doesn't do.
+"""
 _SIZES = ((640, 82), (560, 78), (480, 74), (400, 70), (320, 64), (240, 58))
 """(longest side, JPEG quality), tried from the best."""
 MATCH_IOU = 0.5
 
-TITLES = {"truth": "Ground truth", "pretrained": "Pretrained", "grafted": "Grafted", "finetuned": "Fine-tuned"}
+TITLES = {
+    "truth": "Ground truth",
+    "pretrained": "Pretrained",
+    "grafted": "Grafted",
+    "finetuned": "Fine-tuned",
+}
 
 
 @dataclass(frozen=True)
@@ -86,16 +93,23 @@ def choose(scores: Mapping[int, float], count: int) -> list[int]:
     return [ranked[round(index * (len(ranked) - 1) / (count - 1))] for index in range(count)]
 
 
-def image_scores(truth: pd.DataFrame, found: pd.DataFrame, image_ids: Sequence[int]) -> dict[int, float]:
-    """F1 of each image: detections matched to ground truth of their class at IoU 0.5, best score first.
+def image_scores(
+    truth: pd.DataFrame, found: pd.DataFrame, image_ids: Sequence[int]
+) -> dict[int, float]:
+    """F1 of each image: detections matched to ground truth of their class at IoU 0.5, best score
+    first.
 
-    An image with neither scores 1. Both frames have image_id, name, x, y, width, height; `found` also score.
+    An image with neither scores 1. Both frames have image_id, name, x, y, width, height; `found`
+    also score.
     """
     strong = found.sort_values("score", ascending=False, kind="stable")
     by_image = dict(list(strong.groupby("image_id", sort=False)))
     truth_by_image = dict(list(truth.groupby("image_id", sort=False)))
     empty = found.iloc[:0]
-    return {image_id: _f1(truth_by_image.get(image_id, truth.iloc[:0]), by_image.get(image_id, empty)) for image_id in image_ids}
+    return {
+        image_id: _f1(truth_by_image.get(image_id, truth.iloc[:0]), by_image.get(image_id, empty))
+        for image_id in image_ids
+    }
 
 
 def _f1(truth: pd.DataFrame, found: pd.DataFrame) -> float:
@@ -118,7 +132,9 @@ def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """IoU of boxes (N, 4) and (M, 4), xywh -> (N, M)."""
     first, second = first.astype(np.float64), second.astype(np.float64)
     low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, :2] + first[:, None, 2:], second[None, :, :2] + second[None, :, 2:])
+    high = np.minimum(
+        first[:, None, :2] + first[:, None, 2:], second[None, :, :2] + second[None, :, 2:]
+    )
     common = np.clip(high - low, 0, None).prod(axis=2)
     union = first[:, 2:].prod(axis=1)[:, None] + second[:, 2:].prod(axis=1)[None, :] - common
     shares: np.ndarray = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
@@ -133,15 +149,31 @@ def boxes_of(frame: pd.DataFrame, kinds: Callable[[str], str]) -> tuple[Box, ...
     """Boxes of one image's rows, with their scores where they have some."""
     scores = frame["score"] if "score" in frame else [None] * len(frame)
     return tuple(
-        Box(float(x), float(y), float(width), float(height), str(name), kinds(str(name)), None if score is None else float(score))
+        Box(
+            float(x),
+            float(y),
+            float(width),
+            float(height),
+            str(name),
+            kinds(str(name)),
+            None if score is None else float(score),
+        )
         for x, y, width, height, name, score in zip(
-            frame["x"], frame["y"], frame["width"], frame["height"], frame["name"], scores, strict=True
+            frame["x"],
+            frame["y"],
+            frame["width"],
+            frame["height"],
+            frame["name"],
+            scores,
+            strict=True,
         )
     )
 
 
 def draw(run: Run, shown: Sequence[Shown]) -> list[Picture]:
-    """Open, shrink and draw the chosen images, in a size that keeps them all within BUDGET_BYTES."""
+    """Open, shrink and draw the chosen images, in a size that keeps them all within
+    BUDGET_BYTES.
+    """
     if not shown:
         return []
     opened = [_open(run, item) for item in shown]
@@ -155,10 +187,13 @@ def draw(run: Run, shown: Sequence[Shown]) -> list[Picture]:
 
 def _open(run: Run, item: Shown) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(run.files.image(item.image_root, item.file_name))).convert("RGB")
+        return Image.open(io.BytesIO(run.files.image(item.image_root, item.file_name))).convert(
+            "RGB"
+        )
     except OSError as error:
         raise DataError(
-            f"{item.image_root}/{item.file_name}: can't be drawn ({error}). It could be when evaluate ran; restore it (dvc checkout), or run `dvc repro`."
+            f"{item.image_root}/{item.file_name}: can't be drawn ({error}). It could be when"
+            " evaluate ran; restore it (dvc checkout), or run `dvc repro`."
         ) from error
 
 
@@ -175,10 +210,21 @@ def _picture(item: Shown, uri: str) -> Picture:
     for index, (title, boxes) in enumerate(item.panels):
         identity = f"{item.key}-i"
         size = f'width="{item.width}" height="{item.height}"'
-        picture = f'<image id="{identity}" href="{uri}" {size} preserveAspectRatio="none"/>' if index == 0 else f'<use href="#{identity}"/>'
+        picture = (
+            f'<image id="{identity}" href="{uri}" {size} preserveAspectRatio="none"/>'
+            if index == 0
+            else f'<use href="#{identity}"/>'
+        )
         said = _said(boxes)
         body = picture + _overlay(boxes, item.width, item.height)
-        drawing = svg(f"{item.key}-{index}", f"{title}: {item.name}", said, body, (item.width, item.height), "photo")
+        drawing = svg(
+            f"{item.key}-{index}",
+            f"{title}: {item.name}",
+            said,
+            body,
+            (item.width, item.height),
+            "photo",
+        )
         panels.append(Panel(title, drawing, said))
     return Picture(item.name, tuple(panels))
 
@@ -198,35 +244,63 @@ def _overlay(boxes: Sequence[Box], width: int, height: int) -> str:
     labels: list[str] = []
     taken: list[tuple[float, float, float, float]] = []
     for box in sorted(boxes, key=lambda box: -box.width * box.height):
-        place = f'x="{number(box.x)}" y="{number(box.y)}" width="{number(box.width)}" height="{number(box.height)}"'
+        place = (
+            f'x="{number(box.x)}" y="{number(box.y)}" width="{number(box.width)}"'
+            f' height="{number(box.height)}"'
+        )
         drawn.append(f'<rect class="halo" {place}/><rect class="box {box.kind}" {place}/>')
         text = box.name if box.score is None else f"{box.name} {box.score:.2f}"
         room = (text_width(text, font) + 10 * unit, font * 1.3)
         x, y = _free_place(box, room, taken, width, height)
         taken.append((x, y, *room))
         labels.append(
-            f'<rect class="label {box.kind}" x="{number(x)}" y="{number(y)}" width="{number(room[0])}" height="{number(room[1])}" rx="{number(2 * unit)}"/>'
-            f'<text class="label-text {box.kind}" x="{number(x + 5 * unit)}" y="{number(y + font * 0.98)}" font-size="{number(font)}" '
-            f'textLength="{number(room[0] - 10 * unit)}" lengthAdjust="spacingAndGlyphs">'
-            f"{Markup.escape(text)}</text>"
+            f'<rect class="label {box.kind}" x="{number(x)}" y="{number(y)}"'
+            f' width="{number(room[0])}" height="{number(room[1])}" rx="{number(2 * unit)}"/><text'
+            f' class="label-text {box.kind}" x="{number(x + 5 * unit)}"'
+            f' y="{number(y + font * 0.98)}" font-size="{number(font)}"'
+            f' textLength="{number(room[0] - 10 * unit)}"'
+            f' lengthAdjust="spacingAndGlyphs">{Markup.escape(text)}</text>'
         )
     return "".join(drawn) + "".join(labels)
 
 
 def _free_place(
-    box: Box, room: tuple[float, float], taken: Sequence[tuple[float, float, float, float]], width: int, height: int
+    box: Box,
+    room: tuple[float, float],
+    taken: Sequence[tuple[float, float, float, float]],
+    width: int,
+    height: int,
 ) -> tuple[float, float]:
     right, under = box.x + box.width - room[0], box.y + box.height
     options = [
-        (box.x, box.y - room[1]), (right, box.y - room[1]), (box.x, under), (right, under),
-        (box.x, box.y), (box.x, under - room[1]), (right, under - room[1]), (box.x + box.width, box.y), (box.x - room[0], box.y),
-        (box.x, box.y - 2 * room[1]), (box.x, under + room[1]),
-    ]  # fmt: skip
-    inside = [(min(max(x, 0.0), max(width - room[0], 0.0)), min(max(y, 0.0), height - room[1])) for x, y in options]
-    return min(inside, key=lambda place: (sum(_common(place, room, other) for other in taken), inside.index(place)))
+        (box.x, box.y - room[1]),
+        (right, box.y - room[1]),
+        (box.x, under),
+        (right, under),
+        (box.x, box.y),
+        (box.x, under - room[1]),
+        (right, under - room[1]),
+        (box.x + box.width, box.y),
+        (box.x - room[0], box.y),
+        (box.x, box.y - 2 * room[1]),
+        (box.x, under + room[1]),
+    ]
+    inside = [
+        (min(max(x, 0.0), max(width - room[0], 0.0)), min(max(y, 0.0), height - room[1]))
+        for x, y in options
+    ]
+    return min(
+        inside,
+        key=lambda place: (
+            sum(_common(place, room, other) for other in taken),
+            inside.index(place),
+        ),
+    )
 
 
-def _common(place: tuple[float, float], room: tuple[float, float], other: tuple[float, float, float, float]) -> float:
+def _common(
+    place: tuple[float, float], room: tuple[float, float], other: tuple[float, float, float, float]
+) -> float:
     across = min(place[0] + room[0], other[0] + other[2]) - max(place[0], other[0])
     down = min(place[1] + room[1], other[1] + other[3]) - max(place[1], other[1])
     return max(across, 0.0) * max(down, 0.0)

@@ -1,6 +1,8 @@
-"""What a run left behind: every file that the report and the comparison read, typed and optional where it may be missing.
+"""What a run left behind: every file that the report and the comparison read, typed and optional
+where it may be missing.
 
-A run is read through `Files`, so that the working tree and a past revision (from git and the DVC cache) are read alike.
+A run is read through `Files`, so that the working tree and a past revision (from git and the DVC
+cache) are read alike.
 """
 
 import hashlib
@@ -50,7 +52,9 @@ class Files(Protocol):
         ...
 
     def fingerprint(self, path: str) -> str | None:
-        """A hash of a file's content; comparable between files of one kind; None where the path is no file."""
+        """A hash of a file's content; comparable between files of one kind; None where the path is
+        no file.
+        """
         ...
 
 
@@ -66,11 +70,18 @@ class WorkingFiles:
         try:
             return (self.root / path).read_bytes()
         except OSError as error:
-            raise TopworkError(f"{path}: can't be read ({error.strerror}). Run the stage that writes it: dvc repro.") from error
+            raise TopworkError(
+                f"{path}: can't be read ({error.strerror}). Run the stage that writes it: dvc"
+                " repro."
+            ) from error
 
     def names(self, folder: str) -> list[str]:
         """Paths of the files below a folder, sorted."""
-        return sorted(path.relative_to(self.root).as_posix() for path in (self.root / folder).rglob("*") if path.is_file())
+        return sorted(
+            path.relative_to(self.root).as_posix()
+            for path in (self.root / folder).rglob("*")
+            if path.is_file()
+        )
 
     def image(self, image_root: str, file_name: str) -> bytes:
         """An image's bytes, from a folder or an archive."""
@@ -81,7 +92,11 @@ class WorkingFiles:
     def fingerprint(self, path: str) -> str | None:
         """MD5 of a file, as DVC's cache names it; None where the path is no file."""
         file = self.root / path
-        return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() if file.is_file() else None
+        return (
+            hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+            if file.is_file()
+            else None
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,8 @@ class Curve:
 class Run:
     """One run's outputs, each read when first asked for; None or empty where a file isn't there.
 
-    A file that is there but can't be read is an error: the report never passes over damage in silence.
+    A file that is there but can't be read is an error: the report never passes over damage in
+    silence.
     """
 
     def __init__(self, files: Files, params: Params | None = None, name: str = "") -> None:
@@ -143,9 +159,13 @@ class Run:
             if path.suffix == ".parquet":
                 return pd.read_parquet(stream)
             separator = "\t" if path.suffix == ".tsv" else ","
-            return pd.read_csv(stream, sep=separator, keep_default_na=False, na_values=["", "nan", "NaN"])
+            return pd.read_csv(
+                stream, sep=separator, keep_default_na=False, na_values=["", "nan", "NaN"]
+            )
         except (ValueError, OSError) as error:
-            raise TopworkError(f"{path}: not readable as a table ({error}). Run the stage that writes it again.") from error
+            raise TopworkError(
+                f"{path}: not readable as a table ({error}). Run the stage that writes it again."
+            ) from error
 
     @cached_property
     def tables(self) -> Tables:
@@ -169,7 +189,11 @@ class Run:
     def finding_rows(self) -> pd.DataFrame:
         """Findings one a row."""
         frame = self.frame(validate.FINDINGS_TABLE)
-        return pd.DataFrame(columns=["rule", "severity", "split", "image_id"]) if frame is None else frame
+        return (
+            pd.DataFrame(columns=["rule", "severity", "split", "image_id"])
+            if frame is None
+            else frame
+        )
 
     @cached_property
     def provenance(self) -> ProvenanceRecord | None:
@@ -203,7 +227,9 @@ class Run:
 
     @cached_property
     def unlabelled(self) -> UnlabelledRecord | None:
-        """Kept-class objects that the training annotations may lack; None where the stage hasn't run."""
+        """Kept-class objects that the training annotations may lack; None where the stage hasn't
+        run.
+        """
         return self.record(unlabelled.FINDINGS, UnlabelledRecord)
 
     @cached_property
@@ -228,7 +254,11 @@ class Run:
                 continue
             name = str(PurePosixPath(path.removeprefix(start)).with_suffix(""))
             values = [column for column in frame.columns if column not in ("step", "timestamp")]
-            steps = pd.to_numeric(frame["step"], errors="coerce") if "step" in frame else pd.Series(range(len(frame)))
+            steps = (
+                pd.to_numeric(frame["step"], errors="coerce")
+                if "step" in frame
+                else pd.Series(range(len(frame)))
+            )
             numbers = pd.to_numeric(frame[values[-1]], errors="coerce")
             found.append(Curve(name, tuple(map(float, steps)), tuple(map(float, numbers))))
         return found

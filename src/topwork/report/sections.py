@@ -1,6 +1,8 @@
-"""The page's sections on what evaluate and finetune measured: class table, curves, confusion, calibration, error kinds.
+"""The page's sections on what evaluate and finetune measured: class table, curves, confusion,
+calibration, error kinds.
 
-Each function turns a part of the run into what the template needs, and gives None or nothing where the run hasn't got it.
+Each function turns a part of the run into what the template needs, and gives None or nothing where
+the run hasn't got it.
 """
 
 from collections.abc import Sequence
@@ -39,16 +41,37 @@ def class_tables(figures: Sequence[ClassFigures], contract: Sequence[Clause]) ->
     asked = {(clause.name, clause.on): clause for clause in contract}
     tables = []
     for on in dict.fromkeys(figure.on for figure in figures):
-        rows = [_class_row(figure, asked.get((figure.name, on))) for figure in figures if figure.on == on]
-        heads = ("Class", "Rows", "Objects", "Pretrained AP", "Grafted AP", "Fine-tuned AP", "Retention", "Contract")
+        rows = [
+            _class_row(figure, asked.get((figure.name, on)))
+            for figure in figures
+            if figure.on == on
+        ]
+        heads = (
+            "Class",
+            "Rows",
+            "Objects",
+            "Pretrained AP",
+            "Grafted AP",
+            "Fine-tuned AP",
+            "Retention",
+            "Contract",
+        )
         title = SET_TITLES.get(on, on)
-        caption = f"{title}: average precision (IoU 0.50 to 0.95) by class, with confidence intervals where they were estimated."
+        caption = (
+            f"{title}: average precision (IoU 0.50 to 0.95) by class, with confidence intervals"
+            " where they were estimated."
+        )
         tables.append(Table(f"Classes: {title}", caption, heads, rows, (2, 3, 4, 5, 6)))
     return tables
 
 
 def _class_row(figure: ClassFigures, clause: Clause | None) -> list[Any]:
-    cells: list[Any] = [figure.name, Markup('<span class="pill">{}</span>').format(ORIGINS.get(figure.origin, figure.origin or "?"))]
+    cells: list[Any] = [
+        figure.name,
+        Markup('<span class="pill">{}</span>').format(
+            ORIGINS.get(figure.origin, figure.origin or "?")
+        ),
+    ]
     cells.append(_with_range(f"{figure.objects:,}", f"in {figure.images:,} images"))
     cells += [_cell(figure.ap[model], figure.objects) for model in MODELS]
     if figure.retention is None:
@@ -57,7 +80,12 @@ def _class_row(figure: ClassFigures, clause: Clause | None) -> list[Any]:
         low, high = figure.retention.low, figure.retention.high
         cells.append(
             _with_range(
-                percent(figure.retention.value), f"{percent(low)} to {percent(high)}" if low is not None and high is not None else ""
+                percent(figure.retention.value),
+                (
+                    f"{percent(low)} to {percent(high)}"
+                    if low is not None and high is not None
+                    else ""
+                ),
             )
         )
     cells.append(contract_cell(clause))
@@ -69,7 +97,9 @@ def contract_cell(clause: Clause | None) -> Any:
     if clause is None:
         return "–"
     css, word = ("good", "holds") if clause.holds else ("bad", "breached")
-    return Markup('<span class="pill {}">{}: ≥ {}</span>').format(css, word, exact_percent(clause.least))
+    return Markup('<span class="pill {}">{}: ≥ {}</span>').format(
+        css, word, exact_percent(clause.least)
+    )
 
 
 def _cell(value: Estimate | None, objects: int) -> Any:
@@ -86,19 +116,39 @@ def class_charts(figures: Sequence[ClassFigures]) -> list[tuple[str, Markup]]:
     """One interval chart a set, of its first classes."""
     charts = []
     for on in dict.fromkeys(figure.on for figure in figures):
-        here = [figure for figure in figures if figure.on == on and any(figure.ap.values())][:MOST_CLASSES]
+        here = [figure for figure in figures if figure.on == on and any(figure.ap.values())][
+            :MOST_CLASSES
+        ]
         if not here:
             continue
         rows = [
             Row(
                 figure.name,
-                [Mark(NAMES[model], found.value, found.low, found.high, STYLES[model]) for model in MODELS if (found := figure.ap[model])],
+                [
+                    Mark(NAMES[model], found.value, found.low, found.high, STYLES[model])
+                    for model in MODELS
+                    if (found := figure.ap[model])
+                ],
             )
             for figure in here
         ]
-        said = "; ".join(f"{row.name}: " + ", ".join(f"{mark.name} {mark.value:.2f}" for mark in row.marks) for row in rows)
+        said = "; ".join(
+            f"{row.name}: " + ", ".join(f"{mark.name} {mark.value:.2f}" for mark in row.marks)
+            for row in rows
+        )
         title = SET_TITLES.get(on, on)
-        charts.append((title, interval_chart(f"classes-{on}", f"AP by class, {title.lower()}", said, rows, "average precision")))
+        charts.append(
+            (
+                title,
+                interval_chart(
+                    f"classes-{on}",
+                    f"AP by class, {title.lower()}",
+                    said,
+                    rows,
+                    "average precision",
+                ),
+            )
+        )
     return charts
 
 
@@ -106,18 +156,40 @@ def training_charts(run: Run) -> list[Markup]:
     """One small chart a DVCLive curve: losses first, then validation metrics, then the rest."""
 
     def rank(name: str) -> tuple[int, str]:
-        first = 0 if "loss" in name.rsplit("/", 1)[-1] else 1 if name.startswith("val") else 2 if name.startswith("train") else 3
+        first = (
+            0
+            if "loss" in name.rsplit("/", 1)[-1]
+            else 1
+            if name.startswith("val")
+            else 2
+            if name.startswith("train")
+            else 3
+        )
         return first, "" if name == "val/map" else name
 
     charts = []
-    for index, curve in enumerate(sorted(run.curves, key=lambda curve: rank(curve.name))[:MOST_PANELS]):
+    for index, curve in enumerate(
+        sorted(run.curves, key=lambda curve: rank(curve.name))[:MOST_PANELS]
+    ):
         finite = [value for value in curve.values if value == value]
         if not finite:
             continue
-        said = f"From {finite[0]:.4g} at the start to {finite[-1]:.4g} at the end; lowest {min(finite):.4g}, highest {max(finite):.4g}."
+        said = (
+            f"From {finite[0]:.4g} at the start to {finite[-1]:.4g} at the end; lowest"
+            f" {min(finite):.4g}, highest {max(finite):.4g}."
+        )
         title = curve.name.replace("_", " ").replace("/", " / ")
         few = len(finite) <= 12
-        charts.append(line_chart(f"curve-{index}", title, said, [Line(title, curve.points, "tuned", dots=few)], "epoch", ""))
+        charts.append(
+            line_chart(
+                f"curve-{index}",
+                title,
+                said,
+                [Line(title, curve.points, "tuned", dots=few)],
+                "epoch",
+                "",
+            )
+        )
     return charts
 
 
@@ -128,26 +200,45 @@ def pr_charts(run: Run, figures: Sequence[ClassFigures]) -> list[Markup]:
         return []
     frame = frame[frame["set"] == "test"]
     charts: list[Markup] = []
-    for name in [figure.name for figure in figures if figure.on == "test" and (frame["class"] == figure.name).any()][:MOST_PANELS]:
+    for name in [
+        figure.name
+        for figure in figures
+        if figure.on == "test" and (frame["class"] == figure.name).any()
+    ][:MOST_PANELS]:
         lines, said = [], []
         for model in MODELS:
             rows = frame[(frame["class"] == name) & (frame["model"] == model)]
             if rows.empty:
                 continue
-            points = list(zip(rows["recall"].astype(float), rows["precision_50"].astype(float), strict=True))
+            points = list(
+                zip(rows["recall"].astype(float), rows["precision_50"].astype(float), strict=True)
+            )
             lines.append(Line(NAMES[model], points, STYLES[model]))
             said.append(
-                f"{NAMES[model]}: recall {max((recall for recall, precision in points if precision > 0), default=0):.2f} is reached"
+                f"{NAMES[model]}: recall"
+                f" {max((recall for recall, precision in points if precision > 0), default=0):.2f}"
+                " is reached"
             )
         charts.append(
-            line_chart(f"pr-{len(charts)}", str(name), "; ".join(said) + ".", lines, "recall", "precision", x_range=(0, 1), y_range=(0, 1))
+            line_chart(
+                f"pr-{len(charts)}",
+                str(name),
+                "; ".join(said) + ".",
+                lines,
+                "recall",
+                "precision",
+                x_range=(0, 1),
+                y_range=(0, 1),
+            )
         )
     return charts
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """A confusion matrix for the template: heads, and rows of (name, [(text, share, on the diagonal)])."""
+    """A confusion matrix for the template: heads, and rows of (name, [(text, share, on the
+    diagonal)]).
+    """
 
     heads: list[str]
     rows: list[tuple[str, list[tuple[str, str, bool]]]]
@@ -155,42 +246,64 @@ class Confusion:
 
 
 def confusion(run: Run, figures: Sequence[ClassFigures]) -> Confusion | None:
-    """The fine-tuned detector's confusion on the test set; a large one is cut to the classes with most counts, background stays."""
+    """The fine-tuned detector's confusion on the test set; a large one is cut to the classes with
+    most counts, background stays.
+    """
     frame = run.frame(CONFUSION)
     if frame is None:
         return None
     frame = frame[(frame["set"] == "test") & (frame["model"] == "finetuned")]
     if frame.empty:
         return None
-    matrix = frame.pivot_table(index="actual", columns="predicted", values="count", aggfunc="sum", fill_value=0)
+    matrix = frame.pivot_table(
+        index="actual", columns="predicted", values="count", aggfunc="sum", fill_value=0
+    )
     total = matrix.sum(axis=1).add(matrix.sum(axis=0), fill_value=0)
     names = sorted(total.index, key=lambda name: (name == "background", -total[name], name))
     shown = names if len(names) <= MOST_CLASSES else [*names[: MOST_CLASSES - 1], names[-1]]
     place = {figure.name: index for index, figure in enumerate(figures) if figure.on == "test"}
-    shown = sorted(shown, key=lambda name: (name == "background", place.get(name, len(place)), name))
+    shown = sorted(
+        shown, key=lambda name: (name == "background", place.get(name, len(place)), name)
+    )
     matrix = matrix.reindex(index=shown, columns=shown, fill_value=0)
     rows = []
     for name in shown:
         whole = float(matrix.loc[name].sum()) or 1.0
-        cells = [(f"{int(value):,}", f"{value / whole:.3f}", other == name) for other, value in matrix.loc[name].items()]
-        rows.append((str(name), [*cells[:-1], ("–", "0", False)] if name == "background" else cells))  # nothing found where nothing is
+        cells = [
+            (f"{int(value):,}", f"{value / whole:.3f}", other == name)
+            for other, value in matrix.loc[name].items()
+        ]
+        rows.append(
+            (str(name), [*cells[:-1], ("–", "0", False)] if name == "background" else cells)
+        )  # nothing found where nothing is
     return Confusion([str(name) for name in shown], rows, len(names) - len(shown))
 
 
 def calibration_chart(run: Run) -> Markup | None:
-    """Precision among the detections of a bin of scores, against their mean score: all three models on the test set."""
+    """Precision among the detections of a bin of scores, against their mean score: all three models
+    on the test set.
+    """
     frame = run.frame(CALIBRATION)
     if frame is None:
         return None
-    frame = frame[(frame["set"] == "test") & (frame["class"] == "all")].dropna(subset=["confidence", "precision"]).sort_values("confidence")
+    frame = (
+        frame[(frame["set"] == "test") & (frame["class"] == "all")]
+        .dropna(subset=["confidence", "precision"])
+        .sort_values("confidence")
+    )
     lines, said = [Line("perfectly calibrated", [(0, 0), (1, 1)], "guide")], []
     for model in MODELS:
         rows = frame[frame["model"] == model]
         if rows.empty:
             continue
-        points = list(zip(rows["confidence"].astype(float), rows["precision"].astype(float), strict=True))
+        points = list(
+            zip(rows["confidence"].astype(float), rows["precision"].astype(float), strict=True)
+        )
         lines.append(Line(NAMES[model], points, STYLES[model], dots=model == "finetuned"))
-        gap = float((rows["count"] * (rows["confidence"] - rows["precision"]).abs()).sum() / rows["count"].sum())
+        gap = float(
+            (rows["count"] * (rows["confidence"] - rows["precision"]).abs()).sum()
+            / rows["count"].sum()
+        )
         said.append(f"{NAMES[model]}: {gap:.2f} off the diagonal on average")
     if not said:
         return None
@@ -220,7 +333,9 @@ KIND_WORDS = {
 
 @dataclass(frozen=True)
 class Errors:
-    """Error kinds of the fine-tuned detector on the test set: a chart, a table, and AP at IoU 0.5 and ECE in words."""
+    """Error kinds of the fine-tuned detector on the test set: a chart, a table, and AP at IoU 0.5
+    and ECE in words.
+    """
 
     chart: Markup
     table: Table
@@ -255,9 +370,15 @@ def errors(run: Run) -> Errors | None:
     ]
     table = Table(
         "Error kinds",
-        "Error kinds, counted at any score (all detections, however unsure) and at the score where the class's F1 is highest. Gain: how much "
-        "AP at IoU 0.5 rises when this kind alone is mended. Share: the kind's part of what is missing from 1; shares add up to it.",
-        ("Kind", "What it is", "At any score", "At the best score", "Gain", "Share"), rows, (2, 3, 4, 5),
-    )  # fmt: skip
-    said = f"AP at IoU 0.5 is {found.ap_50:.3f}. The kinds of error share among them the {1 - found.ap_50:.3f} that is missing from 1."
+        "Error kinds, counted at any score (all detections, however unsure) and at the score where"
+        " the class's F1 is highest. Gain: how much AP at IoU 0.5 rises when this kind alone is"
+        " mended. Share: the kind's part of what is missing from 1; shares add up to it.",
+        ("Kind", "What it is", "At any score", "At the best score", "Gain", "Share"),
+        rows,
+        (2, 3, 4, 5),
+    )
+    said = (
+        f"AP at IoU 0.5 is {found.ap_50:.3f}. The kinds of error share among them the"
+        f" {1 - found.ap_50:.3f} that is missing from 1."
+    )
     return Errors(chart, table, said, [kind for kind, row in kinds if row.confident])

@@ -1,4 +1,6 @@
-"""The page's sections on what went in: pictures before and after, data findings, the surgery's receipt."""
+"""The page's sections on what went in: pictures before and after, data findings, the surgery's
+receipt.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,13 @@ from topwork.report.pictures import Box, Picture, Shown, boxes_of, choose, draw,
 from topwork.report.run import Run
 from topwork.report.sections import Table
 
-SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test", "source": "source", "replay": "replay"}
+SPLIT_NAMES = {
+    "train": "training",
+    "val": "validation",
+    "test": "test",
+    "source": "source",
+    "replay": "replay",
+}
 SEVERITY_CSS = {"error": "bad", "warning": "mild", "note": ""}
 
 
@@ -31,19 +39,27 @@ def kinds_of(run: Run) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The score from which detections are drawn, by (model, class); `other` for those that aren't named."""
+    """The score from which detections are drawn, by (model, class); `other` for those that aren't
+    named.
+    """
 
     other: float
     by_class: Mapping[tuple[str, str], float]
 
     def strong(self, frame: pd.DataFrame, model: str) -> pd.DataFrame:
         """The detections of a model that reach their threshold."""
-        least = frame["name"].map({name: value for (of, name), value in self.by_class.items() if of == model}).fillna(self.other)
+        least = (
+            frame["name"]
+            .map({name: value for (of, name), value in self.by_class.items() if of == model})
+            .fillna(self.other)
+        )
         return frame[frame["score"] >= least.astype(float)]
 
 
 def before_after(run: Run, count: int, thresholds: Thresholds) -> tuple[list[Picture], str]:
-    """Test images with ground truth, pretrained and fine-tuned boxes; and, where there are none, why."""
+    """Test images with ground truth, pretrained and fine-tuned boxes; and, where there are none,
+    why.
+    """
     tuned = run.predictions("finetuned", "test")
     if count == 0:
         return [], "report.pictures is 0, so none is shown."
@@ -62,21 +78,47 @@ def before_after(run: Run, count: int, thresholds: Thresholds) -> tuple[list[Pic
     shown: list[Shown] = []
     for index, image_id in enumerate(choose(scores, count)):
         image = images.loc[image_id]
-        panels = [("Ground truth", boxes_of(truth[truth["image_id"] == image_id], lambda name: kinds.get(name, "other")))]
+        panels = [
+            (
+                "Ground truth",
+                boxes_of(
+                    truth[truth["image_id"] == image_id], lambda name: kinds.get(name, "other")
+                ),
+            )
+        ]
         for title, frame in models:
-            panels.append((title, boxes_of(frame[frame["image_id"] == image_id], lambda name: kinds.get(name, "other"))))
-        shown.append(_shown(f"test-{index}", f"{image['file_name']}: F1 {scores[image_id]:.2f}", image, tuple(panels)))
+            panels.append(
+                (
+                    title,
+                    boxes_of(
+                        frame[frame["image_id"] == image_id], lambda name: kinds.get(name, "other")
+                    ),
+                )
+            )
+        shown.append(
+            _shown(
+                f"test-{index}",
+                f"{image['file_name']}: F1 {scores[image_id]:.2f}",
+                image,
+                tuple(panels),
+            )
+        )
     return draw(run, shown), ""
 
 
 def mistake_pictures(run: Run, kinds: Sequence[str], count: int) -> list[Picture]:
-    """The worst test image of each error kind, dearest kind first: what was annotated in grey, the mistakes in amber."""
+    """The worst test image of each error kind, dearest kind first: what was annotated in grey, the
+    mistakes in amber.
+    """
     boxes = run.frame(MISTAKES)
     if boxes is None or "test" not in run.tables.splits:
         return []
     boxes = boxes[(boxes["set"] == "test") & (boxes["model"] == "finetuned")]
     test = run.tables.split("test")
-    truth, images = named(test.annotations, run.tables.names("test")), test.images.set_index("image_id")
+    truth, images = (
+        named(test.annotations, run.tables.names("test")),
+        test.images.set_index("image_id"),
+    )
     shown: list[Shown] = []
     for kind in kinds[:count]:
         mine = boxes[boxes["kind"] == kind]
@@ -98,7 +140,9 @@ def mistake_pictures(run: Run, kinds: Sequence[str], count: int) -> list[Picture
     return draw(run, shown)
 
 
-def _shown(key: str, name: str, image: Any, panels: tuple[tuple[str, tuple[Box, ...]], ...]) -> Shown:
+def _shown(
+    key: str, name: str, image: Any, panels: tuple[tuple[str, tuple[Box, ...]], ...]
+) -> Shown:
     size = int(image["width"]), int(image["height"])
     return Shown(key, name, str(image["image_root"]), str(image["file_name"]), *size, panels)
 
@@ -119,18 +163,31 @@ def data_story(run: Run, pictures: int) -> DataStory:
     tables = run.tables
     splits = tables.splits
     classes = list(dict.fromkeys(str(name) for name in tables.categories["name"]))
-    counted = {split: Counter(named(tables.split(split).annotations, tables.names(split))["name"]) for split in splits}
+    counted = {
+        split: Counter(named(tables.split(split).annotations, tables.names(split))["name"])
+        for split in splits
+    }
     used = [name for name in classes if any(counted[split][name] for split in splits)]
     kinds = kinds_of(run)
     targets = [name for name in used if name in kinds]
     others = [name for name in used if name not in kinds]
-    rows: list[list[Any]] = [["Images", *(f"{len(tables.split(split).images):,}" for split in splits)]]
+    rows: list[list[Any]] = [
+        ["Images", *(f"{len(tables.split(split).images):,}" for split in splits)]
+    ]
     rows += [[name, *(f"{counted[split][name]:,}" for split in splits)] for name in targets]
     if others:
         label = others[0] if len(others) == 1 else f"{len(others)} other classes"
-        rows.append([label, *(f"{sum(counted[split][name] for name in others):,}" for split in splits)])
+        rows.append(
+            [label, *(f"{sum(counted[split][name] for name in others):,}" for split in splits)]
+        )
     heads = ("", *(SPLIT_NAMES.get(split, split).capitalize() for split in splits))
-    sizes = Table("Data set", "Images, and boxes by class, in each split.", heads, rows, tuple(range(1, len(heads))))
+    sizes = Table(
+        "Data set",
+        "Images, and boxes by class, in each split.",
+        heads,
+        rows,
+        tuple(range(1, len(heads))),
+    )
     found = run.finding_rows
     dropped = len(run.findings.dropped) if run.findings else 0
     if found.empty:
@@ -138,11 +195,17 @@ def data_story(run: Run, pictures: int) -> DataStory:
     order = {"error": 0, "warning": 1, "note": 2}
     counts = Counter(zip(found["severity"].astype(str), found["rule"].astype(str), strict=True))
     findings_rows: list[list[Any]] = []
-    for (severity, rule), count in sorted(counts.items(), key=lambda item: (order.get(item[0][0], 3), -item[1], item[0][1])):
+    for (severity, rule), count in sorted(
+        counts.items(), key=lambda item: (order.get(item[0][0], 3), -item[1], item[0][1])
+    ):
         first = found[found["rule"] == rule].iloc[0]
         findings_rows.append([rule, severity, f"{count:,}", str(first.get("message", ""))])
     by_severity = found.groupby("severity").size()
-    said = ", ".join(f"{by_severity.get(severity, 0):,} {severity}{'s' if by_severity.get(severity, 0) != 1 else ''}" for severity in order)
+    said = ", ".join(
+        f"{by_severity.get(severity, 0):,}"
+        f" {severity}{'s' if by_severity.get(severity, 0) != 1 else ''}"
+        for severity in order
+    )
     table = Table(
         "Findings",
         "Findings of the data gate by rule; the example is the rule's first.",
@@ -150,7 +213,9 @@ def data_story(run: Run, pictures: int) -> DataStory:
         findings_rows,
         (2,),
     )
-    return DataStory(sizes, table, f"The data gate found {said}.", finding_pictures(run, pictures), dropped)
+    return DataStory(
+        sizes, table, f"The data gate found {said}.", finding_pictures(run, pictures), dropped
+    )
 
 
 def finding_pictures(run: Run, count: int) -> list[Picture]:
@@ -162,28 +227,53 @@ def finding_pictures(run: Run, count: int) -> list[Picture]:
     shown: list[Shown] = []
     seen: set[str] = set()
     order = {"error": 0, "warning": 1, "note": 2}
-    for _, row in rows.assign(rank=rows["severity"].map(order)).sort_values("rank", kind="stable").iterrows():
-        if row["rule"] in seen or len(shown) >= count or pd.isna(row["image_id"]) or pd.isna(row.get("x")):
+    for _, row in (
+        rows.assign(rank=rows["severity"].map(order)).sort_values("rank", kind="stable").iterrows()
+    ):
+        if (
+            row["rule"] in seen
+            or len(shown) >= count
+            or pd.isna(row["image_id"])
+            or pd.isna(row.get("x"))
+        ):
             continue
         key = (row["split"], int(row["image_id"]))
         if key not in images.index:
             continue
         image = images.loc[key]
-        box = Box(float(row["x"]), float(row["y"]), float(row["width"]), float(row["height"]), str(row["rule"]), "new")
+        box = Box(
+            float(row["x"]),
+            float(row["y"]),
+            float(row["width"]),
+            float(row["height"]),
+            str(row["rule"]),
+            "new",
+        )
         seen.add(row["rule"])
-        shown.append(_shown(f"finding-{len(shown)}", f"{row['rule']}: {image['file_name']}", image, (("Finding", (box,)),)))
+        shown.append(
+            _shown(
+                f"finding-{len(shown)}",
+                f"{row['rule']}: {image['file_name']}",
+                image,
+                (("Finding", (box,)),),
+            )
+        )
     return draw(run, shown)
 
 
 def unlabelled_pictures(run: Run, count: int) -> list[Picture]:
-    """Training images where the pretrained detector is sure of a kept class that the annotations lack, surest first."""
+    """Training images where the pretrained detector is sure of a kept class that the annotations
+    lack, surest first.
+    """
     boxes = run.unlabelled_boxes
     if boxes is None or boxes.empty or count == 0 or "train" not in run.tables.splits:
         return []
     train = run.tables.split("train")
     truth = named(train.annotations, run.tables.names("train"))
     images = train.images.set_index("image_id")
-    ids = list(dict.fromkeys(boxes.sort_values("score", ascending=False, kind="stable")["image_id"]))
+    ids = list(
+        dict.fromkeys(boxes.sort_values("score", ascending=False, kind="stable")["image_id"])
+    )
     shown: list[Shown] = []
     for image_id in [image_id for image_id in ids if image_id in images.index][:count]:
         image = images.loc[image_id]
@@ -217,7 +307,10 @@ def surgery_story(run: Run) -> Surgery | None:
     changed, untouched = receipt.changed(), receipt.untouched()
     same = all(tensor.sha256_before == tensor.sha256_after for tensor in untouched)
     names = receipt.dropped.classes
-    done = {"absorbed": "folded, frozen, into background (absorb)", "removed": "taken out (remove)"}[receipt.dropped.done]
+    done = {
+        "absorbed": "folded, frozen, into background (absorb)",
+        "removed": "taken out (remove)",
+    }[receipt.dropped.done]
     listed = f": {', '.join(names[:30])}{', …' if len(names) > 30 else ''}" if names else ""
     hashes = ", each with the same hash before and after" if same else ""
     facts = [
@@ -236,9 +329,25 @@ def _row_table(plan: PlanRecord, changed: Sequence[ChangedTensor]) -> Table:
         count = sum(len(row.rows) for row in mine)
         same = sum(len(row.sources) == 1 and row.sources[0].sha256 == row.sha256 for row in mine)
         copied = planned.origin == "keep" or len(planned.sources) == 1
-        rows.append([planned.name, _origin_words(planned), f"{count:,}", f"{same} of {len(mine)} tensors" if copied else "–"])
-    caption = "Where each target class's head rows come from; bit-identical: tensors in which the copied rows have the source's very hash."
-    return Table("Head rows by class", caption, ("Class", "Rows start as", "Rows", "Bit-identical"), rows, (2, 3))
+        rows.append(
+            [
+                planned.name,
+                _origin_words(planned),
+                f"{count:,}",
+                f"{same} of {len(mine)} tensors" if copied else "–",
+            ]
+        )
+    caption = (
+        "Where each target class's head rows come from; bit-identical: tensors in which the copied"
+        " rows have the source's very hash."
+    )
+    return Table(
+        "Head rows by class",
+        caption,
+        ("Class", "Rows start as", "Rows", "Bit-identical"),
+        rows,
+        (2, 3),
+    )
 
 
 def _origin_words(row: PlanRow) -> str:

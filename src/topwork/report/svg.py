@@ -1,7 +1,8 @@
-"""Charts as inline SVG: drawn in CSS variables, so that dark, light and print need no second drawing.
+"""Charts as inline SVG: drawn in CSS variables, so that dark, light and print need no second
+drawing.
 
-Every chart is `role="img"` with a title and a description that says its figures in words. Numbers are rounded to two decimals, so
-that the same data give the same bytes.
+Every chart is `role="img"` with a title and a description that says its figures in words. Numbers
+are rounded to two decimals, so that the same data give the same bytes.
 """
 
 import math
@@ -18,7 +19,9 @@ Placer = Callable[[float, float], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: its name, its points, and the CSS class that draws it (`tuned`, `grafted`, `before`, `guide`)."""
+    """One line of a chart: its name, its points, and the CSS class that draws it (`tuned`,
+    `grafted`, `before`, `guide`).
+    """
 
     name: str
     points: Points
@@ -97,7 +100,9 @@ def line_chart(
     """
     width, height = size
     left, right, top, bottom = 46, 12, 26 if heading else 10, 40
-    finite = [(x, y) for line in lines for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
+    finite = [
+        (x, y) for line in lines for x, y in line.points if math.isfinite(x) and math.isfinite(y)
+    ]
     x_ticks = ticks(*(x_range or _span(x for x, _ in finite)))
     y_ticks = ticks(*(y_range or _span((y for _, y in finite), from_zero=True)), count=4)
     x_low, x_high = x_range or _span(x for x, _ in finite)
@@ -114,9 +119,13 @@ def line_chart(
     for tick in y_ticks:
         _, y = place(x_low, tick)
         body.append(f'<path class="grid" d="M{left} {number(y)}H{width - right}"/>')
-        body.append(f'<text class="tick" x="{left - 6}" y="{number(y + 3.5)}" text-anchor="end">{tick_label(tick)}</text>')
+        body.append(
+            f'<text class="tick" x="{left - 6}" y="{number(y + 3.5)}"'
+            f' text-anchor="end">{tick_label(tick)}</text>'
+        )
     body += [
-        f'<text class="tick" x="{number(place(tick, y_low)[0])}" y="{height - bottom + 15}" text-anchor="middle">{tick_label(tick)}</text>'
+        f'<text class="tick" x="{number(place(tick, y_low)[0])}" y="{height - bottom + 15}"'
+        f' text-anchor="middle">{tick_label(tick)}</text>'
         for tick in x_ticks
         if x_low - 1e-9 <= tick <= x_high + 1e-9
     ]
@@ -129,7 +138,9 @@ def line_chart(
     return svg(key, title, description, "".join(body), size, "chart")
 
 
-def interval_chart(key: str, title: str, description: str, rows: Sequence[Row], x_label: str, width: int = 400) -> Markup:
+def interval_chart(
+    key: str, title: str, description: str, rows: Sequence[Row], x_label: str, width: int = 400
+) -> Markup:
     """A dot and an interval a mark, one line a class, from 0 to 1."""
     left, right, top, step = 104, 14, 8, 40
     height = top + step * len(rows) + 40
@@ -141,27 +152,44 @@ def interval_chart(key: str, title: str, description: str, rows: Sequence[Row], 
     for tick in ticks(0, 1):
         x = number(place(tick))
         body.append(f'<path class="grid" d="M{x} {top}V{height - 38}"/>')
-        body.append(f'<text class="tick" x="{x}" y="{height - 22}" text-anchor="middle">{tick_label(tick)}</text>')
+        body.append(
+            f'<text class="tick" x="{x}" y="{height - 22}"'
+            f' text-anchor="middle">{tick_label(tick)}</text>'
+        )
     for index, row in enumerate(rows):
         middle = top + step * (index + 0.5)
         body.append(
-            f'<text class="row-name" x="{left - 12}" y="{number(middle + 4)}" text-anchor="end">{escape(_short(row.name, 14))}</text>'
+            f'<text class="row-name" x="{left - 12}" y="{number(middle + 4)}"'
+            f' text-anchor="end">{escape(_short(row.name, 14))}</text>'
         )
         offset = -(len(row.marks) - 1) / 2 * 9
         for place_of, mark in enumerate(row.marks):
             y = number(middle + offset + place_of * 9)
             whisker = ""
             if mark.low is not None and mark.high is not None:
-                whisker = f'<path class="whisker {mark.style}" d="M{number(place(mark.low))} {y}H{number(place(mark.high))}"/>'
+                whisker = (
+                    f'<path class="whisker {mark.style}" d="M{number(place(mark.low))}'
+                    f' {y}H{number(place(mark.high))}"/>'
+                )
             x = number(place(mark.value))
             hint = f"{row.name}, {mark.name}: {mark.value:.3f}"
-            body.append(f'<g><title>{escape(hint)}</title>{whisker}<circle class="mark {mark.style}" cx="{x}" cy="{y}" r="4"/></g>')
+            body.append(
+                f'<g><title>{escape(hint)}</title>{whisker}<circle class="mark {mark.style}"'
+                f' cx="{x}" cy="{y}" r="4"/></g>'
+            )
     body.append(_axis_label((left + width - right) / 2, height - 5, x_label))
     return svg(key, title, description, "".join(body), (width, height), "chart wide")
 
 
 def bar_chart(
-    key: str, title: str, description: str, bars: Sequence[tuple[str, float, str]], x_label: str, *, width: int = 480, style: str = "tuned"
+    key: str,
+    title: str,
+    description: str,
+    bars: Sequence[tuple[str, float, str]],
+    x_label: str,
+    *,
+    width: int = 480,
+    style: str = "tuned",
 ) -> Markup:
     """Horizontal bars: (name, value, what stands beside the bar)."""
     left, right, top, step = 118, 64, 6, 26
@@ -171,34 +199,52 @@ def bar_chart(
     for index, (name, value, text) in enumerate(bars):
         y = top + step * index
         length = max(value, 0.0) / highest * (width - left - right)
-        body.append(f'<text class="row-name" x="{left - 10}" y="{y + 15}" text-anchor="end">{escape(_short(name, 18))}</text>')
-        body.append(f'<rect class="bar {style}" x="{left}" y="{y + 3}" width="{number(max(length, 1))}" height="16" rx="2"/>')
-        body.append(f'<text class="tick" x="{number(left + length + 6)}" y="{y + 15}">{escape(text)}</text>')
+        body.append(
+            f'<text class="row-name" x="{left - 10}" y="{y + 15}"'
+            f' text-anchor="end">{escape(_short(name, 18))}</text>'
+        )
+        body.append(
+            f'<rect class="bar {style}" x="{left}" y="{y + 3}" width="{number(max(length, 1))}"'
+            ' height="16" rx="2"/>'
+        )
+        body.append(
+            f'<text class="tick" x="{number(left + length + 6)}" y="{y + 15}">{escape(text)}</text>'
+        )
     body.append(_axis_label(left, height - 4, x_label, anchor="start"))
     return svg(key, title, description, "".join(body), (width, height), "chart")
 
 
-def svg(key: str, title: str, description: str, body: str, size: tuple[int, int], css: str) -> Markup:
+def svg(
+    key: str, title: str, description: str, body: str, size: tuple[int, int], css: str
+) -> Markup:
     """The frame that every drawing shares; `body` is trusted markup."""
     width, height = size
     return Markup(
-        f'<svg class="{css}" role="img" aria-labelledby="{key}-t {key}-d" viewBox="0 0 {width} {height}" '
-        f'xmlns="http://www.w3.org/2000/svg"><title id="{key}-t">{escape(title)}</title>'
-        f'<desc id="{key}-d">{escape(description)}</desc>{body}</svg>'
+        f'<svg class="{css}" role="img" aria-labelledby="{key}-t {key}-d" viewBox="0 0 {width}'
+        f' {height}" xmlns="http://www.w3.org/2000/svg"><title'
+        f' id="{key}-t">{escape(title)}</title><desc'
+        f' id="{key}-d">{escape(description)}</desc>{body}</svg>'
     )
 
 
 def text_width(text: str, font_size: float) -> float:
     """About how wide a semibold text stands, by three kinds of letters."""
-    return font_size * sum(0.36 if letter in "fijlrtI.,:;'|! 1" else 0.9 if letter in "mwMW@%" else 0.62 for letter in text)
+    return font_size * sum(
+        0.36 if letter in "fijlrtI.,:;'|! 1" else 0.9 if letter in "mwMW@%" else 0.62
+        for letter in text
+    )
 
 
 def _path(line: Line, place: Placer) -> str:
-    points = [place(x, y) if math.isfinite(x) and math.isfinite(y) else None for x, y in line.points]
+    points = [
+        place(x, y) if math.isfinite(x) and math.isfinite(y) else None for x, y in line.points
+    ]
     steps = []
     for before, point in pairwise([None, *points]):
         if point is not None:
-            steps.append(f"{'L' if before is not None else 'M'}{number(point[0])} {number(point[1])}")
+            steps.append(
+                f"{'L' if before is not None else 'M'}{number(point[0])} {number(point[1])}"
+            )
     drawn = f'<path class="line {line.style}" d="{"".join(steps)}"/>' if steps else ""
     dots = "".join(
         f'<circle class="mark {line.style}" cx="{number(point[0])}" cy="{number(point[1])}" r="3"/>'
@@ -209,7 +255,11 @@ def _path(line: Line, place: Placer) -> str:
 
 
 def _axis_label(x: float, y: float, text: str, turn: bool = False, anchor: str = "middle") -> str:
-    where = f'transform="translate({number(x)} {number(y)}) rotate(-90)"' if turn else f'x="{number(x)}" y="{number(y)}"'
+    where = (
+        f'transform="translate({number(x)} {number(y)}) rotate(-90)"'
+        if turn
+        else f'x="{number(x)}" y="{number(y)}"'
+    )
     return f'<text class="axis-label" {where} text-anchor="{anchor}">{escape(text)}</text>'
 
 

@@ -1,4 +1,6 @@
-"""One thin main a dvc.yaml stage: `python -m topwork.stages.NAME` reads params.yaml and runs that stage alone."""
+"""One thin main a dvc.yaml stage: `python -m topwork.stages.NAME` reads params.yaml and runs that
+stage alone.
+"""
 
 import sys
 from collections.abc import Callable
@@ -17,10 +19,12 @@ Params = TypeVar("Params", bound=BaseModel)
 
 
 def main_of(run: Callable[[Params], None], sections: type[Params]) -> int:
-    """Run a stage on the params.yaml of the current folder; an error that a user can mend becomes one paragraph and exit code 1.
+    """Run a stage on the params.yaml of the current folder; an error that a user can mend becomes
+    one paragraph and exit code 1.
 
-    The whole file is checked first, so that a misspelt key of a later stage is told before hours are spent. That check is imported by
-    name, since it can stop a stage but not change what it writes: a stage's code is what the sections it reads are made of.
+    The whole file is checked first, so that a misspelt key of a later stage is told before hours
+    are spent. That check is imported by name, since it can stop a stage but not change what it
+    writes: a stage's code is what the sections it reads are made of.
     """
     try:
         document = read_document()
@@ -30,13 +34,18 @@ def main_of(run: Callable[[Params], None], sections: type[Params]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except MemoryError as error:
-        print(f"error: out of memory ({error}); lower the batch size in params.yaml, then run again.", file=sys.stderr)
+        print(
+            f"error: out of memory ({error}); lower the batch size in params.yaml, then run again.",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
 
 def in_project(run: Callable[[Params], None]) -> Callable[..., None]:
-    """A stage's `run(params)` as `run(params, root)`: all that it names is relative to the project's folder, and so it works there."""
+    """A stage's `run(params)` as `run(params, root)`: all that it names is relative to the
+    project's folder, and so it works there.
+    """
 
     @wraps(run)
     def from_anywhere(params: Params, root: Path = Path()) -> None:

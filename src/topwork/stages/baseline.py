@@ -1,9 +1,11 @@
 """Stage `baseline`: what the pretrained and the grafted detector see, before any training.
 
-Reads params `predict` and `surgery.classes`, the tables of `validate` with the held-out images and, for the stage `unlabelled`, the
-training images, and both weights. Writes out/baseline: predictions/ (Parquet and COCO results by model and split) and record.json. A
-sweep of training params doesn't run it again. On the CPU of one kind of machine it repeats to the byte; a GPU may differ in the last
-digits. Stopped by weights that give NaN, a device that isn't there, and inputs that change meanwhile.
+Reads params `predict` and `surgery.classes`, the tables of `validate` with the held-out images and,
+for the stage `unlabelled`, the training images, and both weights. Writes out/baseline: predictions/
+(Parquet and COCO results by model and split) and record.json. A sweep of training params doesn't
+run it again. On the CPU of one kind of machine it repeats to the byte; a GPU may differ in the last
+digits. Stopped by weights that give NaN, a device that isn't there, and inputs that change
+meanwhile.
 """
 
 from topwork.dataset.split_images import SplitImages
@@ -42,10 +44,14 @@ def run(params: Params) -> None:
     splits = {"pretrained": held_out(plan, tables), "grafted": held_out(plan, tables)}
     if plan.kept and "train" in tables.splits:
         splits["pretrained"] = [*splits["pretrained"], "train"]
-    held = HeldInputs({**WEIGHTS, **table_paths()}, {"images": lambda: images.stamps(splits["pretrained"])})
+    held = HeldInputs(
+        {**WEIGHTS, **table_paths()}, {"images": lambda: images.stamps(splits["pretrained"])}
+    )
     device, batch_size = choose_device(params.runtime.device), params.predict.batch_size
     found = {
-        model: predict_splits(model, path, splits[model], images, plan, batch_size=batch_size, device=device)
+        model: predict_splits(
+            model, path, splits[model], images, plan, batch_size=batch_size, device=device
+        )
         for model, path in WEIGHTS.items()
     }
     held.check()

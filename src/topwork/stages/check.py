@@ -1,8 +1,10 @@
-"""Stage `check`: hold data, weights and class plan against each other, before anything that costs time.
+"""Stage `check`: hold data, weights and class plan against each other, before anything that costs
+time.
 
-Reads params `surgery.classes` and `retention`, the tables of `validate` and the pretrained weights. Writes out/check/verdict.json, which
-says the same whenever all is well, so that nothing downstream runs again for it. Stopped by a plan that names what the weights
-don't have, and by a contract that can't be measured.
+Reads params `surgery.classes` and `retention`, the tables of `validate` and the pretrained weights.
+Writes out/check/verdict.json, which says the same whenever all is well, so that nothing downstream
+runs again for it. Stopped by a plan that names what the weights don't have, and by a contract that
+can't be measured.
 """
 
 from topwork.dataset.tables import Tables

@@ -1,7 +1,9 @@
 """Stage `demo`: draw the embedded demo.
 
-Reads params `demo`. Writes data/demo: the yard (train, val, test) and held-out images of the street world, as COCO annotations and
-JPEG. Repeats to the byte for a seed. A project whose `dataset.root` is another folder never runs it.
+Reads params `demo`. Writes data/demo: the yard (train, val, test) and held-out images of the street
+world, as COCO annotations and
+JPEG. Repeats to the byte for a seed. A project whose `dataset.root` is another folder never runs
+it.
 """
 
 from pathlib import Path

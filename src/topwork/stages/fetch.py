@@ -1,10 +1,11 @@
 """Stage `fetch`: get the pretrained weights, whole, known and safe.
 
-Reads params `fetch` and what they name (the demo, torchvision's enums, a URL, a file, DVC, a hub), and weights.lock. Writes
-out/fetch/pretrained.safetensors, out/fetch/provenance.json, and the hash of a source seen for the first time into weights.lock, the
-project's memory, which git keeps. The outputs depend on the source's bytes, the params and the versions of torch and torchvision, to the
-byte. Stopped by a hash that isn't the known one, a file that is more than tensors, NaN or infinite values, tensors that don't fit the
-builder, and a file of the project that DVC doesn't watch.
+Reads params `fetch` and what they name (the demo, torchvision's enums, a URL, a file, DVC, a hub),
+and weights.lock. Writes out/fetch/pretrained.safetensors, out/fetch/provenance.json, and the hash
+of a source seen for the first time into weights.lock, the project's memory, which git keeps. The
+outputs depend on the source's bytes, the params and the versions of torch and torchvision, to the
+byte. Stopped by a hash that isn't the known one, a file that is more than tensors, NaN or infinite
+values, tensors that don't fit the builder, and a file of the project that DVC doesn't watch.
 """
 
 from topwork.detectors.builders import shapes_of
@@ -46,7 +47,12 @@ def check_fits_builder(weights: Weights) -> None:
         WeightsError: a tensor is missing, left over or of another shape; all are named.
         SurgeryError: the builder can't be found, or fails.
     """
-    check_fit(weights, shapes_of(weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed)))
+    check_fit(
+        weights,
+        shapes_of(
+            weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed)
+        ),
+    )
 
 
 def record_of(weights: Weights) -> ProvenanceRecord:

@@ -1,10 +1,12 @@
 """Stage `finetune`: learn the new classes, protect the kept ones.
 
-Reads params `finetune`, `surgery.classes` and `predict`, the tables of `validate` with the images of train, val and replay, the grafted
-weights, and the boxes of `unlabelled`. Writes out/finetune: weights.safetensors, record.json (determinism level and reasons, versions,
-epochs, interpolation, history) and curves/ (DVCLive, while it runs). On the CPU of one kind of machine it repeats to the bit, also when
-it's killed at any moment and started again: checkpoints lie in .topwork/scratch, in a folder named after the hash of all that decides the
-result. Stopped by a loss that isn't finite, by a device that can't be used, and by inputs that change meanwhile.
+Reads params `finetune`, `surgery.classes` and `predict`, the tables of `validate` with the images
+of train, val and replay, the grafted weights, and the boxes of `unlabelled`. Writes out/finetune:
+weights.safetensors, record.json (determinism level and reasons, versions, epochs, interpolation,
+history) and curves/ (DVCLive, while it runs). On the CPU of one kind of machine it repeats to the
+bit, also when it's killed at any moment and started again: checkpoints lie in .topwork/scratch, in
+a folder named after the hash of all that decides the result. Stopped by a loss that isn't finite,
+by a device that can't be used, and by inputs that change meanwhile.
 """
 
 import os

@@ -1,7 +1,8 @@
 """Stage `gate`: fail where the retention contract is breached.
 
-Reads params `retention`, out/evaluate/verdict.json, and asks that the report is there. Writes out/gate/verdict.json when every contract
-holds. Stopped by a breach, with the figures; metrics, predictions and report are safely written by then, since the stage runs last.
+Reads params `retention`, out/evaluate/verdict.json, and asks that the report is there. Writes
+out/gate/verdict.json when every contract holds. Stopped by a breach, with the figures; metrics,
+predictions and report are safely written by then, since the stage runs last.
 """
 
 from topwork.errors import RetentionError
@@ -32,19 +33,25 @@ def run(params: Params) -> None:
     """
     held = HeldInputs({"verdict": VERDICT, "report": REPORT})
     verdict = VerdictRecord.read(VERDICT)
-    asked: Contract = {name: (contract.min, contract.on, contract.by) for name, contract in params.retention.items()}
-    measured: Contract = {entry.name: (entry.min, entry.on, entry.by) for entry in verdict.contracts}
+    asked: Contract = {
+        name: (contract.min, contract.on, contract.by)
+        for name, contract in params.retention.items()
+    }
+    measured: Contract = {
+        entry.name: (entry.min, entry.on, entry.by) for entry in verdict.contracts
+    }
     if asked != measured:
         raise RetentionError(
-            f"{VERDICT}: is about {_contract(measured)}, and retention in params.yaml asks {_contract(asked)}. "
-            "The verdict is older than the contract; run `dvc repro`."
+            f"{VERDICT}: is about {_contract(measured)}, and retention in params.yaml asks"
+            f" {_contract(asked)}. The verdict is older than the contract; run `dvc repro`."
         )
     breached = [entry.sentence for entry in verdict.contracts if not entry.holds]
     if breached:
         raise RetentionError(
-            f"retention contract breached: {'; '.join(breached)}. The report ({REPORT}) and the metrics are written: look "
-            "there at what was lost. Protect more in finetune (lower learning rate of the trunk, teacher, replay, "
-            "interpolation), or lower retention.*.min."
+            f"retention contract breached: {'; '.join(breached)}. The report ({REPORT}) and the"
+            " metrics are written: look there at what was lost. Protect more in finetune (lower"
+            " learning rate of the trunk, teacher, replay, interpolation), or lower"
+            " retention.*.min."
         )
     held.check()
     verdict.write(PASSED)
@@ -55,7 +62,12 @@ def run(params: Params) -> None:
 
 
 def _contract(contract: Contract) -> str:
-    return ", ".join(f"{name}: {least:g} on {on} by {by}" for name, (least, on, by) in contract.items()) or "nothing"
+    return (
+        ", ".join(
+            f"{name}: {least:g} on {on} by {by}" for name, (least, on, by) in contract.items()
+        )
+        or "nothing"
+    )
 
 
 def main() -> int:

@@ -1,8 +1,11 @@
 """Stage `predict`: what the fine-tuned detector sees on the held-out images.
 
-Reads params `predict` and `surgery.classes`, the tables of `validate` with the held-out images, and the fine-tuned weights. Writes
-out/predict: predictions/ (Parquet and COCO results by split) and record.json. On the CPU of one kind of machine it repeats to the
-byte; a GPU may differ in the last digits. Stopped by weights that give NaN, a device that isn't there, and inputs that change meanwhile.
+Reads params `predict` and `surgery.classes`, the tables of `validate` with the held-out images, and
+the fine-tuned weights. Writes
+out/predict: predictions/ (Parquet and COCO results by split) and record.json. On the CPU of one
+kind of machine it repeats to the
+byte; a GPU may differ in the last digits. Stopped by weights that give NaN, a device that isn't
+there, and inputs that change meanwhile.
 """
 
 from topwork.dataset.split_images import SplitImages
@@ -37,9 +40,15 @@ def run(params: Params) -> None:
     plan = params.surgery.plan()
     tables = Tables.read(FOLDER, segmentation=False)
     images, splits = SplitImages(tables), held_out(plan, tables)
-    held = HeldInputs({"weights": FINETUNED, **table_paths()}, {"images": lambda: images.stamps(splits)})
+    held = HeldInputs(
+        {"weights": FINETUNED, **table_paths()}, {"images": lambda: images.stamps(splits)}
+    )
     device, batch_size = choose_device(params.runtime.device), params.predict.batch_size
-    found = {MODEL: predict_splits(MODEL, FINETUNED, splits, images, plan, batch_size=batch_size, device=device)}
+    found = {
+        MODEL: predict_splits(
+            MODEL, FINETUNED, splits, images, plan, batch_size=batch_size, device=device
+        )
+    }
     held.check()
     write_run(predictions_folder(MODEL), found, tables, plan)
     record_of(found, {MODEL: held.hashes["weights"]}, batch_size, device).write(record_path(MODEL))

@@ -1,8 +1,10 @@
 """Stage `report`: everything that the run left behind, on one page.
 
-Reads all params but `demo` and `runtime`, and the outs of every stage before it. Writes out/report/report.html, self-contained: verdict,
-pictures before and after, class table, curves, errors, data findings, receipt, lineage. Repeats to the byte: the same files and params
-give the same page. Stopped by a missing or damaged file, never by a breached contract, which is the gate's business.
+Reads all params but `demo` and `runtime`, and the outs of every stage before it. Writes
+out/report/report.html, self-contained: verdict, pictures before and after, class table, curves,
+errors, data findings, receipt, lineage. Repeats to the byte: the same files and params give the
+same page. Stopped by a missing or damaged file, never by a breached contract, which is the gate's
+business.
 """
 
 from pathlib import Path

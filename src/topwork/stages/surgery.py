@@ -1,8 +1,9 @@
 """Stage `surgery`: graft the pretrained head onto the plan's classes.
 
-Reads params `surgery` and the pretrained weights. Writes out/surgery: grafted.safetensors and receipt.json. Bit-exact: the same inputs
-give the same bytes on any machine (`new: reference` rows: with the same torch). Stopped by a plan that names what the weights don't
-have, weights that don't fit their builder, a class axis that can't be proved, and rows that aren't finite.
+Reads params `surgery` and the pretrained weights. Writes out/surgery: grafted.safetensors and
+receipt.json. Bit-exact: the same inputs give the same bytes on any machine (`new: reference` rows:
+with the same torch). Stopped by a plan that names what the weights don't have, weights that don't
+fit their builder, a class axis that can't be proved, and rows that aren't finite.
 """
 
 from topwork.files import HeldInputs, sha256_file

@@ -1,9 +1,10 @@
 """Stage `unlabelled`: find kept-class objects that the training annotations lack.
 
-Reads params `unlabelled` and `surgery.classes`, the tables of `validate`, and what the pretrained detector saw on the training images
-(`baseline`). Writes out/unlabelled/boxes.parquet (one row a box: image_id, name, score, x, y, width, height) and
-out/unlabelled/findings.json. Runs no model; repeats to the byte. It never changes the annotations: what it finds is a warning, and may
-be added to the training targets (finetune.teacher_boxes).
+Reads params `unlabelled` and `surgery.classes`, the tables of `validate`, and what the pretrained
+detector saw on the training images (`baseline`). Writes out/unlabelled/boxes.parquet (one row a
+box: image_id, name, score, x, y, width, height) and out/unlabelled/findings.json. Runs no model;
+repeats to the byte. It never changes the annotations: what it finds is a warning, and may be added
+to the training targets (finetune.teacher_boxes).
 """
 
 import pandas as pd
@@ -37,10 +38,14 @@ def run(params: Params) -> None:
     found = None
     if plan.kept:
         predictions = pd.read_parquet(predictions_path("pretrained", "train"))
-        found = find_unlabelled(truth_of(tables, "train", tuple(plan.kept)), predictions, params.unlabelled)
+        found = find_unlabelled(
+            truth_of(tables, "train", tuple(plan.kept)), predictions, params.unlabelled
+        )
     held.check()
     with atomic_path(BOXES) as temporary:
-        (found.boxes if found else _no_boxes()).to_parquet(temporary, index=False, compression="zstd")
+        (found.boxes if found else _no_boxes()).to_parquet(
+            temporary, index=False, compression="zstd"
+        )
     record_of(found, params.unlabelled, tables).write(FINDINGS)
     print(_sentence(found))
 
@@ -54,8 +59,12 @@ def _no_boxes() -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
 
 
-def record_of(found: Unlabelled | None, params: UnlabelledParams, tables: Tables) -> UnlabelledRecord:
-    """How many, the estimate, and every box with its file, as warnings of rule `unlabelled-kept-class`."""
+def record_of(
+    found: Unlabelled | None, params: UnlabelledParams, tables: Tables
+) -> UnlabelledRecord:
+    """How many, the estimate, and every box with its file, as warnings of rule
+    `unlabelled-kept-class`.
+    """
     limits = params.model_dump(include={"min_score", "max_iou", "max_inside"})
     if found is None:
         return UnlabelledRecord(count=0, estimate=0.0, classes={}, rows=(), **limits)
@@ -71,13 +80,18 @@ def record_of(found: Unlabelled | None, params: UnlabelledParams, tables: Tables
         )
         for row in found.boxes.to_dict("records")
     )
-    return UnlabelledRecord(count=len(rows), estimate=found.estimate, classes=found.classes, rows=rows, **limits)
+    return UnlabelledRecord(
+        count=len(rows), estimate=found.estimate, classes=found.classes, rows=rows, **limits
+    )
 
 
 def _sentence(found: Unlabelled | None) -> str:
     if found is None:
         return "no kept class: nothing to look for"
-    counts = [f"{name}: {entry['count']} boxes, about {entry['estimate']:.0f} objects" for name, entry in found.classes.items()]
+    counts = [
+        f"{name}: {entry['count']} boxes, about {entry['estimate']:.0f} objects"
+        for name, entry in found.classes.items()
+    ]
     return f"kept classes left unlabelled in the training images: {'; '.join(counts)}"
 
 

@@ -1,9 +1,11 @@
 """Stage `validate`: check the data and hand on tables.
 
-Reads params `dataset`: annotation files and images. Writes out/validate: images, annotations and categories as Parquet, findings.json and
-findings.parquet, summary.json, splits.csv. The same data give the same bytes, on any machine. Findings of the severity `dataset.fail_on`
-stop it; they're kept in .topwork/findings/ then, for a look. The data are never changed; what was dropped by `dataset.drop` and
-`dataset.drop_images` is listed in findings.json.
+Reads params `dataset`: annotation files and images. Writes out/validate: images, annotations and
+categories as Parquet, findings.json and
+findings.parquet, summary.json, splits.csv. The same data give the same bytes, on any machine.
+Findings of the severity `dataset.fail_on` stop it; they're kept in .topwork/findings/ then, for a
+look. The data are never changed; what was dropped by `dataset.drop` and `dataset.drop_images` is
+listed in findings.json.
 """
 
 from pathlib import Path
@@ -41,19 +43,25 @@ def run(params: Params) -> None:
     severities = stops(found.findings, dataset.fail_on)
     if severities:
         write_findings(found.findings, found.dropped, STOPPED)
-        raise DataError(paragraph(found.findings, severities, (STOPPED / "findings.json").as_posix()))
+        raise DataError(
+            paragraph(found.findings, severities, (STOPPED / "findings.json").as_posix())
+        )
     held.check()
     changed = changed_images(found, Path())
     if changed:
         raise DataError(
-            f"{changed[0]}: changed while the stage was reading it ({len(changed)} images in all). Nothing was written; run the stage again."
+            f"{changed[0]}: changed while the stage was reading it ({len(changed)} images in all)."
+            " Nothing was written; run the stage again."
         )
     with atomic_folder(FOLDER) as folder:
         write_all(found, folder)
 
 
 def _annotation_files(dataset: DatasetParams) -> list[Path]:
-    """Annotation files that are there; what's missing becomes a finding, named with all others. Images are held by size and time."""
+    """Annotation files that are there; what's missing becomes a finding, named with all others.
+
+    Images are held by size and time.
+    """
     sets = [entry for name in SPLITS if (entry := getattr(dataset, name)) is not None]
     return [entry.annotations for entry in sets if entry.annotations.is_file()]
 

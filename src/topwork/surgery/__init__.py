@@ -1,1 +1,3 @@
-"""Head surgery: the graft, its receipt and the verification of it, a preview, and inspection of weights."""
+"""Head surgery: the graft, its receipt and the verification of it, a preview, and inspection of
+weights.
+"""

@@ -1,9 +1,11 @@
 """Grafting: a detector's head rows moved, by class name, to a head of other classes.
 
-    graft = topwork.graft(state_dict, {"person": "keep", "helmet": "new"}, builder=ssdlite320_mobilenet_v3_large, columns=names)
-    model.load_state_dict(graft.state_dict, strict=True)
+    graft = topwork.graft(state_dict, {"person": "keep", "helmet": "new"},
+    builder=ssdlite320_mobilenet_v3_large, columns=names) model.load_state_dict(graft.state_dict,
+    strict=True)
 
-Tensors that don't depend on the classes are passed on as they are, not copied; kept rows are bit-identical.
+Tensors that don't depend on the classes are passed on as they are, not copied; kept rows are
+bit-identical.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topwork.classes import BACKGROUND, ClassPlan
+from topwork.classes import BACKGROUND, ClassPlan, category_set
 from topwork.detectors.axes import Anatomy, anatomy
 from topwork.detectors.builders import Builder, build, builder_name, load
 from topwork.detectors.layouts import ClassAxis
 from topwork.errors import ClassPlanError, SurgeryError
 from topwork.surgery.receipt import receipt_of
-from topwork.surgery.rows import RowSource, assemble, mean_rows, prior_rows, real_columns, row_sources, rows_of
-from topwork.weights.categories import category_set
+from topwork.surgery.rows import (
+    RowSource,
+    assemble,
+    mean_rows,
+    prior_rows,
+    real_columns,
+    row_sources,
+    rows_of,
+)
 from topwork.weights.fit import check_fit
 from topwork.weights.format import Weights
 
@@ -43,7 +52,9 @@ class Graft:
         """The grafted tensors, for `model.load_state_dict(graft.state_dict, strict=True)`."""
         return self.weights.state_dict
 
-    def build(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+    def build(
+        self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> nn.Module:
         """The grafted detector, ready to predict."""
         return load(self.weights, device, dtype, builder=self.builder)
 
@@ -62,12 +73,16 @@ def graft(
     """Move head rows, by name, to a head of the plan's classes.
 
     Args:
-        weights: the pretrained weights; or a plain state_dict, with `builder` and `columns` beside it.
-        plan: target classes in order: a `ClassPlan`, a list of classes to keep, or a mapping as params.yaml writes it.
+        weights: the pretrained weights; or a plain state_dict, with `builder` and `columns` beside
+            it.
+        plan: target classes in order: a `ClassPlan`, a list of classes to keep, or a mapping as
+            params.yaml writes it.
         builder: of a plain state_dict: what makes the detector (name or function).
-        columns: of a plain state_dict: its columns' names, background first; or a category set such as `coco-91`.
+        columns: of a plain state_dict: its columns' names, background first; or a category set such
+            as `coco-91`.
         builder_args: of a plain state_dict: further keyword arguments of the builder.
-        dropped: what becomes of the other rows of a softmax head: `remove` (the default), or `absorb` into background.
+        dropped: what becomes of the other rows of a softmax head: `remove` (the default), or
+            `absorb` into background.
         prior: probability at which `new: prior` rows start (0.01).
         seed: for `new: reference` (0).
 
@@ -77,16 +92,22 @@ def graft(
         SurgeryError: a class axis can't be proved, or a row that is used isn't finite.
 
     Example:
-        graft = topwork.graft(topwork.demo_weights(), {"person": "keep", "forklift": {"like": ["truck", "car"]}}, dropped="absorb")
-        graft.receipt["dropped"]  # {"done": "absorbed", "exact": True, "classes": [...]}
+        graft = topwork.graft(topwork.demo_weights(), {"person": "keep", "forklift": {"like":
+        ["truck", "car"]}}, dropped="absorb") graft.receipt["dropped"]  # {"done": "absorbed",
+        "exact": True, "classes": [...]}
     """
     source, function = _source(weights, builder, columns, builder_args)
-    options: Any = {key: value for key, value in (("dropped", dropped), ("prior", prior), ("seed", seed)) if value is not None}
+    options: Any = {
+        key: value
+        for key, value in (("dropped", dropped), ("prior", prior), ("seed", seed))
+        if value is not None
+    }
     if not isinstance(plan, ClassPlan):
         plan = ClassPlan.parse(plan, **options)
     elif options:
         raise ClassPlanError(
-            f"graft: {', '.join(options)} given beside a ClassPlan, which has its own. Leave it out, or give `ClassPlan.parse` it."
+            f"graft: {', '.join(options)} given beside a ClassPlan, which has its own. Leave it"
+            " out, or give `ClassPlan.parse` it."
         )
     plan.check((*source.columns, *source.absorbed))
     before = anatomy(function, len(source.columns), source.builder_args, len(source.absorbed))
@@ -118,39 +139,60 @@ def _source(
     if isinstance(weights, Weights):
         if columns is not None or builder_args is not None:
             raise SurgeryError(
-                "graft: these weights bring their own columns and builder_args; leave them out, or give `weights.state_dict`."
+                "graft: these weights bring their own columns and builder_args; leave them out, or"
+                " give `weights.state_dict`."
             )
         return weights, builder or weights.builder
     if not isinstance(weights, Mapping):
         raise SurgeryError(
-            f"graft: found {type(weights).__name__}, expected weights or a state_dict. Give `topwork.read_weights(FILE)` or `model.state_dict()`."
+            f"graft: found {type(weights).__name__}, expected weights or a state_dict. Give"
+            " `topwork.read_weights(FILE)` or `model.state_dict()`."
         )
     if builder is None or columns is None:
         raise SurgeryError(
-            "graft: a plain state_dict was given without `builder` and `columns`; name both, or read the weights with `topwork.read_weights`."
+            "graft: a plain state_dict was given without `builder` and `columns`; name both, or"
+            " read the weights with `topwork.read_weights`."
         )
-    odd = [f"{name} ({type(value).__name__})" for name, value in weights.items() if not isinstance(value, Tensor)]
+    odd = [
+        f"{name} ({type(value).__name__})"
+        for name, value in weights.items()
+        if not isinstance(value, Tensor)
+    ]
     if odd:
-        raise SurgeryError(f"graft: {', '.join(odd[:8])} in the state_dict; expected tensors alone. Give `model.state_dict()`.")
+        raise SurgeryError(
+            f"graft: {', '.join(odd[:8])} in the state_dict; expected tensors alone. Give"
+            " `model.state_dict()`."
+        )
     names = category_set(columns) if isinstance(columns, str) else tuple(columns)
     if names[:1] != (BACKGROUND,):
         raise ClassPlanError(
-            f"graft: columns begin with {', '.join(map(repr, names[:1])) or 'nothing'}, expected {BACKGROUND!r}, then one name a label (1, 2, ...)."
+            f"graft: columns begin with {', '.join(map(repr, names[:1])) or 'nothing'}, expected"
+            f" {BACKGROUND!r}, then one name a label (1, 2, ...)."
         )
     return Weights(dict(weights), names, builder_name(builder), dict(builder_args or {})), builder
 
 
 def _operate(
-    source: Weights, builder: Builder, plan: ClassPlan, before: Anatomy, after: Anatomy, sources: Sequence[RowSource]
+    source: Weights,
+    builder: Builder,
+    plan: ClassPlan,
+    before: Anatomy,
+    after: Anatomy,
+    sources: Sequence[RowSource],
 ) -> dict[str, Tensor]:
-    """The target's tensors: those without a class axis passed on, the others put together row by row."""
+    """The target's tensors: those without a class axis passed on, the others put together row by
+    row.
+    """
     reference = _reference(source, builder, plan, sources)
     classes = real_columns(source.columns)
     result = dict(source.state_dict)
     for axis in before.axes:
         tensor, target = source.state_dict[axis.tensor], after.axis_of(axis.tensor)
         if target is None:
-            raise SurgeryError(f"{axis.tensor}: depends on the classes in the source's detector but not in the target's.")
+            raise SurgeryError(
+                f"{axis.tensor}: depends on the classes in the source's detector but not in the"
+                " target's."
+            )
         make = _maker(tensor, target, plan, before, reference, classes)
         result[axis.tensor] = assemble(tensor, axis, target, sources, make)
         _check_finite(result[axis.tensor], target, sources)
@@ -176,36 +218,54 @@ def _maker(
         if row.init == "zero":
             return torch.zeros(1, dtype=torch.float64)
         bias = tensor.dim() == 1
-        if axis.role == "scores" and not bias and before.axis_of(f"{axis.tensor.rpartition('.')[0]}.bias") is None:
+        if (
+            axis.role == "scores"
+            and not bias
+            and before.axis_of(f"{axis.tensor.rpartition('.')[0]}.bias") is None
+        ):
             raise SurgeryError(
-                f"{axis.tensor}: {row.name}: `new: prior` needs a bias beside it, and there is none. Write `new: reference` or `new: zero`."
+                f"{axis.tensor}: {row.name}: `new: prior` needs a bias beside it, and there is"
+                " none. Write `new: reference` or `new: zero`."
             )
-        return prior_rows(tensor, axis, softmax=before.softmax, bias=bias, prior=plan.prior, classes=classes)
+        return prior_rows(
+            tensor, axis, softmax=before.softmax, bias=bias, prior=plan.prior, classes=classes
+        )
 
     return make
 
 
-def _reference(source: Weights, builder: Builder, plan: ClassPlan, sources: Sequence[RowSource]) -> Mapping[str, Tensor]:
+def _reference(
+    source: Weights, builder: Builder, plan: ClassPlan, sources: Sequence[RowSource]
+) -> Mapping[str, Tensor]:
     """The builder's own random init under the plan's seed, where a row asks for it."""
     if not any(row.init == "reference" for row in sources):
         return {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        return build(builder, len(plan.columns), source.builder_args, len(sources) - len(plan.columns)).state_dict()
+        return build(
+            builder, len(plan.columns), source.builder_args, len(sources) - len(plan.columns)
+        ).state_dict()
 
 
 def _check_finite(tensor: Tensor, axis: ClassAxis, sources: Sequence[RowSource]) -> None:
     if _finite(tensor):
         return
-    faults = [row.name for column, row in enumerate(sources) if not _finite(rows_of(tensor, axis, column))]
+    faults = [
+        row.name for column, row in enumerate(sources) if not _finite(rows_of(tensor, axis, column))
+    ]
     raise SurgeryError(
-        f"{axis.tensor}: NaN or infinite numbers in the rows of {', '.join(faults)}; expected finite ones. Take other weights, or other classes."
+        f"{axis.tensor}: NaN or infinite numbers in the rows of {', '.join(faults)}; expected"
+        " finite ones. Take other weights, or other classes."
     )
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite: NaN and infinity reach the extremes, so that no copy of a large tensor is made."""
+    """Whether all numbers are finite: NaN and infinity reach the extremes, so that no copy of a
+    large tensor is made.
+    """
     if not tensor.numel() or tensor.is_complex():
         return bool(torch.isfinite(tensor).all())
-    numbers = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no extremes of its own
+    numbers = (
+        tensor.float() if tensor.element_size() == 1 else tensor
+    )  # float8 has no extremes of its own
     return bool(torch.isfinite(torch.stack(numbers.aminmax())).all())

@@ -21,8 +21,10 @@ from topwork.weights.format import Weights, read_weights
 def inspect(weights: Weights | Path | str, *, builder: Builder | None = None) -> pd.DataFrame:
     """A table of tensors, one row each, class-dependent ones with their layout.
 
-    Columns: tensor, shape, dtype, numbers, bytes, norm (Euclidean), finite, role, axis, layout, rows (a class); the last four are
-    empty where a tensor doesn't depend on the classes. `.attrs` has builder, columns, absorbed, activation.
+    Columns: tensor, shape, dtype, numbers, bytes, norm (Euclidean), finite, role, axis, layout,
+    rows (a class); the last four are
+    empty where a tensor doesn't depend on the classes. `.attrs` has builder, columns, absorbed,
+    activation.
 
     Raises:
         WeightsError, SurgeryError: the file can't be read or doesn't fit its builder.
@@ -43,7 +45,9 @@ def inspect(weights: Weights | Path | str, *, builder: Builder | None = None) ->
                 "numbers": tensor.numel(),
                 "bytes": tensor.numel() * tensor.element_size(),
                 "norm": _norm(tensor),
-                "finite": bool(torch.isfinite(tensor).all()) if tensor.is_floating_point() else True,
+                "finite": (
+                    bool(torch.isfinite(tensor).all()) if tensor.is_floating_point() else True
+                ),
                 "role": axis.role if axis else "",
                 "axis": str(axis.axis) if axis else "",
                 "layout": axis.layout if axis else "",
@@ -60,12 +64,16 @@ def inspect(weights: Weights | Path | str, *, builder: Builder | None = None) ->
     return table
 
 
-def inspect_classes(weights: Weights | Path | str, *, neighbours: int = 3, builder: Builder | None = None) -> pd.DataFrame:
-    """A table of class columns: norms of their score rows, and the classes whose score rows point the same way.
+def inspect_classes(
+    weights: Weights | Path | str, *, neighbours: int = 3, builder: Builder | None = None
+) -> pd.DataFrame:
+    """A table of class columns: norms of their score rows, and the classes whose score rows point
+    the same way.
 
-    Columns: column, class, origin (as the graft wrote it; empty in pretrained weights), rows (of all tensors), weight_norm, bias_mean,
-    nearest (list of (class, cosine), nearest first). The cosine is over the centred score weights: the mean of all classes is taken
-    off first, since what all rows share says nothing of a class.
+    Columns: column, class, origin (as the graft wrote it; empty in pretrained weights), rows (of
+    all tensors), weight_norm, bias_mean,
+    nearest (list of (class, cosine), nearest first). The cosine is over the centred score weights:
+    the mean of all classes is taken off first, since what all rows share says nothing of a class.
     """
     weights, found = _anatomy(weights, builder)
     names = [*weights.columns, *weights.absorbed]
@@ -76,7 +84,9 @@ def inspect_classes(weights: Weights | Path | str, *, neighbours: int = 3, build
     records = []
     for column, name in enumerate(names):
         order = [
-            other for other in cosines[column].argsort(descending=True).tolist() if other not in (0, column) and names[other] != UNUSED
+            other
+            for other in cosines[column].argsort(descending=True).tolist()
+            if other not in (0, column) and names[other] != UNUSED
         ]
         absorbed = column >= len(weights.columns)
         records.append(
@@ -87,49 +97,81 @@ def inspect_classes(weights: Weights | Path | str, *, neighbours: int = 3, build
                 "rows": sum(len(axis.rows(column)) for axis in found.axes),
                 "weight_norm": float(vectors[column].norm()),
                 "bias_mean": _bias_mean(weights, found, column),
-                "nearest": [(names[other], round(float(cosines[column, other]), 3)) for other in order[:neighbours]]
-                if column and name != UNUSED
-                else [],
+                "nearest": (
+                    [
+                        (names[other], round(float(cosines[column, other]), 3))
+                        for other in order[:neighbours]
+                    ]
+                    if column and name != UNUSED
+                    else []
+                ),
             }
         )
     return pd.DataFrame(records)
 
 
-def diff(before: Weights | Path | str, after: Weights | Path | str, *, builder: Builder | None = None) -> pd.DataFrame:
-    """What moved between two weights of the same builder, tensor by tensor, and row by row by class name.
+def diff(
+    before: Weights | Path | str, after: Weights | Path | str, *, builder: Builder | None = None
+) -> pd.DataFrame:
+    """What moved between two weights of the same builder, tensor by tensor, and row by row by class
+    name.
 
-    Columns: tensor, class (empty for a whole tensor), status (`same`, `moved`, `only before`, `only after`), moved (Euclidean norm of the
-    difference), relative (over the norm before), largest (single difference), cosine. Class-dependent tensors are compared class by
-    class, so that files with other classes, or in another order, can be held side by side.
+    Columns: tensor, class (empty for a whole tensor), status (`same`, `moved`, `only before`, `only
+    after`), moved (Euclidean norm of the
+    difference), relative (over the norm before), largest (single difference), cosine.
+    Class-dependent tensors are compared class by class, so that files with other classes, or in
+    another order, can be held side by side.
 
     Raises:
         SurgeryError: the two have different builders.
     """
     one, other = (
-        weights if isinstance(weights, Weights) else read_weights(Path(weights), trust=builder is not None) for weights in (before, after)
+        (
+            weights
+            if isinstance(weights, Weights)
+            else read_weights(Path(weights), trust=builder is not None)
+        )
+        for weights in (before, after)
     )
     if builder is None and (one.builder, one.builder_args) != (other.builder, other.builder_args):
         raise SurgeryError(
-            f"diff: the first is of {one.builder} {one.builder_args}, the second of {other.builder} {other.builder_args}; expected the same builder."
+            f"diff: the first is of {one.builder} {one.builder_args}, the second of {other.builder}"
+            f" {other.builder_args}; expected the same builder."
         )
     (one, found_one), (other, found_other) = _anatomy(one, builder), _anatomy(other, builder)
     records = []
     for name in dict.fromkeys([*one.state_dict, *other.state_dict]):
         axis, axis_other = found_one.axis_of(name), found_other.axis_of(name)
         if axis is None or axis_other is None:
-            records.append({"tensor": name, "class": "", **_moved(one.state_dict.get(name), other.state_dict.get(name))})
+            records.append(
+                {
+                    "tensor": name,
+                    "class": "",
+                    **_moved(one.state_dict.get(name), other.state_dict.get(name)),
+                }
+            )
         else:
             records += _moved_rows(name, one, other, axis, axis_other)
-    return pd.DataFrame(records, columns=["tensor", "class", "status", "moved", "relative", "largest", "cosine"])
+    return pd.DataFrame(
+        records, columns=["tensor", "class", "status", "moved", "relative", "largest", "cosine"]
+    )
 
 
-def _moved_rows(name: str, one: Weights, other: Weights, axis: ClassAxis, axis_other: ClassAxis) -> Iterator[dict[str, Any]]:
-    """One record a class of a class-dependent tensor; classes that both have come in the first's order."""
+def _moved_rows(
+    name: str, one: Weights, other: Weights, axis: ClassAxis, axis_other: ClassAxis
+) -> Iterator[dict[str, Any]]:
+    """One record a class of a class-dependent tensor; classes that both have come in the first's
+    order.
+    """
     columns = dict(_named_columns(one, axis))
     columns_other = dict(_named_columns(other, axis_other))
     for label in dict.fromkeys([*columns, *columns_other]):
         rows = rows_of(one.state_dict[name], axis, columns[label]) if label in columns else None
-        rows_other = rows_of(other.state_dict[name], axis_other, columns_other[label]) if label in columns_other else None
+        rows_other = (
+            rows_of(other.state_dict[name], axis_other, columns_other[label])
+            if label in columns_other
+            else None
+        )
         yield {"tensor": name, "class": label, **_moved(rows, rows_other)}
 
 
@@ -140,9 +182,22 @@ def _named_columns(weights: Weights, axis: ClassAxis) -> Iterator[tuple[str, int
 
 
 def _moved(one: Tensor | None, other: Tensor | None) -> dict[str, Any]:
-    nothing = {"moved": float("nan"), "relative": float("nan"), "largest": float("nan"), "cosine": float("nan")}
+    nothing = {
+        "moved": float("nan"),
+        "relative": float("nan"),
+        "largest": float("nan"),
+        "cosine": float("nan"),
+    }
     if one is None or other is None or one.shape != other.shape:
-        status = "only after" if one is None else "only before" if other is None else f"reshaped {list(one.shape)} -> {list(other.shape)}"
+        status = (
+            "only after"
+            if one is None
+            else (
+                "only before"
+                if other is None
+                else f"reshaped {list(one.shape)} -> {list(other.shape)}"
+            )
+        )
         return {"status": status, **nothing}
     if one.dtype == other.dtype and torch.equal(one, other):
         return {"status": "same", "moved": 0.0, "relative": 0.0, "largest": 0.0, "cosine": 1.0}
@@ -162,20 +217,32 @@ def _moved(one: Tensor | None, other: Tensor | None) -> dict[str, Any]:
 def _anatomy(weights: Weights | Path | str, builder: Builder | None) -> tuple[Weights, Anatomy]:
     if not isinstance(weights, Weights):
         weights = read_weights(Path(weights), trust=builder is not None)
-    found = anatomy(builder or weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed))
+    found = anatomy(
+        builder or weights.builder,
+        len(weights.columns),
+        weights.builder_args,
+        len(weights.absorbed),
+    )
     check_fit(weights, found.shapes)
     return weights, found
 
 
 def _score_vectors(weights: Weights, found: Anatomy, names: list[str]) -> Tensor:
-    """float64[columns, values]: each column's score weights, all tensors and rows behind one another; zeros where it has no rows."""
+    """float64[columns, values]: each column's score weights, all tensors and rows behind one
+    another; zeros where it has no rows.
+    """
     parts = []
     for axis in found.axes:
         tensor = weights.state_dict[axis.tensor]
         if axis.role != "scores" or tensor.dim() == 1:
             continue
-        empty = torch.zeros(tensor.numel() // tensor.shape[axis.axis] * axis.multiplicity, dtype=torch.float64)
-        rows = [rows_of(tensor, axis, column).double().flatten() if axis.rows(column) else empty for column in range(len(names))]
+        empty = torch.zeros(
+            tensor.numel() // tensor.shape[axis.axis] * axis.multiplicity, dtype=torch.float64
+        )
+        rows = [
+            rows_of(tensor, axis, column).double().flatten() if axis.rows(column) else empty
+            for column in range(len(names))
+        ]
         parts.append(torch.stack(rows))
     return torch.cat(parts, dim=1)
 
@@ -184,10 +251,16 @@ def _bias_mean(weights: Weights, found: Anatomy, column: int) -> float:
     rows = [
         rows_of(weights.state_dict[axis.tensor], axis, column).double()
         for axis in found.axes
-        if axis.role == "scores" and weights.state_dict[axis.tensor].dim() == 1 and axis.rows(column)
+        if axis.role == "scores"
+        and weights.state_dict[axis.tensor].dim() == 1
+        and axis.rows(column)
     ]
     return float(torch.cat(rows).mean()) if rows else float("nan")
 
 
 def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.detach().to(torch.float64 if tensor.numel() < 1e6 else torch.float32)))
+    return float(
+        torch.linalg.vector_norm(
+            tensor.detach().to(torch.float64 if tensor.numel() < 1e6 else torch.float32)
+        )
+    )

@@ -1,4 +1,6 @@
-"""What a graft would do, tensor by tensor and row by row, without doing it; and which classes a new row might rather start from."""
+"""What a graft would do, tensor by tensor and row by row, without doing it; and which classes a new
+row might rather start from.
+"""
 
 import difflib
 import re
@@ -20,9 +22,12 @@ class Preview:
 
     Attributes:
         activation: `softmax` or `sigmoid`.
-        classes: one dict a target column: column, class, origin, init, sources ({class: weight}), suggestions.
-        dropped: classes whose rows aren't kept; done: `absorbed` or `removed`; exact: whether kept classes score as before.
-        tensors: one dict a class-dependent tensor: tensor, role, layout, shape_before, shape_after, rows (list of {class, to, from}).
+        classes: one dict a target column: column, class, origin, init, sources ({class: weight}),
+            suggestions.
+        dropped: classes whose rows aren't kept; done: `absorbed` or `removed`; exact: whether kept
+            classes score as before.
+        tensors: one dict a class-dependent tensor: tensor, role, layout, shape_before, shape_after,
+            rows (list of {class, to, from}).
         untouched: number of tensors that are passed on as they are.
     """
 
@@ -47,7 +52,9 @@ def preview(weights: Weights, plan: ClassPlan, *, builder: Builder | None = None
     before = anatomy(function, len(weights.columns), weights.builder_args, len(weights.absorbed))
     check_fit(weights, before.shapes)
     sources = row_sources(plan, weights.columns, weights.absorbed, before.softmax)
-    after = anatomy(function, len(plan.columns), weights.builder_args, len(sources) - len(plan.columns))
+    after = anatomy(
+        function, len(plan.columns), weights.builder_args, len(sources) - len(plan.columns)
+    )
     classes = [
         {
             "column": column,
@@ -73,8 +80,13 @@ def preview(weights: Weights, plan: ClassPlan, *, builder: Builder | None = None
             for column, row in enumerate(sources)
             if new.rows(column)
         ]
-        shapes = {"shape_before": list(before.shapes[old.tensor]), "shape_after": list(after.shapes[old.tensor])}
-        tensors.append({"tensor": old.tensor, "role": old.role, "layout": old.layout, **shapes, "rows": moves})
+        shapes = {
+            "shape_before": list(before.shapes[old.tensor]),
+            "shape_after": list(after.shapes[old.tensor]),
+        }
+        tensors.append(
+            {"tensor": old.tensor, "role": old.role, "layout": old.layout, **shapes, "rows": moves}
+        )
     kept = kept_columns(plan.rows, everything)
     columns = [name for index, name in enumerate(everything) if index and index not in kept]
     absorbs = before.softmax and plan.dropped == "absorb"
@@ -98,7 +110,10 @@ def near_classes(name: str, columns: Sequence[str], count: int = 3) -> list[str]
         if other in (BACKGROUND, UNUSED):
             continue
         shared = len(_words(name) & _words(other)) / max(len(_words(name) | _words(other)), 1)
-        score = max(difflib.SequenceMatcher(None, wanted, other.lower()).ratio(), 0.5 + shared / 2 if shared else 0.0)
+        score = max(
+            difflib.SequenceMatcher(None, wanted, other.lower()).ratio(),
+            0.5 + shared / 2 if shared else 0.0,
+        )
         if score >= 0.65 or shared:
             scored.append((-score, other))
     return [other for _, other in sorted(scored)[:count]]

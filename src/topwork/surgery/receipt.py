@@ -1,4 +1,6 @@
-"""Writing a graft's receipt: every tensor and row, with hashes before and after (schema: project.surgery.ReceiptRecord)."""
+"""Writing a graft's receipt: every tensor and row, with hashes before and after (schema:
+project.surgery.ReceiptRecord).
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -25,13 +27,22 @@ def sha256_tensor(tensor: Tensor) -> str:
 
 
 def receipt_of(
-    source: Weights, result: Weights, plan: ClassPlan, before: Anatomy, after: Anatomy, sources: Sequence[RowSource]
+    source: Weights,
+    result: Weights,
+    plan: ClassPlan,
+    before: Anatomy,
+    after: Anatomy,
+    sources: Sequence[RowSource],
 ) -> dict[str, Any]:
     """Write down what a graft did; only JSON values, no clock time, no path."""
     hashes = {name: sha256_tensor(tensor) for name, tensor in source.state_dict.items()}
     receipt = {
         "topwork_receipt": RECEIPT_VERSION,
-        "versions": {"topwork": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__},
+        "versions": {
+            "topwork": __version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
         "builder": source.builder,
         "builder_args": dict(source.builder_args),
         "family": before.family,
@@ -42,16 +53,27 @@ def receipt_of(
             "sha256": digest(hashes),
             "file_sha256": None,
         },
-        "result": {"columns": list(result.columns), "absorbed": list(result.absorbed), "file_sha256": None},
+        "result": {
+            "columns": list(result.columns),
+            "absorbed": list(result.absorbed),
+            "file_sha256": None,
+        },
         "plan": plan_record(plan),
         "dropped": _dropped(source, plan, before.softmax),
-        "tensors": [_tensor_record(name, source, result, before, after, sources, hashes) for name in sorted(source.state_dict)],
+        "tensors": [
+            _tensor_record(name, source, result, before, after, sources, hashes)
+            for name in sorted(source.state_dict)
+        ],
     }
     return sealed(receipt)
 
 
-def sealed(receipt: Mapping[str, Any], source_file: str | None = None, result_file: str | None = None) -> dict[str, Any]:
-    """A receipt with its own SHA-256 (over its canonical JSON without that field), and the two files' hashes where they are given."""
+def sealed(
+    receipt: Mapping[str, Any], source_file: str | None = None, result_file: str | None = None
+) -> dict[str, Any]:
+    """A receipt with its own SHA-256 (over its canonical JSON without that field), and the two
+    files' hashes where they are given.
+    """
     receipt = {key: value for key, value in receipt.items() if key != "sha256"}
     for side, file in (("source", source_file), ("result", result_file)):
         if file is not None:
@@ -61,13 +83,18 @@ def sealed(receipt: Mapping[str, Any], source_file: str | None = None, result_fi
 
 def digest(hashes: Mapping[str, str]) -> str:
     """One hash over all tensors' names and hashes."""
-    return hashlib.sha256("".join(f"{name}\0{value}\n" for name, value in sorted(hashes.items())).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{name}\0{value}\n" for name, value in sorted(hashes.items())).encode()
+    ).hexdigest()
 
 
 def plan_record(plan: ClassPlan) -> dict[str, Any]:
     """A class plan as JSON values."""
     return {
-        "classes": [{"name": row.name, "origin": row.origin, "sources": dict(row.sources), "init": row.init} for row in plan.rows],
+        "classes": [
+            {"name": row.name, "origin": row.origin, "sources": dict(row.sources), "init": row.init}
+            for row in plan.rows
+        ],
         "dropped": plan.dropped,
         "prior": plan.prior,
         "seed": plan.seed,
@@ -76,7 +103,10 @@ def plan_record(plan: ClassPlan) -> dict[str, Any]:
 
 def plan_of(record: Mapping[str, Any]) -> ClassPlan:
     """The class plan that `plan_record` wrote down."""
-    rows = tuple(Row(row["name"], row["origin"], dict(row["sources"]), row["init"]) for row in record["classes"])
+    rows = tuple(
+        Row(row["name"], row["origin"], dict(row["sources"]), row["init"])
+        for row in record["classes"]
+    )
     return ClassPlan(rows, record["dropped"], record["prior"], record["seed"])
 
 
@@ -85,7 +115,11 @@ def _dropped(source: Weights, plan: ClassPlan, softmax: bool) -> dict[str, Any]:
     kept = set(kept_columns(plan.rows, everything))
     names = [name for index, name in enumerate(everything) if index and index not in kept]
     absorbed = softmax and plan.dropped == "absorb"
-    return {"done": "absorbed" if absorbed else "removed", "exact": keeps_scores(plan, names, softmax), "classes": names}
+    return {
+        "done": "absorbed" if absorbed else "removed",
+        "exact": keeps_scores(plan, names, softmax),
+        "classes": names,
+    }
 
 
 def _tensor_record(
@@ -116,7 +150,12 @@ def _tensor_record(
         "status": "changed",
         "role": axis.role,
         "axis": axis.axis,
-        "layout": {"name": axis.layout, "outer": axis.outer, "inner": axis.inner, "multiplicity": axis.multiplicity},
+        "layout": {
+            "name": axis.layout,
+            "outer": axis.outer,
+            "inner": axis.inner,
+            "multiplicity": axis.multiplicity,
+        },
         "proof": {
             "method": PROOF_METHOD,
             "columns": PROBE_COLUMNS,
@@ -127,7 +166,12 @@ def _tensor_record(
 
 
 def _row_records(
-    tensor: Tensor, grafted: Tensor, axis: ClassAxis, target: ClassAxis, source: Weights, sources: Sequence[RowSource]
+    tensor: Tensor,
+    grafted: Tensor,
+    axis: ClassAxis,
+    target: ClassAxis,
+    source: Weights,
+    sources: Sequence[RowSource],
 ) -> list[dict[str, Any]]:
     everything = [*source.columns, *source.absorbed]
     records = []

@@ -29,23 +29,32 @@ class RowSource:
     init: str | None = None
 
 
-def row_sources(plan: ClassPlan, columns: Sequence[str], absorbed: Sequence[str], softmax: bool) -> list[RowSource]:
+def row_sources(
+    plan: ClassPlan, columns: Sequence[str], absorbed: Sequence[str], softmax: bool
+) -> list[RowSource]:
     """One source a target column: background, the target classes in order, then the absorbed ones.
 
     Args:
         plan: the class plan, already held against the columns.
         columns: names of the source head's columns, background first.
         absorbed: names of its absorbed ones.
-        softmax: sigmoid heads absorb nothing, since taking a class out leaves the others' scores as they were.
+        softmax: sigmoid heads absorb nothing, since taking a class out leaves the others' scores as
+            they were.
     """
     everything = [*columns, *absorbed]
     sources = [RowSource(BACKGROUND, "background", {0: 1.0})]
     for row in plan.rows:
         origin = {everything.index(name): weight for name, weight in row.sources.items()}
-        sources.append(RowSource(row.name, row.origin, dict(sorted(origin.items())), row.init))  # sorted: a sum's last bit depends on order
+        sources.append(
+            RowSource(row.name, row.origin, dict(sorted(origin.items())), row.init)
+        )  # sorted: a sum's last bit depends on order
     if softmax and plan.dropped == "absorb":
         kept = set(kept_columns(plan.rows, everything))
-        sources += [RowSource(name, "absorbed", {index: 1.0}) for index, name in enumerate(everything) if index and index not in kept]
+        sources += [
+            RowSource(name, "absorbed", {index: 1.0})
+            for index, name in enumerate(everything)
+            if index and index not in kept
+        ]
     return sources
 
 
@@ -55,9 +64,13 @@ def kept_columns(rows: Sequence[Row], columns: Sequence[str]) -> list[int]:
 
 
 def keeps_scores(plan: ClassPlan, dropped: Sequence[str], softmax: bool) -> bool:
-    """Whether kept classes score as before, but for new rows: no competitor is gone, and none shares its probability with its double."""
+    """Whether kept classes score as before, but for new rows: no competitor is gone, and none
+    shares its probability with its double.
+    """
     sources = list(plan.kept.values())
-    return not softmax or ((plan.dropped == "absorb" or not dropped) and len(set(sources)) == len(sources))
+    return not softmax or (
+        (plan.dropped == "absorb" or not dropped) and len(set(sources)) == len(sources)
+    )
 
 
 def real_columns(columns: Sequence[str]) -> list[int]:
@@ -78,7 +91,8 @@ def assemble(
         tensor: the source tensor.
         source: its class axis.
         target: the class axis of the same tensor in the target detector.
-        sources: one a target column; columns beyond the target axis (absorbed classes in box and mask layers) are left out.
+        sources: one a target column; columns beyond the target axis (absorbed classes in box and
+            mask layers) are left out.
         make: rows (multiplicity first) of a column that isn't a bit-identical copy.
 
     Raises:
@@ -111,8 +125,8 @@ def check_rows(source: ClassAxis, row: RowSource) -> None:
     """
     if not all(source.rows(index) for index in row.columns):
         raise SurgeryError(
-            f"{source.tensor}: {row.name} wants the rows of an absorbed class, which were cut when it was absorbed. "
-            "Graft it from the pretrained weights instead."
+            f"{source.tensor}: {row.name} wants the rows of an absorbed class, which were cut when"
+            " it was absorbed. Graft it from the pretrained weights instead."
         )
 
 
@@ -123,23 +137,38 @@ def target_columns(axis: ClassAxis) -> int:
 
 def rows_of(tensor: Tensor, axis: ClassAxis, column: int) -> Tensor:
     """Rows of one column, the class axis moved to the front: [multiplicity, ...]."""
-    return tensor.index_select(axis.axis, torch.tensor(axis.rows(column), dtype=torch.int64)).movedim(axis.axis, 0)
+    return tensor.index_select(
+        axis.axis, torch.tensor(axis.rows(column), dtype=torch.int64)
+    ).movedim(axis.axis, 0)
 
 
 def mean_rows(tensor: Tensor, axis: ClassAxis, weights: Mapping[int, float]) -> Tensor:
-    """Weighted mean of columns' rows in float64; the weights sum to 1. One column gives its own rows, bit for bit."""
+    """Weighted mean of columns' rows in float64; the weights sum to 1.
+
+    One column gives its own rows, bit for bit.
+    """
     total = torch.zeros((), dtype=torch.float64)
     for column, weight in weights.items():
         total = total + weight * rows_of(tensor, axis, column).double()
     return total
 
 
-def prior_rows(tensor: Tensor, axis: ClassAxis, *, softmax: bool, bias: bool, prior: float, classes: Sequence[int]) -> Tensor:
+def prior_rows(
+    tensor: Tensor,
+    axis: ClassAxis,
+    *,
+    softmax: bool,
+    bias: bool,
+    prior: float,
+    classes: Sequence[int],
+) -> Tensor:
     """Rows of a class that nothing is known of yet, but for the probability it starts with.
 
-    - Scores of a softmax head: background's rows, with log(prior) added to the bias. The new class's probability is then `prior` times
-      background's, everywhere, and no kept class's probability shifts by more than that.
-    - Scores of a sigmoid head: zero weights and the bias log(prior / (1 - prior)), as in focal loss (RetinaNet, arXiv 1708.02002).
+    - Scores of a softmax head: background's rows, with log(prior) added to the bias. The new
+      class's probability is then `prior` times background's, everywhere, and no kept class's
+      probability shifts by more than that.
+    - Scores of a sigmoid head: zero weights and the bias log(prior / (1 - prior)), as in focal loss
+      (RetinaNet, arXiv 1708.02002).
     - Boxes and masks: the mean of the source's classes.
     """
     if axis.role != "scores":

@@ -1,4 +1,6 @@
-"""Verifying a graft's receipt: everything is computed again from the two weights files, and the first thing that doesn't hold is named."""
+"""Verifying a graft's receipt: everything is computed again from the two weights files, and the
+first thing that doesn't hold is named.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +21,8 @@ from topwork.surgery.receipt import plan_of, sealed, sha256_tensor
 from topwork.surgery.rows import rows_of
 from topwork.weights.format import Weights, read_weights
 
-# What can't be computed again: the versions are those of the machine that did the graft; hashes of files are checked by themselves.
+# What can't be computed again: the versions are those of the machine that did the graft; hashes of
+# files are checked by themselves.
 _NOT_RECOMPUTED = ("versions", "sha256")
 
 
@@ -44,33 +47,49 @@ def verify_graft(
         What was checked and holds, one sentence each.
 
     Raises:
-        ReceiptError: the first thing that doesn't hold: which tensor, which class's rows, what was found and what expected.
+        ReceiptError: the first thing that doesn't hold: which tensor, which class's rows, what was
+            found and what expected.
         SurgeryError, WeightsError: the files can't be read or don't fit the builder.
 
     Example:
-        topwork.verify_graft("out/fetch/pretrained.safetensors", "out/surgery/grafted.safetensors", "out/surgery/receipt.json")
+        topwork.verify_graft("out/fetch/pretrained.safetensors", "out/surgery/grafted.safetensors",
+        "out/surgery/receipt.json")
     """
     source, result, receipt = Path(source), Path(result), Path(receipt)
     record = _read(receipt)
-    before, found = (read_weights(path, trust=trust or builder is not None) for path in (source, result))
+    before, found = (
+        read_weights(path, trust=trust or builder is not None) for path in (source, result)
+    )
     _check_source(source, before, record, builder)
     expected = graft(before, plan_of(record["plan"]), builder=builder)
     _check_result(result, before, found, expected)
     _check_record(receipt, record, expected)
     holds = [
         f"source: {len(before.state_dict)} tensors have the receipt's hashes",
-        f"result: {_count(expected, 'untouched')} untouched tensors are bit-identical to the source's",
-        f"result: {_count(expected, 'changed')} class-dependent tensors, computed again row by row, are bit-identical",
-        f"layouts: proved again by the gradients of single classes ({record['family']}, {record['activation']})",
+        (
+            f"result: {_count(expected, 'untouched')} untouched tensors are bit-identical to the"
+            " source's"
+        ),
+        (
+            f"result: {_count(expected, 'changed')} class-dependent tensors, computed again row by"
+            " row, are bit-identical"
+        ),
+        (
+            f"layouts: proved again by the gradients of single classes ({record['family']},"
+            f" {record['activation']})"
+        ),
         "receipt: says the same as the one computed again",
     ]
     for side, path in (("source", source), ("result", result)):
         stated, actual = record[side]["file_sha256"], sha256_file(path)
         if stated is None:
-            holds.append(f"{side}: the receipt doesn't know the file's hash (the graft was done in Python)")
+            holds.append(
+                f"{side}: the receipt doesn't know the file's hash (the graft was done in Python)"
+            )
         elif stated != actual:
             raise ReceiptError(
-                f"{path}: SHA-256 of the file is {actual}, the receipt says {stated}; its tensors are as they should be, so its header changed. {_NEXT}"
+                f"{path}: SHA-256 of the file is {actual}, the receipt says {stated}; its tensors"
+                f" are as they should be, so its header changed. {_NEXT}"
             )
         else:
             holds.append(f"{side}: the file's SHA-256 is the receipt's, {actual[:12]}")
@@ -85,47 +104,81 @@ def _read(path: Path) -> dict[str, Any]:
     version = record.get("topwork_receipt") if isinstance(record, dict) else None
     if version != RECEIPT_VERSION:
         raise ReceiptError(
-            f"{path}: found receipt version {version!r}, expected {RECEIPT_VERSION}. Give the receipt.json that the surgery wrote."
+            f"{path}: found receipt version {version!r}, expected {RECEIPT_VERSION}. Give the"
+            " receipt.json that the surgery wrote."
         )
     try:
         ReceiptRecord.model_validate(record)
         seal = sealed(record)["sha256"]
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(key) for key in first["loc"] if key not in ("untouched", "changed"))  # tags of a union, no keys
+        place = ".".join(
+            str(key) for key in first["loc"] if key not in ("untouched", "changed")
+        )  # tags of a union, no keys
         expected = first["msg"].partition(" or instance of")[0].lower()
-        raise ReceiptError(f"{path}: damaged, {place} is {_short(first['input'])}: {expected}. {_NEXT}") from error
+        raise ReceiptError(
+            f"{path}: damaged, {place} is {_short(first['input'])}: {expected}. {_NEXT}"
+        ) from error
     except ValueError as error:
         raise ReceiptError(f"{path}: damaged, {error}. {_NEXT}") from error
     if seal != record["sha256"]:
-        raise ReceiptError(f"{path}: its SHA-256 is {seal[:12]}, it says {record['sha256'][:12]}; the receipt itself was changed. {_NEXT}")
+        raise ReceiptError(
+            f"{path}: its SHA-256 is {seal[:12]}, it says {record['sha256'][:12]}; the receipt"
+            f" itself was changed. {_NEXT}"
+        )
     for row in record["plan"]["classes"]:
-        if (len(row["sources"]), row["origin"]) not in ((0, "new"), (1, "keep")) and not (row["sources"] and row["origin"] == "like"):
-            raise ReceiptError(f"{path}: damaged, {row['name']} is {row['origin']!r} from {len(row['sources'])} classes. {_NEXT}")
+        if (len(row["sources"]), row["origin"]) not in ((0, "new"), (1, "keep")) and not (
+            row["sources"] and row["origin"] == "like"
+        ):
+            raise ReceiptError(
+                f"{path}: damaged, {row['name']} is {row['origin']!r} from {len(row['sources'])}"
+                f" classes. {_NEXT}"
+            )
     return dict(record)
 
 
-def _check_source(path: Path, weights: Weights, record: Mapping[str, Any], builder: Builder | None) -> None:
+def _check_source(
+    path: Path, weights: Weights, record: Mapping[str, Any], builder: Builder | None
+) -> None:
     """The source's names, columns and hashes are the receipt's."""
     stated = {item["name"]: item for item in record["tensors"]}
     _same_names(path, set(weights.state_dict), set(stated))
     for key in ("columns", "absorbed"):
         if list(getattr(weights, key)) != record["source"][key]:
-            raise ReceiptError(f"{path}: {key} are {list(getattr(weights, key))}, the receipt says {record['source'][key]}. {_NEXT}")
+            raise ReceiptError(
+                f"{path}: {key} are {list(getattr(weights, key))}, the receipt says"
+                f" {record['source'][key]}. {_NEXT}"
+            )
     axes = {
         axis.tensor: axis
-        for axis in anatomy(builder or weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed)).axes
+        for axis in anatomy(
+            builder or weights.builder,
+            len(weights.columns),
+            weights.builder_args,
+            len(weights.absorbed),
+        ).axes
     }
     for name, tensor in weights.state_dict.items():
         item, actual = stated[name], sha256_tensor(tensor)
         if actual == item["sha256_before"]:
             continue
-        known = {(source["class"], tuple(source["rows"])): source["sha256"] for row in item.get("rows", []) for source in row["from"]}
-        place = _first_changed_row(tensor, axes.get(name), (*weights.columns, *weights.absorbed), known)
-        raise ReceiptError(f"{path}: {name}{place}: SHA-256 is {actual[:12]}, the receipt says {item['sha256_before'][:12]}. {_NEXT}")
+        known = {
+            (source["class"], tuple(source["rows"])): source["sha256"]
+            for row in item.get("rows", [])
+            for source in row["from"]
+        }
+        place = _first_changed_row(
+            tensor, axes.get(name), (*weights.columns, *weights.absorbed), known
+        )
+        raise ReceiptError(
+            f"{path}: {name}{place}: SHA-256 is {actual[:12]}, the receipt says"
+            f" {item['sha256_before'][:12]}. {_NEXT}"
+        )
 
 
-def _first_changed_row(tensor: Tensor, axis: ClassAxis | None, columns: tuple[str, ...], known: Mapping[Any, str]) -> str:
+def _first_changed_row(
+    tensor: Tensor, axis: ClassAxis | None, columns: tuple[str, ...], known: Mapping[Any, str]
+) -> str:
     for column, name in enumerate(columns if axis else ()):
         assert axis is not None
         rows = tuple(axis.rows(column))
@@ -139,7 +192,8 @@ def _same_names(path: Path, found: set[str], expected: set[str]) -> None:
     if found != expected:
         missing, extra = sorted(expected - found), sorted(found - expected)
         raise ReceiptError(
-            f"{path}: tensors missing: {', '.join(missing) or 'none'}; not in the receipt: {', '.join(extra) or 'none'}. {_NEXT}"
+            f"{path}: tensors missing: {', '.join(missing) or 'none'}; not in the receipt:"
+            f" {', '.join(extra) or 'none'}. {_NEXT}"
         )
 
 
@@ -148,47 +202,82 @@ def _check_result(path: Path, source: Weights, found: Weights, expected: Graft) 
     _same_names(path, set(found.state_dict), set(expected.state_dict))
     for key in ("columns", "absorbed", "builder", "builder_args", "provenance"):
         if getattr(found, key) != getattr(expected.weights, key):
-            raise ReceiptError(f"{path}: {key} is {getattr(found, key)!r}, expected {getattr(expected.weights, key)!r}. {_NEXT}")
+            raise ReceiptError(
+                f"{path}: {key} is {getattr(found, key)!r}, expected"
+                f" {getattr(expected.weights, key)!r}. {_NEXT}"
+            )
     after = anatomy(expected.builder, len(found.columns), found.builder_args, len(found.absorbed))
-    before = anatomy(expected.builder, len(source.columns), source.builder_args, len(source.absorbed))
+    before = anatomy(
+        expected.builder, len(source.columns), source.builder_args, len(source.absorbed)
+    )
     for name, tensor in found.state_dict.items():
         wanted = expected.state_dict[name]
         if tensor.dtype != wanted.dtype or tensor.shape != wanted.shape:
             raise ReceiptError(
-                f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, expected {wanted.dtype} {list(wanted.shape)}. {_NEXT}"
+                f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, expected {wanted.dtype}"
+                f" {list(wanted.shape)}. {_NEXT}"
             )
         if same_bits(tensor, wanted):
             continue
         axis, old = after.axis_of(name), before.axis_of(name)
         if axis is None or old is None:
             raise ReceiptError(
-                f"{path}: {name}: doesn't depend on the classes and must be as in the source, but {_differing(tensor, wanted)}. {_NEXT}"
+                f"{path}: {name}: doesn't depend on the classes and must be as in the source, but"
+                f" {_differing(tensor, wanted)}. {_NEXT}"
             )
-        raise ReceiptError(f"{path}: {name}: {_misplaced(tensor, wanted, axis, (*found.columns, *found.absorbed), source, old)}. {_NEXT}")
+        raise ReceiptError(
+            f"{path}: {name}:"
+            f" {_misplaced(tensor, wanted, axis, (*found.columns, *found.absorbed), source, old)}."
+            f" {_NEXT}"
+        )
 
 
-def _misplaced(tensor: Tensor, wanted: Tensor, axis: ClassAxis, columns: tuple[str, ...], source: Weights, old: ClassAxis) -> str:
-    """Name the first class whose rows differ, and the source class whose rows are there instead, if it's one."""
+def _misplaced(
+    tensor: Tensor,
+    wanted: Tensor,
+    axis: ClassAxis,
+    columns: tuple[str, ...],
+    source: Weights,
+    old: ClassAxis,
+) -> str:
+    """Name the first class whose rows differ, and the source class whose rows are there instead, if
+    it's one.
+    """
     for column, name in enumerate(columns):
-        if not axis.rows(column) or same_bits(rows_of(tensor, axis, column), rows_of(wanted, axis, column)):
+        if not axis.rows(column) or same_bits(
+            rows_of(tensor, axis, column), rows_of(wanted, axis, column)
+        ):
             continue
         rows = rows_of(tensor, axis, column)
         other = next(
-            (o for o, _ in _source_rows(source, old) if same_bits(rows, rows_of(source.state_dict[old.tensor], old, o))),
+            (
+                o
+                for o, _ in _source_rows(source, old)
+                if same_bits(rows, rows_of(source.state_dict[old.tensor], old, o))
+            ),
             None,
         )
         everything = [*source.columns, *source.absorbed]
         hint = "" if other is None else f"; they are the source's rows of {everything[other]}"
-        return f"rows {axis.rows(column)} of {name} aren't what the plan gives it, {_differing(rows, rows_of(wanted, axis, column))}{hint}"
+        return (
+            f"rows {axis.rows(column)} of {name} aren't what the plan gives it,"
+            f" {_differing(rows, rows_of(wanted, axis, column))}{hint}"
+        )
     return _differing(tensor, wanted)
 
 
 def _source_rows(source: Weights, axis: ClassAxis) -> Iterator[tuple[int, str]]:
-    return ((column, name) for column, name in enumerate([*source.columns, *source.absorbed]) if axis.rows(column))
+    return (
+        (column, name)
+        for column, name in enumerate([*source.columns, *source.absorbed])
+        if axis.rows(column)
+    )
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same to the bit (so that NaN equals itself, and 0.0 isn't -0.0)."""
+    """Whether two tensors are the same to the bit (so that NaN equals itself, and 0.0 isn't
+    -0.0).
+    """
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     return torch.equal(_bytes(one), _bytes(other))
@@ -202,14 +291,22 @@ def _differing(one: Tensor, other: Tensor) -> str:
     size = one.element_size()
     differs = (_bytes(one) != _bytes(other)).reshape(-1, size).any(1)
     index = int(differs.nonzero()[0])
-    place = [int(part) for part in torch.unravel_index(torch.tensor(index), one.shape)] if one.dim() else []
-    values = f"found {one.reshape(-1)[index].item()!r}, expected {other.reshape(-1)[index].item()!r}"
+    place = (
+        [int(part) for part in torch.unravel_index(torch.tensor(index), one.shape)]
+        if one.dim()
+        else []
+    )
+    values = (
+        f"found {one.reshape(-1)[index].item()!r}, expected {other.reshape(-1)[index].item()!r}"
+    )
     return f"{int(differs.sum())} of {one.numel()} numbers differ, the first at {place} ({values})"
 
 
 def _check_record(path: Path, record: Mapping[str, Any], expected: Graft) -> None:
     """Every statement of the receipt is the recomputed one's."""
-    fresh = sealed(expected.receipt, record["source"]["file_sha256"], record["result"]["file_sha256"])
+    fresh = sealed(
+        expected.receipt, record["source"]["file_sha256"], record["result"]["file_sha256"]
+    )
     for key in sorted({*record, *fresh} - set(_NOT_RECOMPUTED)):
         fault = _first_difference(record.get(key), fresh.get(key), key)
         if fault:
@@ -219,14 +316,32 @@ def _check_record(path: Path, record: Mapping[str, Any], expected: Graft) -> Non
 def _first_difference(found: Any, expected: Any, place: str) -> str | None:
     if isinstance(found, dict) and isinstance(expected, dict) and found.keys() == expected.keys():
         return next(
-            (fault for key in sorted(found) if (fault := _first_difference(found[key], expected[key], f"{place}.{key}"))),
+            (
+                fault
+                for key in sorted(found)
+                if (fault := _first_difference(found[key], expected[key], f"{place}.{key}"))
+            ),
             None,
         )
     if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        named = [item["name"] if isinstance(item, dict) and "name" in item else index for index, item in enumerate(expected)]
+        named = [
+            item["name"] if isinstance(item, dict) and "name" in item else index
+            for index, item in enumerate(expected)
+        ]
         pairs = zip(found, expected, named, strict=True)
-        return next((fault for one, other, name in pairs if (fault := _first_difference(one, other, f"{place}[{name}]"))), None)
-    return None if found == expected else f"{place} is {_short(found)}, computed again it is {_short(expected)}"
+        return next(
+            (
+                fault
+                for one, other, name in pairs
+                if (fault := _first_difference(one, other, f"{place}[{name}]"))
+            ),
+            None,
+        )
+    return (
+        None
+        if found == expected
+        else f"{place} is {_short(found)}, computed again it is {_short(expected)}"
+    )
 
 
 def _short(value: Any) -> str:

@@ -1,1 +1,3 @@
-"""Fine-tuning: from tables to a job, the loop, protection of kept classes, distillation, exact checkpoints."""
+"""Fine-tuning: from tables to a job, the loop, protection of kept classes, distillation, exact
+checkpoints.
+"""

@@ -1,4 +1,6 @@
-"""Which images make which batch, and the loader that brings them: both decided by keys, neither by chance or by the number of workers."""
+"""Which images make which batch, and the loader that brings them: both decided by keys, neither by
+chance or by the number of workers.
+"""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -21,12 +23,20 @@ class Share:
 
 
 def epoch_batches(
-    epoch: int, *, train: int, replay: int = 0, replay_share: float = 0.25, batch_size: int = 8, seed: int = 0, share: Share = Share()
+    epoch: int,
+    *,
+    train: int,
+    replay: int = 0,
+    replay_share: float = 0.25,
+    batch_size: int = 8,
+    seed: int = 0,
+    share: Share = Share(),
 ) -> list[list[Key]]:
-    """The batches of one epoch for one process: keys (epoch, index); indices from `train` on are replayed images.
+    """The batches of one epoch for one process: keys (epoch, index); indices from `train` on are
+    replayed images.
 
-    A step takes batch_size * world images in the epoch's order, dealt out to the processes in turn; the last, incomplete step is taken too,
-    but where a process would go without an image.
+    A step takes batch_size * world images in the epoch's order, dealt out to the processes in turn;
+    the last, incomplete step is taken too, but where a process would go without an image.
 
     Args:
         epoch: counted from 0; it decides the order.
@@ -37,7 +47,11 @@ def epoch_batches(
         seed: of the run.
         share: which process this is.
     """
-    replayed = min(max(1, round(batch_size * replay_share)), batch_size - 1) if replay and replay_share and batch_size > 1 else 0
+    replayed = (
+        min(max(1, round(batch_size * replay_share)), batch_size - 1)
+        if replay and replay_share and batch_size > 1
+        else 0
+    )
     fresh = (batch_size - replayed) * share.world
     order = permutation(train, seed, "order", epoch)
     steps = [order[start : start + fresh] for start in range(0, train, fresh)]
@@ -60,7 +74,8 @@ def _replayed(position: int, replay: int, seed: int) -> int:
 class _Worker:
     """Set-up of a loader process; a class, so that it can be pickled.
 
-    A SIGTERM to the whole process group is the training process's to answer: it saves, ends, and its loaders end with it.
+    A SIGTERM to the whole process group is the training process's to answer: it saves, ends, and
+    its loaders end with it.
     """
 
     def __call__(self, _: int) -> None:
@@ -69,7 +84,11 @@ class _Worker:
 
 
 def loader(
-    dataset: DetectionDataset, batches: Sequence[Sequence[Key]], *, workers: int = 1, pin_memory: bool = False
+    dataset: DetectionDataset,
+    batches: Sequence[Sequence[Key]],
+    *,
+    workers: int = 1,
+    pin_memory: bool = False,
 ) -> Iterator[tuple[list[torch.Tensor], list[Target]]]:
     """Load batches in order, ahead of time where there are workers."""
     options: dict[str, Any] = {"num_workers": workers}

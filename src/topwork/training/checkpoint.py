@@ -1,8 +1,9 @@
 """Checkpoints: everything that a killed run needs to end in the same bits.
 
-They lie in a scratch folder named after the run's inputs, outside DVC's outs (DVC removes outs before it runs a stage), so that a checkpoint
-of other inputs is never resumed. Each file begins with the SHA-256 of what follows; the two newest are kept, and one that a power cut damaged
-is passed over.
+They lie in a scratch folder named after the run's inputs, outside DVC's outs (DVC removes outs
+before it runs a stage), so that a checkpoint of other inputs is never resumed. Each file begins
+with the SHA-256 of what follows; the two newest are kept, and one that a power cut damaged is
+passed over.
 """
 
 import hashlib
@@ -34,7 +35,10 @@ def scratch_key(inputs: dict[str, Any]) -> str:
 def sweep(scratch: Path) -> None:
     """Remove scratch folders of runs that nobody went on with."""
     for folder in scratch.iterdir() if scratch.is_dir() else ():
-        if KEY.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > ABANDONED_DAYS * 86400:
+        if (
+            KEY.fullmatch(folder.name)
+            and time.time() - folder.stat().st_mtime > ABANDONED_DAYS * 86400
+        ):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -49,7 +53,8 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint, whole or not at all, then drop those that are older than the last two.
+        """Write a checkpoint, whole or not at all, then drop those that are older than the last
+        two.
 
         Raises:
             TopworkError: the disk is full; earlier checkpoints are still there.
@@ -59,7 +64,10 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getbuffer()
-        with atomic_path(self.folder / f"{step:09d}{SUFFIX}") as temporary, temporary.open("wb") as stream:
+        with (
+            atomic_path(self.folder / f"{step:09d}{SUFFIX}") as temporary,
+            temporary.open("wb") as stream,
+        ):
             stream.write(hashlib.sha256(payload).digest())
             stream.write(payload)
         for old in self.files()[:-KEPT]:
@@ -67,14 +75,20 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """Checkpoint files, oldest first."""
-        return sorted(self.folder.glob(f"*{SUFFIX}")) if self.folder is not None and self.folder.is_dir() else []
+        return (
+            sorted(self.folder.glob(f"*{SUFFIX}"))
+            if self.folder is not None and self.folder.is_dir()
+            else []
+        )
 
     def latest(self) -> dict[str, Any] | None:
         """The newest checkpoint that is whole, or None."""
         for path in reversed(self.files()):
             data = path.read_bytes()
             if hashlib.sha256(memoryview(data)[32:]).digest() == data[:32]:
-                state: dict[str, Any] = torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
+                state: dict[str, Any] = torch.load(
+                    io.BytesIO(data[32:]), map_location="cpu", weights_only=True
+                )
                 return state
         return None
 
@@ -91,7 +105,13 @@ def rng_states() -> dict[str, Any]:
         "torch": torch.random.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": _listed(random.getstate()),
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
     }
 
 

@@ -1,4 +1,6 @@
-"""Training curves by DVCLive, written while training runs; a resumed run writes its whole history anew."""
+"""Training curves by DVCLive, written while training runs; a resumed run writes its whole history
+anew.
+"""
 
 import os
 from collections.abc import Sequence
@@ -27,7 +29,9 @@ class Curves:
         folder.mkdir(parents=True, exist_ok=True)
 
         class Plain(Live):
-            """DVC runs this stage and tracks its outputs; Live needn't look for a repository (and fails in one without commits)."""
+            """DVC runs this stage and tracks its outputs; Live needn't look for a repository (and
+            fails in one without commits).
+            """
 
             def _init_dvc(self) -> None:
                 pass

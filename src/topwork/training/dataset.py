@@ -1,7 +1,7 @@
 """Training images and targets, from the validated tables.
 
-A sample is asked for by (epoch, index); its augmentation is drawn by that key alone, so that it is the same whichever process loads it, and
-after any restart.
+A sample is asked for by (epoch, index); its augmentation is drawn by that key alone, so that it is
+the same whichever process loads it, and after any restart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,9 @@ Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
 Key = tuple[int, int]  # (epoch, index)
 Variant = tuple[int, bool]  # (index, mirrored): what a steady sample is
-COUNT_FROM_XYWH = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1]], dtype=np.float64)
+COUNT_FROM_XYWH = np.array(
+    [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1]], dtype=np.float64
+)
 
 
 @dataclass(frozen=True)
@@ -52,35 +54,53 @@ class Example:
     segmentations: tuple[str | None, ...]
 
 
-def examples(tables: Tables, split: str, label_of: Mapping[str, int], added: pd.DataFrame | None = None) -> list[Example]:
-    """The images of a split with the annotations whose class the head has; crowds are left out, as in the reference recipe.
+def examples(
+    tables: Tables, split: str, label_of: Mapping[str, int], added: pd.DataFrame | None = None
+) -> list[Example]:
+    """The images of a split with the annotations whose class the head has; crowds are left out, as
+    in the reference recipe.
 
     Args:
         tables: from the validate stage.
         split: `train`, `replay`...
         label_of: class name -> column.
-        added: further boxes with columns image_id, name, x, y, width, height (the teacher's), or None.
+        added: further boxes with columns image_id, name, x, y, width, height (the teacher's), or
+            None.
     """
     part = tables.split(split)
     names = tables.names(split)
     found = part.annotations[~part.annotations["iscrowd"].astype(bool)]
-    found = found.assign(name=found["category_id"].map(names))[["image_id", "name", "x", "y", "width", "height", "segmentation"]]
+    found = found.assign(name=found["category_id"].map(names))[
+        ["image_id", "name", "x", "y", "width", "height", "segmentation"]
+    ]
     if added is not None and len(added):
-        found = pd.concat([found, added.assign(segmentation=None)[list(found.columns)]], ignore_index=True)
+        found = pd.concat(
+            [found, added.assign(segmentation=None)[list(found.columns)]], ignore_index=True
+        )
     found = found[found["name"].isin(list(label_of)) & (found["width"] > 0) & (found["height"] > 0)]
     by_image = {int(str(key)): rows for key, rows in found.groupby("image_id", sort=False)}
     nothing = found.iloc[:0]
     result = []
     for record in part.images.to_dict("records"):
         rows = by_image.get(int(record["image_id"]), nothing)
-        boxes = rows[["x", "y", "width", "height"]].to_numpy(np.float64).reshape(-1, 4) @ COUNT_FROM_XYWH.T
+        boxes = (
+            rows[["x", "y", "width", "height"]].to_numpy(np.float64).reshape(-1, 4)
+            @ COUNT_FROM_XYWH.T
+        )
         labels = np.array([label_of[name] for name in rows["name"]], dtype=np.int64)
         result.append(
             Example(
-                split, int(record["image_id"]), record["file_name"], record["image_root"], int(record["height"]), int(record["width"]),
-                boxes, labels, tuple(rows["segmentation"]),
+                split,
+                int(record["image_id"]),
+                record["file_name"],
+                record["image_root"],
+                int(record["height"]),
+                int(record["width"]),
+                boxes,
+                labels,
+                tuple(rows["segmentation"]),
             )
-        )  # fmt: skip
+        )
     return result
 
 
@@ -112,7 +132,9 @@ class DetectionDataset(torch.utils.data.Dataset[Sample]):
         self.cleaned: nn.Module = augmentation("none")
         self.steady = preset in ("none", "hflip")  # a sample is one of `variants` pictures
         self.variants = 2 if preset == "hflip" else 1
-        self.stores = {name: ImageStore(root / name) for name in sorted({item.root for item in items})}
+        self.stores = {
+            name: ImageStore(root / name) for name in sorted({item.root for item in items})
+        }
         self.cached = sum(3 * item.height * item.width for item in items) <= cache_mib << 20
         self._pixels: dict[int, Tensor] = {}
 
@@ -120,11 +142,15 @@ class DetectionDataset(torch.utils.data.Dataset[Sample]):
         return len(self.items)
 
     def __getitem__(self, key: Key) -> Sample:
-        """Image uint8[3, H, W] and target (boxes float32[N, 4] xyxy, labels int64[N], image_id, maybe masks bool[N, H, W])."""
+        """Image uint8[3, H, W] and target (boxes float32[N, 4] xyxy, labels int64[N], image_id,
+        maybe masks bool[N, H, W]).
+        """
         epoch, index = key
         if self.steady:
             image, target = self.plain(index)
-            image, target = mirrored(image, target) if self.variant(epoch, index)[1] else (image, target)
+            image, target = (
+                mirrored(image, target) if self.variant(epoch, index)[1] else (image, target)
+            )
             return _untyped(*self.cleaned(image, {**target, "variant": self.variant(epoch, index)}))
         with drawn_by(self.seed, "augmentation", epoch, index):
             image, target = self.transform(*self.plain(index))
@@ -132,7 +158,9 @@ class DetectionDataset(torch.utils.data.Dataset[Sample]):
 
     def variant(self, epoch: int, index: int) -> Variant:
         """Which variant of a steady sample an epoch sees."""
-        return index, self.preset == "hflip" and bool(seed_of(self.seed, "mirror", epoch, index) & 1)
+        return index, self.preset == "hflip" and bool(
+            seed_of(self.seed, "mirror", epoch, index) & 1
+        )
 
     def plain(self, index: int) -> Sample:
         """The sample without augmentation, as tv_tensors."""
@@ -146,7 +174,9 @@ class DetectionDataset(torch.utils.data.Dataset[Sample]):
             "image_id": item.image_id,
         }
         if self.masks:
-            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks_of(item.segmentations, item.boxes, size)))
+            target["masks"] = tv_tensors.Mask(
+                torch.from_numpy(masks_of(item.segmentations, item.boxes, size))
+            )
         return image, target
 
     def pixels(self, index: int) -> Tensor:
@@ -157,8 +187,9 @@ class DetectionDataset(torch.utils.data.Dataset[Sample]):
         picture = self.stores[item.root].open(item.file_name)
         if picture.size != (item.width, item.height):
             raise TrainingError(
-                f"{item.root}: {item.file_name} (image {item.image_id}) has {picture.width}x{picture.height} pixels, its record says "
-                f"{item.width}x{item.height}. Run `dvc repro validate` again."
+                f"{item.root}: {item.file_name} (image {item.image_id}) has"
+                f" {picture.width}x{picture.height} pixels, its record says"
+                f" {item.width}x{item.height}. Run `dvc repro validate` again."
             )
         pixels: Tensor = vision.pil_to_tensor(picture)
         if self.cached:
@@ -177,11 +208,16 @@ class DetectionDataset(torch.utils.data.Dataset[Sample]):
 
 def _untyped(image: Tensor, target: Target) -> Sample:
     """Plain tensors: cheaper to send between processes and to compute with."""
-    plain = {key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value for key, value in target.items()}
+    plain = {
+        key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value
+        for key, value in target.items()
+    }
     return image.as_subclass(Tensor), plain
 
 
 def collate(samples: Sequence[Sample]) -> tuple[list[Tensor], list[Target]]:
-    """A batch: images may differ in size, so they stay a list, as torchvision's detectors want them."""
+    """A batch: images may differ in size, so they stay a list, as torchvision's detectors want
+    them.
+    """
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)

@@ -1,4 +1,6 @@
-"""The device: which one, at what precision, and how exactly it repeats itself. CUDA first; the same code runs on a CPU."""
+"""The device: which one, at what precision, and how exactly it repeats itself. CUDA first; the same
+code runs on a CPU.
+"""
 
 import ctypes
 import os
@@ -40,7 +42,9 @@ class Device:
 
     def autocast(self) -> torch.autocast:
         """Context of the forward pass."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(
+            self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
+        )
 
     def to(self, value: Any) -> Any:
         """Copy tensors inside lists and dicts to the device, without waiting for it."""
@@ -54,7 +58,8 @@ class Device:
 
 
 def training_device(params: FinetuneParams, name: str = "auto", local_rank: int = 0) -> Device:
-    """The device of that name (`inference.device.choose_device`), at the precision that params ask for.
+    """The device of that name (`inference.device.choose_device`), at the precision that params ask
+    for.
 
     Raises:
         DeviceError: the device isn't there, or can't compute at the precision.
@@ -65,18 +70,27 @@ def training_device(params: FinetuneParams, name: str = "auto", local_rank: int 
 
 def _dtype(params: FinetuneParams, device: torch.device) -> torch.dtype:
     if params.precision == "auto":
-        usable = device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        usable = (
+            device.type == "cuda"
+            and torch.cuda.is_available()
+            and torch.cuda.is_bf16_supported(including_emulation=False)
+        )
         return torch.bfloat16 if usable else torch.float32
     if params.precision == "float16" and device.type == "cpu":
         raise DeviceError(
-            "finetune.precision: float16 on a CPU is slower than float32 and less exact; write `auto`, `float32` or `bfloat16`."
+            "finetune.precision: float16 on a CPU is slower than float32 and less exact; write"
+            " `auto`, `float32` or `bfloat16`."
         )
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[params.precision]
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
+        params.precision
+    ]
 
 
 @contextmanager
 def exactness(params: FinetuneParams, device: Device) -> Iterator[None]:
-    """Set threads and deterministic algorithms for the block, and put back what was there before."""
+    """Set threads and deterministic algorithms for the block, and put back what was there
+    before.
+    """
     threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     benchmark = torch.backends.cudnn.benchmark
@@ -96,9 +110,11 @@ def exactness(params: FinetuneParams, device: Device) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Tell the C library to keep freed memory for the next step instead of handing it back page by page (glibc; elsewhere nothing happens).
+    """Tell the C library to keep freed memory for the next step instead of handing it back page by
+    page (glibc; elsewhere nothing happens).
 
-    A step frees and takes the same few hundred megabytes again and again; on a CPU the page faults are some 8% of its time.
+    A step frees and takes the same few hundred megabytes again and again; on a CPU the page faults
+    are some 8% of its time.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if library is not None and hasattr(library, "mallopt"):
@@ -109,10 +125,18 @@ def keep_freed_memory() -> None:
 def determinism(params: FinetuneParams, device: Device) -> tuple[Level, list[str]]:
     """How exactly a run repeats itself, and why."""
     if not params.deterministic:
-        return "statistical", ["finetune.deterministic is false: algorithms may add up in any order"]
+        return "statistical", [
+            "finetune.deterministic is false: algorithms may add up in any order"
+        ]
     if device.on_gpu:
-        return "same-device", [f"deterministic algorithms on {device.device.type}; another kind of device adds up in another order"]
-    return "bit-exact", ["CPU with a fixed number of threads, deterministic algorithms, every random draw seeded by its key"]
+        return "same-device", [
+            f"deterministic algorithms on {device.device.type}; another kind of device adds up in"
+            " another order"
+        ]
+    return "bit-exact", [
+        "CPU with a fixed number of threads, deterministic algorithms, every random draw seeded by"
+        " its key"
+    ]
 
 
 def machine(params: FinetuneParams, device: Device) -> dict[str, Any]:

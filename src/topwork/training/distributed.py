@@ -1,4 +1,6 @@
-"""Several training processes: one a GPU, started by torchrun's launcher, gradients averaged by DDP."""
+"""Several training processes: one a GPU, started by torchrun's launcher, gradients averaged by
+DDP.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +17,9 @@ RENDEZVOUS = "127.0.0.1:0"
 
 
 def share_of_environment() -> Share:
-    """Which process of how many this is, from the environment that torchrun sets; alone without it."""
+    """Which process of how many this is, from the environment that torchrun sets; alone without
+    it.
+    """
     return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
@@ -64,16 +68,22 @@ def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> Non
         first = error.get_first_failure()[1]
         told = first.message if isinstance(first.message, str) else first.message.get("message", "")
         raise TrainingError(
-            f"finetune: training process {first.local_rank} of {processes} failed: {told or 'see its output above'}"
+            f"finetune: training process {first.local_rank} of {processes} failed:"
+            f" {told or 'see its output above'}"
         ) from error
 
 
 def wrap(objective: nn.Module, share: Share, device: torch.device) -> nn.Module:
-    """DDP around the objective where there are several processes; to be made anew when other tensors begin to learn."""
+    """DDP around the objective where there are several processes; to be made anew when other
+    tensors begin to learn.
+    """
     if share.world == 1:
         return objective
     return nn.parallel.DistributedDataParallel(
-        objective, device_ids=[device.index] if device.type == "cuda" else None, forward_sync_buffers=False, gradient_as_bucket_view=False
+        objective,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=False,
     )
 
 

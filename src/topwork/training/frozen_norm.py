@@ -1,7 +1,8 @@
 """Frozen batch norm, folded into the convolution before it at each forward pass.
 
-A frozen norm multiplies a convolution's output by constants. Multiplying the weights instead gives the same function and the same gradients
-(but for rounding), and spares two passes over the feature maps, forward and backward. The tensors and their names stay as they are.
+A frozen norm multiplies a convolution's output by constants. Multiplying the weights instead gives
+the same function and the same gradients (but for rounding), and spares two passes over the feature
+maps, forward and backward. The tensors and their names stay as they are.
 """
 
 from collections.abc import Iterator
@@ -35,7 +36,9 @@ class _Folded:
         self.convolution, self.scale, self.shift = convolution, scale.reshape(-1, 1, 1, 1), shift
 
     def __call__(self, features: Tensor) -> Tensor:
-        folded: Tensor = self.convolution._conv_forward(features, self.convolution.weight * self.scale, self.shift)
+        folded: Tensor = self.convolution._conv_forward(
+            features, self.convolution.weight * self.scale, self.shift
+        )
         return folded
 
 
@@ -58,9 +61,18 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
             children = list(module.children())
             candidates = list(pairwise(children))
         elif isinstance(module, BasicBlock | Bottleneck):
-            candidates = [(getattr(module, f"conv{n}", None), getattr(module, f"bn{n}", None)) for n in (1, 2, 3)]
+            candidates = [
+                (getattr(module, f"conv{n}", None), getattr(module, f"bn{n}", None))
+                for n in (1, 2, 3)
+            ]
         for convolution, norm in candidates:
-            if type(convolution) is not nn.Conv2d or convolution.bias is not None or convolution.padding_mode != "zeros":
+            if (
+                type(convolution) is not nn.Conv2d
+                or convolution.bias is not None
+                or convolution.padding_mode != "zeros"
+            ):
                 continue
-            if isinstance(norm, FrozenBatchNorm2d) or (isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats):
+            if isinstance(norm, FrozenBatchNorm2d) or (
+                isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats
+            ):
                 yield convolution, norm

@@ -1,4 +1,6 @@
-"""The code that decides a run's bits: a module and all of this package that it imports, however deep."""
+"""The code that decides a run's bits: a module and all of this package that it imports, however
+deep.
+"""
 
 import ast
 import hashlib
@@ -12,9 +14,11 @@ DECIDING_LIBRARIES = ("torch", "torchvision", "pillow")
 
 
 def code_hash(module: str) -> str:
-    """SHA-256 over the source of a module's import closure and the versions of the libraries that it computes with.
+    """SHA-256 over the source of a module's import closure and the versions of the libraries that
+    it computes with.
 
-    Compiled files play no part: only the text of `*.py`, so that a lost `__pycache__` changes nothing.
+    Compiled files play no part: only the text of `*.py`, so that a lost `__pycache__` changes
+    nothing.
     """
     digest = hashlib.sha256()
     for name, path in sorted(closure(module).items()):
@@ -25,7 +29,8 @@ def code_hash(module: str) -> str:
 
 
 def closure(module: str) -> dict[str, Path]:
-    """Module name -> file: the module, the packages that it lies in, and whatever of this package they import.
+    """Module name -> file: the module, the packages that it lies in, and whatever of this package
+    they import.
 
     Imports inside functions count; those for type checkers alone don't.
     """
@@ -72,4 +77,6 @@ def _ours(name: str) -> bool:
 def _is_module(name: str) -> bool:
     parent, _, last = name.rpartition(".")
     folder = _file(parent).parent if _file(parent).name == "__init__.py" else None
-    return folder is not None and ((folder / f"{last}.py").is_file() or (folder / last / "__init__.py").is_file())
+    return folder is not None and (
+        (folder / f"{last}.py").is_file() or (folder / last / "__init__.py").is_file()
+    )

@@ -1,6 +1,7 @@
 """Interpolation between the grafted and the fine-tuned weights.
 
-Source: Wortsman et al., Robust fine-tuning of zero-shot models (WiSE-FT), arXiv 2109.01903. New rows go all the way, since their start means
+Source: Wortsman et al., Robust fine-tuning of zero-shot models (WiSE-FT), arXiv 2109.01903. New
+rows go all the way, since their start means
 nothing. The share is chosen on validation images: the smallest that costs no mAP.
 """
 
@@ -19,7 +20,12 @@ Validate = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
 
 
 @torch.no_grad()
-def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float, masks: Mapping[str, RowMasks]) -> dict[str, Tensor]:
+def interpolate(
+    start: Mapping[str, Tensor],
+    end: Mapping[str, Tensor],
+    share: float,
+    masks: Mapping[str, RowMasks],
+) -> dict[str, Tensor]:
     """Tensors at `share` of the way from start to end; new rows are the end's.
 
     Args:
@@ -44,12 +50,17 @@ def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: f
 
 
 def choose_share(
-    start: Mapping[str, Tensor], end: Mapping[str, Tensor], masks: Mapping[str, RowMasks], params: FinetuneParams, validate: Validate | None
+    start: Mapping[str, Tensor],
+    end: Mapping[str, Tensor],
+    masks: Mapping[str, RowMasks],
+    params: FinetuneParams,
+    validate: Validate | None,
 ) -> tuple[float, list[dict[str, Any]]]:
     """The share of the way to keep, and what each candidate was worth.
 
     Returns:
-        (share, rows of {share, map}); without validation images the rows are empty and the share is 1.
+        (share, rows of {share, map}); without validation images the rows are empty and the share is
+        1.
     """
     if params.interpolation == "off":
         return 1.0, []
@@ -64,5 +75,7 @@ def choose_share(
         best = max(row["map"] for row in rows)
         if rows[-1]["map"] < best * (1 - 3 * params.interpolation_tolerance):
             break  # it only falls from here
-    good = [row["share"] for row in rows if row["map"] >= best * (1 - params.interpolation_tolerance)]
+    good = [
+        row["share"] for row in rows if row["map"] >= best * (1 - params.interpolation_tolerance)
+    ]
     return min(good), rows

@@ -1,10 +1,12 @@
 """Fine-tuning: the whole loop in sight, in plain PyTorch.
 
-    for each epoch: for each batch: losses, backward, protect rows, step; checkpoint; now and then validate
+    for each epoch: for each batch: losses, backward, protect rows, step; checkpoint; now and then
+        validate
     at the end: interpolate between the grafted and the fine-tuned weights
 
-The bits of the result depend on the job and the machine's kind alone: order, augmentation and every other draw are decided by keys
-(seed, what, epoch, step), so that a run that was killed and started again ends like one that wasn't.
+The bits of the result depend on the job and the machine's kind alone: order, augmentation and every
+other draw are decided by keys (seed, what, epoch, step), so that a run that was killed and started
+again ends like one that wasn't.
 """
 
 import math
@@ -60,7 +62,8 @@ class Job:
         params: finetune.
         device: where to train.
         runtime: loader processes, steps between checkpoints.
-        validate: detector in evaluation mode -> {"map": mAP, "ap/CLASS": AP...} on validation images; None where there are none.
+        validate: detector in evaluation mode -> {"map": mAP, "ap/CLASS": AP...} on validation
+            images; None where there are none.
         scratch: folder of checkpoints, or None.
         curves: folder for DVCLive, or None.
         share: which process this is.
@@ -108,8 +111,16 @@ class _Run:
         self.job, self.params, self.device = job, params, device
         self.first = job.share.rank == 0
         torch.manual_seed(seed_of(params.seed, "run"))
-        self.anatomy = anatomy(job.weights.builder, len(job.weights.columns), job.weights.builder_args, len(job.weights.absorbed))
-        self.start = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in job.weights.state_dict.items()}
+        self.anatomy = anatomy(
+            job.weights.builder,
+            len(job.weights.columns),
+            job.weights.builder_args,
+            len(job.weights.absorbed),
+        )
+        self.start = {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in job.weights.state_dict.items()
+        }
         masks = row_masks(job.weights, job.kept, self.anatomy)
         self.protection = Protection(params, masks, self.anatomy.trunk).to(device.device)
         model = self._detector()
@@ -117,16 +128,27 @@ class _Run:
         self.objective = Objective(model, params, self.teacher)
         self.schedule = Schedule(params, len(self._batches(0)))
         scaler = torch.amp.GradScaler(device.device.type, enabled=device.scaled)
-        self.state = State(model, self.protection.optimizer(model, fused=self._fused()), scaler, accumulate=params.accumulate)
+        self.state = State(
+            model,
+            self.protection.optimizer(model, fused=self._fused()),
+            scaler,
+            accumulate=params.accumulate,
+        )
         if params.distill and self.teacher is None:
-            self.state.notes.append("distillation left out: nothing to distill, or the detector's head isn't built like torchvision's")
+            self.state.notes.append(
+                "distillation left out: nothing to distill, or the detector's head isn't built like"
+                " torchvision's"
+            )
         if job.kept and params.trunk_lr and self.teacher is None and not self._replays():
             self.state.notes.append(
-                f"little holds {', '.join(job.kept)}: no images to replay (dataset.replay) and no distillation (finetune.distill)"
+                f"little holds {', '.join(job.kept)}: no images to replay (dataset.replay) and no"
+                " distillation (finetune.distill)"
             )
 
     def _detector(self) -> nn.Module:
-        """The grafted detector on the device, in the memory layout that its convolutions like best."""
+        """The grafted detector on the device, in the memory layout that its convolutions like
+        best.
+        """
         model = load(self.job.weights, self.device.device)
         model.to(memory_format=torch.channels_last)
         if self.params.freeze_batch_norm:
@@ -141,15 +163,23 @@ class _Run:
 
     def _teacher(self, model: nn.Module) -> Teacher | None:
         pretrained = [c for c, name in enumerate(self.job.weights.columns) if name in self.job.kept]
-        pretrained += range(len(self.job.weights.columns), len(self.job.weights.columns) + len(self.job.weights.absorbed))
+        pretrained += range(
+            len(self.job.weights.columns),
+            len(self.job.weights.columns) + len(self.job.weights.absorbed),
+        )
         if not self.params.distill or not can_distill(model) or not pretrained:
             return None
         columns = [0, *pretrained] if self.anatomy.softmax else pretrained
         data = self.job.dataset
         variants = len(data) * data.variants if data.steady else 0
         return Teacher(
-            self._detector(), model, columns, self.anatomy.softmax, variants=variants, memory_mib=self.params.feature_cache_mib
-        )  # fmt: skip
+            self._detector(),
+            model,
+            columns,
+            self.anatomy.softmax,
+            variants=variants,
+            memory_mib=self.params.feature_cache_mib,
+        )
 
     def _fused(self) -> bool:
         return not self.device.scaled or self.device.device.type == "cuda"
@@ -157,9 +187,14 @@ class _Run:
     def _batches(self, epoch: int) -> list[list[Key]]:
         params = self.params
         return epoch_batches(
-            epoch, train=self.job.train, replay=self._replays(), replay_share=params.replay,
-            batch_size=params.batch_size, seed=params.seed, share=self.job.share,
-        )  # fmt: skip
+            epoch,
+            train=self.job.train,
+            replay=self._replays(),
+            replay_share=params.replay,
+            batch_size=params.batch_size,
+            seed=params.seed,
+            share=self.job.share,
+        )
 
     def _replays(self) -> int:
         """How many images there are to replay."""
@@ -172,7 +207,11 @@ class _Run:
         if saved := self.checkpoints.latest():
             state.restore(saved)
         self.curves = Curves(self.job.curves if self.first else None, state.history)
-        self.watch = Watch(self.schedule.total, state.epoch * self.schedule.steps + state.step, shown=self.job.shown and self.first)
+        self.watch = Watch(
+            self.schedule.total,
+            state.epoch * self.schedule.steps + state.step,
+            shown=self.job.shown and self.first,
+        )
         for note in state.notes:
             self.watch.say(note)
         if saved:
@@ -198,7 +237,11 @@ class _Run:
                 self.objective.bank = None if thawed else bank
                 module = wrap(self.objective, self.job.share, self.device.device)
                 until = self._next_thaw()
-                stream = self._banked(bank, until) if bank is not None and not thawed else stream or self._stream()
+                stream = (
+                    self._banked(bank, until)
+                    if bank is not None and not thawed
+                    else stream or self._stream()
+                )
                 while state.epoch < until and not self._stopped_early():
                     keys, (images, targets) = next(stream)
                     self._step(module, keys, images, targets)
@@ -211,33 +254,57 @@ class _Run:
                     if asked.is_set():
                         self._save()
                         raise TrainingError(
-                            f"finetune: stopped by a signal at epoch {state.epoch + 1}, step {state.step}; run again to go on from there (dvc repro)."
+                            f"finetune: stopped by a signal at epoch {state.epoch + 1}, step"
+                            f" {state.step}; run again to go on from there (dvc repro)."
                         )
         finally:
-            stream = None  # its loaders end here; at the interpreter's end they would be waited for, since they ignore SIGTERM
+            # its loaders end here; at the interpreter's end they would be waited for, since they
+            # ignore SIGTERM
+            stream = None
 
     def _next_thaw(self) -> int:
         """The epoch in which other tensors begin to learn, or the end."""
-        return self.params.head_epochs if self.state.epoch < self.params.head_epochs and self.params.trunk_lr > 0 else self.params.epochs
+        return (
+            self.params.head_epochs
+            if self.state.epoch < self.params.head_epochs and self.params.trunk_lr > 0
+            else self.params.epochs
+        )
 
     def _stream(self) -> Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]]:
         """Batches from where the run stands to its end, with their keys."""
         state = self.state
-        batches = [batch for epoch in range(state.epoch, self.params.epochs) for batch in self._batches(epoch)][state.step :]
+        batches = [
+            batch
+            for epoch in range(state.epoch, self.params.epochs)
+            for batch in self._batches(epoch)
+        ][state.step :]
         if not batches:
             return iter(())
         self.job.dataset.preload()
-        loaded = loader(self.job.dataset, batches, workers=self.job.runtime.workers, pin_memory=self.device.on_gpu)
+        loaded = loader(
+            self.job.dataset,
+            batches,
+            workers=self.job.runtime.workers,
+            pin_memory=self.device.on_gpu,
+        )
         return zip(batches, loaded, strict=True)
 
-    def _banked(self, bank: FeatureBank, until: int) -> Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]]:
-        """Batches up to an epoch, whose images nobody needs to load: their features are in the bank."""
+    def _banked(
+        self, bank: FeatureBank, until: int
+    ) -> Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]]:
+        """Batches up to an epoch, whose images nobody needs to load: their features are in the
+        bank.
+        """
         state = self.state
-        batches = [batch for epoch in range(state.epoch, until) for batch in self._batches(epoch)][state.step :]
+        batches = [batch for epoch in range(state.epoch, until) for batch in self._batches(epoch)][
+            state.step :
+        ]
         self.job.dataset.preload()
         return ((batch, bank.targets(batch)) for batch in batches)
 
-    def _step(self, module: nn.Module, keys: list[Key], images: list[Tensor], targets: list[Target]) -> None:
+    def _step(
+        self, module: nn.Module, keys: list[Key], images: list[Tensor], targets: list[Target]
+    ) -> None:
         """One step of the optimizer, in as many micro-batches as memory needs."""
         state, params = self.state, self.params
         number = state.epoch * self.schedule.steps + state.step
@@ -253,7 +320,9 @@ class _Run:
         state.scaler.unscale_(state.optimizer)
         self.protection.before_step(state.model)
         if params.clip_norm:
-            learning = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
+            learning = [
+                parameter for parameter in state.model.parameters() if parameter.grad is not None
+            ]
             nn.utils.clip_grad_norm_(learning, params.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -264,7 +333,9 @@ class _Run:
         state.step += 1
         self.watch.step(len(images) * self.job.share.world, terms)
 
-    def _gradients(self, module: nn.Module, keys: list[Key], images: list[Tensor], targets: list[Target]) -> dict[str, float]:
+    def _gradients(
+        self, module: nn.Module, keys: list[Key], images: list[Tensor], targets: list[Target]
+    ) -> dict[str, float]:
         """Add up the micro-batches' gradients; returns the loss terms of the step.
 
         Raises:
@@ -282,18 +353,25 @@ class _Run:
                     total = torch.stack([term.float() for term in terms.values()]).sum() * weight
                 self._check_finite(terms, keys[part])
                 self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-            told = {name: told.get(name, 0.0) + term.detach().float() * weight for name, term in terms.items()}
+            told = {
+                name: told.get(name, 0.0) + term.detach().float() * weight
+                for name, term in terms.items()
+            }
         told = mean_over_processes(told, self.job.share)
         return dict(zip(told, torch.stack(list(told.values())).tolist(), strict=True))
 
     def _check_finite(self, terms: Mapping[str, Tensor], keys: list[Key]) -> None:
-        if all(math.isfinite(value) for value in torch.stack([term.detach().float() for term in terms.values()]).tolist()):
+        if all(
+            math.isfinite(value)
+            for value in torch.stack([term.detach().float() for term in terms.values()]).tolist()
+        ):
             return
         images = ", ".join(self.job.dataset.name(index) for _, index in keys)
         told = ", ".join(f"{name} {float(term.detach())}" for name, term in terms.items())
         raise TrainingError(
-            f"finetune: the loss isn't finite at epoch {self.state.epoch + 1}, step {self.state.step + 1}: {told}; images: {images}. "
-            "Lower finetune.lr or finetune.clip_norm, or look at these images' boxes (topwork validate)."
+            f"finetune: the loss isn't finite at epoch {self.state.epoch + 1}, step"
+            f" {self.state.step + 1}: {told}; images: {images}. Lower finetune.lr or"
+            " finetune.clip_norm, or look at these images' boxes (topwork validate)."
         )
 
     def _take_less_memory(self, images: int, error: Exception) -> None:
@@ -301,14 +379,18 @@ class _Run:
         state = self.state
         if self.job.share.world > 1 or state.accumulate >= images:
             raise TrainingError(
-                f"finetune: out of memory with {math.ceil(images / state.accumulate)} images at a time on {self.device.device} ({error}). "
-                "Lower finetune.batch_size, raise finetune.accumulate, or choose a smaller detector."
+                f"finetune: out of memory with {math.ceil(images / state.accumulate)} images at a"
+                f" time on {self.device.device} ({error}). Lower finetune.batch_size, raise"
+                " finetune.accumulate, or choose a smaller detector."
             ) from error
         state.optimizer.zero_grad(set_to_none=True)
         if self.device.device.type == "cuda":
             torch.cuda.empty_cache()
         state.accumulate = min(state.accumulate * 2, images)
-        note = f"out of memory at epoch {state.epoch + 1}, step {state.step + 1}: from there on each step is made of {state.accumulate} micro-batches"
+        note = (
+            f"out of memory at epoch {state.epoch + 1}, step {state.step + 1}: from there on each"
+            f" step is made of {state.accumulate} micro-batches"
+        )
         state.notes.append(note)
         self.watch.say(note)
 
@@ -336,7 +418,11 @@ class _Run:
         if self.params.early_stop is None:
             return
         if found > state.best_map:
-            state.best, state.best_map, state.stale = {name: tensor.clone() for name, tensor in state.result().items()}, found, 0
+            state.best, state.best_map, state.stale = (
+                {name: tensor.clone() for name, tensor in state.result().items()},
+                found,
+                0,
+            )
         else:
             state.stale += 1
 
@@ -345,7 +431,9 @@ class _Run:
 
     def _save(self) -> None:
         if self.first:
-            self.checkpoints.save(self.state.epoch * self.schedule.steps + self.state.step, self.state.dump())
+            self.checkpoints.save(
+                self.state.epoch * self.schedule.steps + self.state.step, self.state.dump()
+            )
 
     def _validate(self, tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
         """Validation of other tensors than the model's own, which it gets back afterwards."""
@@ -358,7 +446,11 @@ class _Run:
             model.load_state_dict(tensors)
             model.eval()
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                found = {name: float(value) for name, value in self.job.validate(model).items() if value is not None}
+                found = {
+                    name: float(value)
+                    for name, value in self.job.validate(model).items()
+                    if value is not None
+                }
             model.load_state_dict(own)
         result: dict[str, float] = told_by_first(found, self.job.share)
         return result
@@ -368,12 +460,18 @@ class _Run:
         state = self.state
         end = {name: tensor.clone() for name, tensor in (state.best or state.result()).items()}
         start = {name: tensor.to(self.device.device) for name, tensor in self.start.items()}
-        validate = None if self.job.validate is None or not state.history else lambda tensors: self._validate(tensors) or {"map": 0.0}
+        validate = (
+            None
+            if self.job.validate is None or not state.history
+            else lambda tensors: self._validate(tensors) or {"map": 0.0}
+        )
         share, tried = choose_share(start, end, self.protection.masks, self.params, validate)
         self.state.model.load_state_dict(interpolate(start, end, share, self.protection.masks))
         if tried:
             told = ", ".join(f"{row['share']}: {row['map']:.4f}" for row in tried)
-            self.watch.say(f"interpolation: {share} of the way is kept (validation mAP by share: {told})")
+            self.watch.say(
+                f"interpolation: {share} of the way is kept (validation mAP by share: {told})"
+            )
         return share, tried
 
     def _outcome(self, share: float, tried: list[dict[str, Any]]) -> Outcome:
@@ -392,9 +490,25 @@ class _Run:
             history=tuple(state.history),
             notes=tuple(state.notes),
         )
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.model.state_dict().items()}
-        provenance = {**weights.provenance, "finetune": {"share": share, "epochs": len(state.history), "seed": self.params.seed}}
-        return Outcome(Weights(tensors, weights.columns, weights.builder, dict(weights.builder_args), weights.absorbed, provenance), record)
+        tensors = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in state.model.state_dict().items()
+        }
+        provenance = {
+            **weights.provenance,
+            "finetune": {"share": share, "epochs": len(state.history), "seed": self.params.seed},
+        }
+        return Outcome(
+            Weights(
+                tensors,
+                weights.columns,
+                weights.builder,
+                dict(weights.builder_args),
+                weights.absorbed,
+                provenance,
+            ),
+            record,
+        )
 
 
 def _channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -403,7 +517,9 @@ def _channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tenso
 
 @contextmanager
 def _stop_politely() -> Iterator[threading.Event]:
-    """Within the block SIGTERM asks for a stop after the running step, with a checkpoint, instead of ending the process at once."""
+    """Within the block SIGTERM asks for a stop after the running step, with a checkpoint, instead
+    of ending the process at once.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked

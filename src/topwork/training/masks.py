@@ -8,7 +8,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 
-def masks_of(segmentations: Sequence[str | None], boxes: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarray[Any, Any]:
+def masks_of(
+    segmentations: Sequence[str | None], boxes: np.ndarray[Any, Any], size: tuple[int, int]
+) -> np.ndarray[Any, Any]:
     """bool[N, H, W]: one mask an annotation; an annotation without a segmentation gets its box.
 
     Args:
@@ -22,7 +24,9 @@ def masks_of(segmentations: Sequence[str | None], boxes: np.ndarray[Any, Any], s
         if not value:
             mask[max(0, round(y1)) : round(y2), max(0, round(x1)) : round(x2)] = True
         elif isinstance(value, dict):
-            packed = coco_mask.frPyObjects(value, *size) if isinstance(value["counts"], list) else value
+            packed = (
+                coco_mask.frPyObjects(value, *size) if isinstance(value["counts"], list) else value
+            )
             mask[:] = coco_mask.decode(packed)
         else:
             mask[:] = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(value, *size)))

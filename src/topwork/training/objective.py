@@ -19,25 +19,33 @@ class Objective(nn.Module):
         teacher: the pretrained detector, or None.
     """
 
-    def __init__(self, model: nn.Module, params: FinetuneParams, teacher: Teacher | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, params: FinetuneParams, teacher: Teacher | None = None
+    ) -> None:
         super().__init__()
         self.model, self.params = model, params
         self._teacher = [teacher]  # in a list, so that its tensors aren't this module's
         self.bank: FeatureBank | None = None
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Loss terms, each a scalar with its weight in it; uint8 images are scaled to 0..1 here, on the device."""
+        """Loss terms, each a scalar with its weight in it; uint8 images are scaled to 0..1 here, on
+        the device.
+        """
         (teacher,) = self._teacher
         if self.bank is not None:
             with self.bank.mounted(targets):
                 terms: dict[str, Tensor] = self.model(images, targets)
         else:
-            images = [image.float().div_(255) if image.dtype == torch.uint8 else image for image in images]
+            images = [
+                image.float().div_(255) if image.dtype == torch.uint8 else image for image in images
+            ]
             terms = self.model(images, targets)
         if teacher is not None:
             teacher.banked_features = self.bank is not None
             found = teacher.losses([target.get("variant") for target in targets])
             terms = {**terms, "distill_classes": found["distill_classes"] * self.params.distill}
             if "distill_boxes" in found and self.params.distill_boxes:
-                terms["distill_boxes"] = found["distill_boxes"] * (self.params.distill * self.params.distill_boxes)
+                terms["distill_boxes"] = found["distill_boxes"] * (
+                    self.params.distill * self.params.distill_boxes
+                )
         return terms

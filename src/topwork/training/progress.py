@@ -41,7 +41,11 @@ class Watch:
 
     def epoch(self, number: int, of: int, row: Mapping[str, Any]) -> None:
         """One epoch more: its figures in a line."""
-        told = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch" and isinstance(value, float))
+        told = "  ".join(
+            f"{name} {value:.4g}"
+            for name, value in row.items()
+            if name != "epoch" and isinstance(value, float)
+        )
         self.say(f"epoch {number}/{of}  {self.rate():.1f} images/s  {told}")
         self.images, self.since = 0, time.perf_counter()
 

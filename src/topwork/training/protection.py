@@ -1,7 +1,9 @@
-"""Protection of what was pretrained: which tensors learn and how fast, which rows stay, which get no weight decay.
+"""Protection of what was pretrained: which tensors learn and how fast, which rows stay, which get
+no weight decay.
 
-A class-dependent tensor holds rows of kept, new and absorbed classes side by side; an optimizer knows tensors only. So rows that stay are told
-apart in the gradients, just before each step; and no class-dependent tensor gets weight decay, which knows no rows.
+A class-dependent tensor holds rows of kept, new and absorbed classes side by side; an optimizer
+knows tensors only. So rows that stay are told apart in the gradients, just before each step; and no
+class-dependent tensor gets weight decay, which knows no rows.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +22,9 @@ from topwork.weights.format import Weights
 
 @dataclass(frozen=True)
 class RowMasks:
-    """Of one class-dependent tensor: True at the rows of new and of absorbed classes, shaped to broadcast over the tensor."""
+    """Of one class-dependent tensor: True at the rows of new and of absorbed classes, shaped to
+    broadcast over the tensor.
+    """
 
     new: Tensor
     absorbed: Tensor
@@ -30,7 +34,9 @@ class RowMasks:
         return RowMasks(self.new.to(device), self.absorbed.to(device))
 
 
-def row_masks(weights: Weights, kept: Iterable[str], shape: Anatomy | None = None) -> dict[str, RowMasks]:
+def row_masks(
+    weights: Weights, kept: Iterable[str], shape: Anatomy | None = None
+) -> dict[str, RowMasks]:
     """Masks of every class-dependent tensor.
 
     Args:
@@ -38,14 +44,20 @@ def row_masks(weights: Weights, kept: Iterable[str], shape: Anatomy | None = Non
         kept: target classes whose rows came from the pretrained head.
         shape: the detector's anatomy, where it's already known.
     """
-    shape = shape or anatomy(weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed))
+    shape = shape or anatomy(
+        weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed)
+    )
     held = set(kept)
-    rows = protection_of(weights, {name: "keep" if name in held else "new" for name in weights.columns[1:]})
+    rows = protection_of(
+        weights, {name: "keep" if name in held else "new" for name in weights.columns[1:]}
+    )
     masks = {}
     for axis in shape.axes:
         sizes = [1] * len(shape.shapes[axis.tensor])
         sizes[axis.axis] = shape.shapes[axis.tensor][axis.axis]
-        masks[axis.tensor] = RowMasks(*(_mask(sizes, group.get(axis.tensor)) for group in (rows.new, rows.absorbed)))
+        masks[axis.tensor] = RowMasks(
+            *(_mask(sizes, group.get(axis.tensor)) for group in (rows.new, rows.absorbed))
+        )
     return masks
 
 
@@ -73,17 +85,24 @@ class Protection:
         return name.startswith(self.trunk)
 
     def freeze(self, model: nn.Module, *, trunk: bool) -> None:
-        """Set which parameters learn: batch norm's don't, the trunk's where `trunk` is False; and put batch norm to rest."""
+        """Set which parameters learn: batch norm's don't, the trunk's where `trunk` is False; and
+        put batch norm to rest.
+        """
         resting: set[str] = set()
         if self.params.freeze_batch_norm:
             for name, module in model.named_modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
-                    resting.update(f"{name}.{key}" for key, _ in module.named_parameters(recurse=False))
+                    resting.update(
+                        f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)
+                    )
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in resting and (trunk or not self.in_trunk(name)))
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise TrainingError("finetune: nothing is left to learn; every tensor of the detector is frozen by these params.")
+            raise TrainingError(
+                "finetune: nothing is left to learn; every tensor of the detector is frozen by"
+                " these params."
+            )
 
     def optimizer(self, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
         """The optimizer: groups by place (trunk, head) and by weight decay."""
@@ -102,7 +121,9 @@ class Protection:
         ]
         if self.params.optimizer == "adamw":
             return torch.optim.AdamW(listed, lr=self.params.lr, fused=fused)
-        return torch.optim.SGD(listed, lr=self.params.lr, momentum=self.params.momentum, fused=fused)
+        return torch.optim.SGD(
+            listed, lr=self.params.lr, momentum=self.params.momentum, fused=fused
+        )
 
     @torch.no_grad()
     def before_step(self, model: nn.Module) -> None:
@@ -113,4 +134,6 @@ class Protection:
 
     def to(self, device: torch.device) -> "Protection":
         """The same with its tensors on another device."""
-        return Protection(self.params, {name: masks.to(device) for name, masks in self.masks.items()}, self.trunk)
+        return Protection(
+            self.params, {name: masks.to(device) for name, masks in self.masks.items()}, self.trunk
+        )

@@ -1,4 +1,6 @@
-"""Learning rates by step: warm-up, then cosine or constant; the trunk's own warm-up begins when it's thawed."""
+"""Learning rates by step: warm-up, then cosine or constant; the trunk's own warm-up begins when
+it's thawed.
+"""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +34,11 @@ class Schedule:
     def trunk(self, step: int) -> float:
         """The trunk's learning rate; 0 while it's frozen."""
         since = step - self.steps * self.params.head_epochs
-        return self.params.lr * self.params.trunk_lr * self._warm(since) * self._decay(step) if since >= 0 else 0.0
+        return (
+            self.params.lr * self.params.trunk_lr * self._warm(since) * self._decay(step)
+            if since >= 0
+            else 0.0
+        )
 
     def _warm(self, step: int) -> float:
         warmup = min(self.params.warmup_steps, max(1, self.total // 4))

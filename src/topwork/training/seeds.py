@@ -1,4 +1,6 @@
-"""Seeds by key: every random draw of a run is named, so that it doesn't matter who draws it, when, or after which restart."""
+"""Seeds by key: every random draw of a run is named, so that it doesn't matter who draws it, when,
+or after which restart.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,7 +16,9 @@ def seed_of(*key: int | str) -> int:
         >>> seed_of(0, "order", 1) == seed_of(0, "order", 1) != seed_of(0, "order", 2)
         True
     """
-    digest = hashlib.sha256("\0".join(f"{type(part).__name__}:{part}" for part in key).encode()).digest()
+    digest = hashlib.sha256(
+        "\0".join(f"{type(part).__name__}:{part}" for part in key).encode()
+    ).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
@@ -27,7 +31,9 @@ def permutation(length: int, *key: int | str) -> list[int]:
 
 @contextmanager
 def drawn_by(*key: int | str) -> Iterator[None]:
-    """Within the block, torch's global CPU generator is seeded by the key; afterwards it's as it was before."""
+    """Within the block, torch's global CPU generator is seeded by the key; afterwards it's as it
+    was before.
+    """
     before = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed_of(*key))
     try:

@@ -1,4 +1,6 @@
-"""From tables to a job: what the stage `finetune` trains on, how it is validated, and under which key it is resumed."""
+"""From tables to a job: what the stage `finetune` trains on, how it is validated, and under which
+key it is resumed.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,13 +112,16 @@ def training_set(
     train = examples(tables, "train", labels, confident)
     if not any(len(item.labels) for item in train):
         raise TrainingError(
-            f"finetune: none of the {len(train)} training images has an object of {', '.join(labels)}. "
-            "Mend dataset.train, dataset.aliases or surgery.classes."
+            f"finetune: none of the {len(train)} training images has an object of"
+            f" {', '.join(labels)}. Mend dataset.train, dataset.aliases or surgery.classes."
         )
     replay: list[Example] = []
     if finetune.replay and "replay" in tables.splits:
         known = set(tables.names("replay").values())
-        names = {target if target in known else source: labels[target] for target, source in plan.kept.items()}
+        names = {
+            target if target in known else source: labels[target]
+            for target, source in plan.kept.items()
+        }
         replay = examples(tables, "replay", names)
     dataset = DetectionDataset(
         [*train, *replay],
@@ -134,14 +139,18 @@ def validation(
     """COCO figures of a detector on the validation images, or None where there are none."""
     if "val" not in tables.splits:
         return None
-    names = [name for name in label_of(weights.columns) if name in set(tables.names("val").values())]
+    names = [
+        name for name in label_of(weights.columns) if name in set(tables.names("val").values())
+    ]
     if not names or not len(tables.split("val").images):
         return None
     truth = truth_of(tables, "val", names)
     pictures = images.openers("val")
 
     def validate(model: nn.Module) -> dict[str, float]:
-        table = predict(model, pictures, batch_size=batch_size, device=device.device, columns=weights.columns)
+        table = predict(
+            model, pictures, batch_size=batch_size, device=device.device, columns=weights.columns
+        )
         scores = score(truth, detections_of(table[table["name"].isin(names)], truth))
         by_class = {f"ap/{name}": found for name in names if (found := scores.ap(name)) is not None}
         return {"map": scores.ap() or 0.0, **by_class}
@@ -149,14 +158,18 @@ def validation(
     return validate
 
 
-def deciding(params: TrainingParams, hashes: Mapping[str, str], images: str, device: Device) -> dict[str, Any]:
+def deciding(
+    params: TrainingParams, hashes: Mapping[str, str], images: str, device: Device
+) -> dict[str, Any]:
     """All that decides the result's bits: what a checkpoint is resumed by.
 
     Args:
         params: finetune, the class plan, the batch size of validation; nothing of `runtime`.
-        hashes: of the input files; the grafted weights' metadata hold the hash of an own builder's file.
+        hashes: of the input files; the grafted weights' metadata hold the hash of an own builder's
+            file.
         images: hash of the images' content.
-        device: where it is computed; the machine's facts hold the versions of torch and torchvision.
+        device: where it is computed; the machine's facts hold the versions of torch and
+            torchvision.
     """
     return {
         "finetune": params.finetune.model_dump(mode="json"),

@@ -42,7 +42,18 @@ class State:
     stale: int = 0
     notes: list[str] = field(default_factory=list)
 
-    PLAIN = ("average", "epoch", "step", "accumulate", "history", "sums", "best", "best_map", "stale", "notes")
+    PLAIN = (
+        "average",
+        "epoch",
+        "step",
+        "accumulate",
+        "history",
+        "sums",
+        "best",
+        "best_map",
+        "stale",
+        "notes",
+    )
 
     def dump(self) -> dict[str, Any]:
         """As a checkpoint holds it."""

@@ -1,1 +1,3 @@
-"""The data gate: readers of COCO, VOC and YOLO, the rules that annotations must keep, findings and their gallery."""
+"""The data gate: readers of COCO, VOC and YOLO, the rules that annotations must keep, findings and
+their gallery.
+"""

@@ -1,7 +1,8 @@
 """From a file's bytes to JSON records: encodings, typed decoding, and what to do when it fails.
 
-The fast way decodes straight into typed records (msgspec) and leaves segmentations as unread bytes. Whatever doesn't fit is decoded record by
-record, so that one wrong field costs one finding and never a file.
+The fast way decodes straight into typed records (msgspec) and leaves segmentations as unread bytes.
+Whatever doesn't fit is decoded record by record, so that one wrong field costs one finding and
+never a file.
 """
 
 import mmap
@@ -103,22 +104,27 @@ def load_bytes(path: Path) -> Buffer:
     """All bytes of a file; a large one is mapped into memory and not read until it's looked at.
 
     Raises:
-        Unreadable: missing, a folder, a pipe, not permitted, empty, or larger than the memory that's free.
+        Unreadable: missing, a folder, a pipe, not permitted, empty, or larger than the memory
+            that's free.
     """
     try:
         if path.is_dir():
             raise Unreadable(
                 "file-unreadable",
-                "is a folder without Annotations/ or XML files (Pascal VOC) or data.yaml (YOLO); for COCO, name its JSON file",
+                "is a folder without Annotations/ or XML files (Pascal VOC) or data.yaml (YOLO);"
+                " for COCO, name its JSON file",
             )
         if path.exists() and not path.is_file():
-            raise Unreadable("file-unreadable", "is a pipe or a device, which may have no end; expected a file")
+            raise Unreadable(
+                "file-unreadable", "is a pipe or a device, which may have no end; expected a file"
+            )
         size = path.stat().st_size
         free = _free_memory()
         if size > 2 * free:
             raise Unreadable(
                 "file-unreadable",
-                f"has {size / 2**30:.1f} GiB, and only {free / 2**30:.1f} GiB of memory are free; part the file",
+                f"has {size / 2**30:.1f} GiB, and only {free / 2**30:.1f} GiB of memory are free;"
+                " part the file",
             )
         if size > MAP_BYTES:
             with path.open("rb") as stream:
@@ -127,14 +133,19 @@ def load_bytes(path: Path) -> Buffer:
     except FileNotFoundError as error:
         raise Unreadable(
             "file-unreadable",
-            "no such file; mend `annotations` in dataset of params.yaml, or run the stage that makes it",
+            "no such file; mend `annotations` in dataset of params.yaml, or run the stage that"
+            " makes it",
         ) from error
     except MemoryError as error:
-        raise Unreadable("file-unreadable", f"has {path.stat().st_size} bytes, more than memory allows") from error
+        raise Unreadable(
+            "file-unreadable", f"has {path.stat().st_size} bytes, more than memory allows"
+        ) from error
     except OSError as error:
         raise Unreadable("file-unreadable", f"can't be read ({error.strerror or error})") from error
     if not data.strip(b" \t\r\n\0"):
-        raise Unreadable("file-empty", f"has {len(data)} bytes and nothing in them; expected COCO instances JSON")
+        raise Unreadable(
+            "file-empty", f"has {len(data)} bytes and nothing in them; expected COCO instances JSON"
+        )
     return data
 
 
@@ -145,7 +156,9 @@ def to_utf8(data: Buffer) -> tuple[Buffer, str | None]:
         Unreadable: a byte order mark promises what the bytes don't hold.
     """
     head = data[:4]
-    marked = next(((encoding, name) for mark, encoding, name in _ENCODINGS if head.startswith(mark)), None)
+    marked = next(
+        ((encoding, name) for mark, encoding, name in _ENCODINGS if head.startswith(mark)), None
+    )
     if marked is None and len(head) >= 2 and 0 in head[:2]:
         marked = ("utf-16-be" if head[0] == 0 else "utf-16-le", "UTF-16 without a byte order mark")
     if marked is None:
@@ -188,19 +201,29 @@ def decode(data: Buffer, kind: type[Any]) -> Any:
     except msgspec.ValidationError:
         raise
     except RecursionError as error:
-        raise Unreadable("file-not-json", "brackets are nested too deep to be COCO, which needs six levels") from error
+        raise Unreadable(
+            "file-not-json", "brackets are nested too deep to be COCO, which needs six levels"
+        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         if data[:4] == b"PK\x03\x04":
-            raise Unreadable("file-not-json", "isn't JSON but a zip; only images are read from one, so unpack the annotations") from error
-        raise Unreadable("file-not-json", f"isn't JSON: {error} (the file has {len(data)} bytes)") from error
+            raise Unreadable(
+                "file-not-json",
+                "isn't JSON but a zip; only images are read from one, so unpack the annotations",
+            ) from error
+        raise Unreadable(
+            "file-not-json", f"isn't JSON: {error} (the file has {len(data)} bytes)"
+        ) from error
 
 
 def duplicate_keys(data: Buffer, limit: int = 1000) -> Iterator[tuple[str, str]]:
-    """(where, key) of every key that stands twice in one object; slow, so for files that were found suspicious.
+    """(where, key) of every key that stands twice in one object; slow, so for files that were found
+    suspicious.
 
     `where` is a path such as `annotations[12]`; at most `limit` are given.
     """
-    stack: list[tuple[bool, set[bytes], list[Any]]] = []  # (is an object, keys seen, [step in the parent])
+    stack: list[
+        tuple[bool, set[bytes], list[Any]]
+    ] = []  # (is an object, keys seen, [step in the parent])
     step: Any = None
     for match in _STRUCTURE.finditer(data):
         token = data[match.start() : match.start() + 1]
@@ -220,7 +243,9 @@ def duplicate_keys(data: Buffer, limit: int = 1000) -> Iterator[tuple[str, str]]
             key = match.group(1)
             if b"\\" in key:
                 with suppress(msgspec.DecodeError):
-                    key = str(msgspec.json.decode(b'"' + key + b'"')).encode("utf-8", "surrogatepass")
+                    key = str(msgspec.json.decode(b'"' + key + b'"')).encode(
+                        "utf-8", "surrogatepass"
+                    )
             if key in stack[-1][1]:
                 yield _path(stack), key.decode("utf-8", "replace")
                 limit -= 1

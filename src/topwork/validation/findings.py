@@ -14,7 +14,8 @@ Box = tuple[float, float, float, float]
 class Finding(NamedTuple):
     """One fault: which rule, where (annotation file, image, ids), what was found.
 
-    `box` is xywh in pixels; `other_split` and `other_image_id` name the second image where two look the same.
+    `box` is xywh in pixels; `other_split` and `other_image_id` name the second image where two look
+    the same.
     """
 
     rule: str
@@ -45,7 +46,11 @@ class Finding(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; NaN in a box becomes None, since JSON can't say it."""
-        box = None if self.box is None else [number if number - number == 0 else None for number in self.box]
+        box = (
+            None
+            if self.box is None
+            else [number if number - number == 0 else None for number in self.box]
+        )
         return {**self._asdict(), "severity": self.severity, "box": box}
 
 
@@ -71,7 +76,19 @@ class Findings:
         """Add one; the rule must be in the registry."""
         if rule not in RULES:
             raise KeyError(f"rule {rule!r} isn't in the registry")
-        self.rows.append(Finding(rule, split, file, message, image_id, annotation_id, image, box, *(other or (None, None))))
+        self.rows.append(
+            Finding(
+                rule,
+                split,
+                file,
+                message,
+                image_id,
+                annotation_id,
+                image,
+                box,
+                *(other or (None, None)),
+            )
+        )
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.rows)
@@ -122,5 +139,8 @@ class Findings:
             "message": [row.message for row in self.rows],
         }
         for index, name in enumerate(("x", "y", "width", "height")):
-            columns[name] = pd.array([None if row.box is None else row.box[index] for row in self.rows], dtype="float64[pyarrow]")
+            columns[name] = pd.array(
+                [None if row.box is None else row.box[index] for row in self.rows],
+                dtype="float64[pyarrow]",
+            )
         return pd.DataFrame(columns)

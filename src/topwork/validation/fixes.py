@@ -6,9 +6,11 @@ from topwork.validation.findings import Findings
 
 
 def fix_list(findings: Findings, severities: Sequence[str]) -> str:
-    """YAML for the section dataset: annotations and images with findings of these severities, by split and id.
+    """YAML for the section dataset: annotations and images with findings of these severities, by
+    split and id.
 
-    An image's annotations go with it. Faults that have no id can't be left out; they're listed as comments.
+    An image's annotations go with it. Faults that have no id can't be left out; they're listed as
+    comments.
     """
     images: dict[tuple[str, int], set[str]] = {}
     annotations: dict[tuple[str, int], set[str]] = {}
@@ -31,5 +33,8 @@ def _section(name: str, entries: dict[tuple[str, int], set[str]]) -> list[str]:
         return [f"  {name}: []\n"]
     return [
         f"  {name}:\n",
-        *(f'    - "{split}:{key}"  # {", ".join(sorted(rules))}\n' for (split, key), rules in sorted(entries.items())),
+        *(
+            f'    - "{split}:{key}"  # {", ".join(sorted(rules))}\n'
+            for (split, key), rules in sorted(entries.items())
+        ),
     ]

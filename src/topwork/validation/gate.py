@@ -1,4 +1,6 @@
-"""The data gate as one story: read every split, drop what was named, check, part, check across; hand out tables and findings."""
+"""The data gate as one story: read every split, drop what was named, check, part, check across;
+hand out tables and findings.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -35,7 +37,8 @@ class Validation:
         tables: all splits, without what was dropped.
         findings: every fault, errors first.
         dropped: what the explicit lists took out.
-        places: (group, split, file name) of each image where the gate parted the set itself; else empty.
+        places: (group, split, file name) of each image where the gate parted the set itself; else
+            empty.
         probed: images known, and images that had to be read in this run.
         readable: False when a whole split couldn't be read.
         stamps: (size, mtime) of each image looked at, by root and file name.
@@ -73,7 +76,10 @@ def validate(
     given = {name: entry for name in SPLIT_ORDER if (entry := getattr(dataset, name)) is not None}
     parting = dataset.split if [name for name in given if name in SPLITS] == ["train"] else None
     fields = dataset.split is not None and dataset.split.group_by is not None
-    parts = [read_part(entry, split, base, findings, segmentation=segmentation, fields=fields) for split, entry in given.items()]
+    parts = [
+        read_part(entry, split, base, findings, segmentation=segmentation, fields=fields)
+        for split, entry in given.items()
+    ]
     dropped = drop(parts, dataset, findings)
     readable = [part for part in parts if part.readable]
     for part in readable:
@@ -95,9 +101,20 @@ def validate(
     check_across(readable)
     check_same(readable, probes)
     check_near(readable, probes)
-    stamps = {root: {name: (known.size, known.mtime) for name, known in found.items()} for root, found in probes.items()}
+    stamps = {
+        root: {name: (known.size, known.mtime) for name, known in found.items()}
+        for root, found in probes.items()
+    }
     tables = Tables.join([part.tables() for part in readable])
-    return Validation(tables, findings.sorted(), dropped, places, probed, all(part.readable for part in parts), stamps)
+    return Validation(
+        tables,
+        findings.sorted(),
+        dropped,
+        places,
+        probed,
+        all(part.readable for part in parts),
+        stamps,
+    )
 
 
 def changed_images(found: Validation, base: Path) -> list[str]:
@@ -105,25 +122,47 @@ def changed_images(found: Validation, base: Path) -> list[str]:
     changed = []
     for root, stamps in found.stamps.items():
         store = ImageStore(base / root)
-        changed += [f"{root}/{name}" for name, stamp in stamps.items() if (store.stamp(name) or (-1, -1)) != stamp]
+        changed += [
+            f"{root}/{name}"
+            for name, stamp in stamps.items()
+            if (store.stamp(name) or (-1, -1)) != stamp
+        ]
     return changed
 
 
 def drop(parts: Sequence[Part], dataset: DatasetParams, findings: Findings) -> list[dict[str, Any]]:
-    """Take the listed annotations and images out of the parts, and the readers' findings on them; returns what went.
+    """Take the listed annotations and images out of the parts, and the readers' findings on them;
+    returns what went.
 
     Raises:
         DataError: an id stands in several splits and the list doesn't say which.
     """
     gone: list[dict[str, Any]] = []
-    annotations = _wanted("drop", dataset.drop, {part.split: set(part.annotation_id.tolist()) for part in parts}, findings)
-    images = _wanted("drop_images", dataset.drop_images, {part.split: set(part.image_id.tolist()) for part in parts}, findings)
+    annotations = _wanted(
+        "drop",
+        dataset.drop,
+        {part.split: set(part.annotation_id.tolist()) for part in parts},
+        findings,
+    )
+    images = _wanted(
+        "drop_images",
+        dataset.drop_images,
+        {part.split: set(part.image_id.tolist()) for part in parts},
+        findings,
+    )
     for part in parts:
         out_images = np.isin(part.image_id, sorted(images[part.split]))
-        out = np.isin(part.annotation_id, sorted(annotations[part.split])) | np.isin(part.annotated, part.image_id[out_images])
+        out = np.isin(part.annotation_id, sorted(annotations[part.split])) | np.isin(
+            part.annotated, part.image_id[out_images]
+        )
         names = dict(zip(part.category_id.tolist(), part.category_name, strict=True))
         gone.extend(
-            {"split": part.split, "kind": "image", "image_id": int(part.image_id[row]), "image": part.file_name[row]}
+            {
+                "split": part.split,
+                "kind": "image",
+                "image_id": int(part.image_id[row]),
+                "image": part.file_name[row],
+            }
             for row in np.flatnonzero(out_images)
         )
         for row in np.flatnonzero(out):
@@ -141,12 +180,17 @@ def drop(parts: Sequence[Part], dataset: DatasetParams, findings: Findings) -> l
             )
         _keep(part, ~out_images, ~out)
     findings.rows[:] = [
-        row for row in findings if row.annotation_id not in annotations.get(row.split, ()) and row.image_id not in images.get(row.split, ())
+        row
+        for row in findings
+        if row.annotation_id not in annotations.get(row.split, ())
+        and row.image_id not in images.get(row.split, ())
     ]
     return gone
 
 
-def _wanted(name: str, entries: Sequence[int | str], known: Mapping[str, set[int]], findings: Findings) -> dict[str, set[int]]:
+def _wanted(
+    name: str, entries: Sequence[int | str], known: Mapping[str, set[int]], findings: Findings
+) -> dict[str, set[int]]:
     """Ids to drop by split, from entries such as 123 and `train:123`."""
     wanted: dict[str, set[int]] = {split: set() for split in known}
     for entry in entries:
@@ -154,15 +198,31 @@ def _wanted(name: str, entries: Sequence[int | str], known: Mapping[str, set[int
         try:
             key = int(number)
         except ValueError as error:
-            raise DataError(f"params.yaml: dataset.{name}: found {entry!r}, expected an id such as 123, or `train:123`.") from error
+            raise DataError(
+                f"params.yaml: dataset.{name}: found {entry!r}, expected an id such as 123, or"
+                " `train:123`."
+            ) from error
         named = [split] if split else [other for other, ids in known.items() if key in ids]
-        told = [row.split for row in findings if key == (row.annotation_id if name == "drop" else row.image_id)]
+        told = [
+            row.split
+            for row in findings
+            if key == (row.annotation_id if name == "drop" else row.image_id)
+        ]
         if not split and not named:
-            named = sorted(set(told))  # a record that couldn't be put in the tables can still be dropped by its id
+            named = sorted(
+                set(told)
+            )  # a record that couldn't be put in the tables can still be dropped by its id
         if not split and len(named) > 1:
             choices = " or ".join(f"`{other}:{key}`" for other in named)
-            raise DataError(f"params.yaml: dataset.{name}: the id {key} stands in {' and '.join(named)}; write {choices}.")
-        if not named or named[0] not in known or (key not in known[named[0]] and named[0] not in told):
+            raise DataError(
+                f"params.yaml: dataset.{name}: the id {key} stands in {' and '.join(named)}; write"
+                f" {choices}."
+            )
+        if (
+            not named
+            or named[0] not in known
+            or (key not in known[named[0]] and named[0] not in told)
+        ):
             findings.add(
                 "drop-unknown",
                 named[0] if named else "",
@@ -176,12 +236,20 @@ def _wanted(name: str, entries: Sequence[int | str], known: Mapping[str, set[int
 
 def _keep(part: Part, images: Bools, annotations: Bools) -> None:
     """Keep the flagged rows, all parallel columns together."""
-    part.image_id, part.image_width, part.image_height = (column[images] for column in (part.image_id, part.image_width, part.image_height))
-    part.file_name = [name for name, kept in zip(part.file_name, images.tolist(), strict=True) if kept]
+    part.image_id, part.image_width, part.image_height = (
+        column[images] for column in (part.image_id, part.image_width, part.image_height)
+    )
+    part.file_name = [
+        name for name, kept in zip(part.file_name, images.tolist(), strict=True) if kept
+    ]
     part.annotation_id, part.annotated, part.category = (
         column[annotations] for column in (part.annotation_id, part.annotated, part.category)
     )
-    part.box, part.area, part.crowd = part.box[annotations], part.area[annotations], part.crowd[annotations]
+    part.box, part.area, part.crowd = (
+        part.box[annotations],
+        part.area[annotations],
+        part.crowd[annotations],
+    )
     if part.segmentation is not None:
         part.segmentation = part.segmentation.filter(pa.array(annotations))
     part.__dict__.pop("_name_of", None)
@@ -191,7 +259,9 @@ def _rename(part: Part, aliases: Mapping[str, str]) -> None:
     """Category names as the project says them; names that become one share the first one's id."""
     first: dict[str, int] = {}
     kept: list[int] = []
-    for row, (key, name) in enumerate(zip(part.category_id.tolist(), part.category_name, strict=True)):
+    for row, (key, name) in enumerate(
+        zip(part.category_id.tolist(), part.category_name, strict=True)
+    ):
         new = aliases.get(name, name)
         if name != new or new in aliases.values():
             if new in first:
@@ -200,13 +270,18 @@ def _rename(part: Part, aliases: Mapping[str, str]) -> None:
             first[new] = key
         part.category_name[row] = new
         kept.append(row)
-    part.category_id, part.category_name = part.category_id[kept], [part.category_name[row] for row in kept]
+    part.category_id, part.category_name = (
+        part.category_id[kept],
+        [part.category_name[row] for row in kept],
+    )
 
 
 def _look_at_images(
     parts: Sequence[Part], base: Path, cache: Path | None, workers: int | None
 ) -> tuple[dict[str, dict[str, Probe]], tuple[int, int]]:
-    """Probe every listed image and check it; returns probes by root and file name, and how many are known and were read."""
+    """Probe every listed image and check it; returns probes by root and file name, and how many are
+    known and were read.
+    """
     probes: dict[str, dict[str, Probe]] = {}
     read = 0
     for root in dict.fromkeys(part.root for part in parts):
@@ -229,15 +304,27 @@ def _look_at_images(
     return probes, (sum(len(found) for found in probes.values()), read)
 
 
-def part_set(part: Part, parting: SplitParams, probes: Mapping[str, Probe], base: Path) -> tuple[list[Part], list[tuple[str, str, str]]]:
-    """Part one set into train, val and test; its findings move with their images. Also gives (group, split, file name) of each image."""
+def part_set(
+    part: Part, parting: SplitParams, probes: Mapping[str, Probe], base: Path
+) -> tuple[list[Part], list[tuple[str, str, str]]]:
+    """Part one set into train, val and test; its findings move with their images.
+
+    Also gives (group, split, file name) of each image.
+    """
     digests = [probes[name].sha256 if name in probes else "" for name in part.file_name]
     fields = [part.fields.get(key, {}) for key in part.image_id.tolist()]
     found = groups_of(part.file_name, digests, fields, parting.group_by)
     for row, group in enumerate(found):
         if group is None:
-            part.find_image("split-ungrouped", row, f"{part.file_name[row]} has no group by {parting.group_by!r}; placed alone")
-    groups = [group if group is not None else f"alone:{name}" for group, name in zip(found, part.file_name, strict=True)]
+            part.find_image(
+                "split-ungrouped",
+                row,
+                f"{part.file_name[row]} has no group by {parting.group_by!r}; placed alone",
+            )
+    groups = [
+        group if group is not None else f"alone:{name}"
+        for group, name in zip(found, part.file_name, strict=True)
+    ]
     classes = [Counter[str]() for _ in groups]
     names = dict(zip(part.category_id.tolist(), part.category_name, strict=True))
     rows = part.image_rows()
@@ -257,11 +344,19 @@ def part_set(part: Part, parting: SplitParams, probes: Mapping[str, Probe], base
             annotations |= rows < 0  # dangling ones stay with the set they came in
         _keep(fresh, chosen, annotations)
         if not len(fresh.image_id):
-            fresh.find("split-empty", f"{split} got none of the {len(groups)} images ({len(set(groups))} groups)")
+            fresh.find(
+                "split-empty",
+                f"{split} got none of the {len(groups)} images ({len(set(groups))} groups)",
+            )
         parts.append(fresh)
     of_image = dict(zip(part.image_id.tolist(), where, strict=True))
     part.findings.rows[:] = [
-        row._replace(split=of_image[row.image_id]) if row.split == "train" and row.image_id in of_image else row for row in part.findings
+        (
+            row._replace(split=of_image[row.image_id])
+            if row.split == "train" and row.image_id in of_image
+            else row
+        )
+        for row in part.findings
     ]
     return parts, sorted(set(zip(groups, where, part.file_name, strict=True)))
 
@@ -276,14 +371,19 @@ def _check_groups(parts: Sequence[Part], group_by: str) -> None:
             if home.setdefault(group, part.split) != part.split:
                 part.find(
                     "split-group-leak",
-                    f"the group {group!r} has {count} images in {part.split} and others in {home[group]}",
+                    f"the group {group!r} has {count} images in {part.split} and others in"
+                    f" {home[group]}",
                 )
         for row in (row for row, group in enumerate(groups) if group is None):
-            part.find_image("split-ungrouped", row, f"{part.file_name[row]} has no group by {group_by!r}")
+            part.find_image(
+                "split-ungrouped", row, f"{part.file_name[row]} has no group by {group_by!r}"
+            )
 
 
 def paragraph(findings: Findings, severities: Sequence[str], kept_at: str | None = None) -> str:
-    """All faults of some severities as one paragraph: counts by rule and the first three of each, errors first."""
+    """All faults of some severities as one paragraph: counts by rule and the first three of each,
+    errors first.
+    """
     rows = [row for row in findings.sorted() if row.severity in severities]
     pieces = []
     for rule in dict.fromkeys(row.rule for row in rows):
@@ -294,12 +394,19 @@ def paragraph(findings: Findings, severities: Sequence[str], kept_at: str | None
     where = f" All of them: {kept_at}." if kept_at else ""
     fixable = any(row.image_id is not None or row.annotation_id is not None for row in rows)
     choice = (
-        ", or list the ids under dataset.drop (annotations) or dataset.drop_images (images) in params.yaml; `topwork validate --fix-list` writes them"
+        ", or list the ids under dataset.drop (annotations) or dataset.drop_images (images) in"
+        " params.yaml; `topwork validate --fix-list` writes them"
         if fixable
         else " and run again"
     )
     one = len(rows) == 1
-    count = "1 fault in the data" if one else f"{len(rows)} faults in the data, of {len(pieces)} kind{'s' if len(pieces) > 1 else ''}"
+    count = (
+        "1 fault in the data"
+        if one
+        else (
+            f"{len(rows)} faults in the data, of {len(pieces)} kind{'s' if len(pieces) > 1 else ''}"
+        )
+    )
     return f"{count}. {'. '.join(pieces)}.{where} Mend {'it' if one else 'them'}{choice}."
 
 

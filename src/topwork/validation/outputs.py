@@ -44,10 +44,19 @@ def findings_record(findings: Findings, dropped: list[dict[str, Any]]) -> Findin
     counts = findings.by_rule()
     return FindingsRecord(
         findings=tuple(rows),
-        counts=FindingCounts(by_rule=counts, by_severity=findings.by_severity(), total=len(findings)),
+        counts=FindingCounts(
+            by_rule=counts, by_severity=findings.by_severity(), total=len(findings)
+        ),
         left_out={rule: count - LISTED for rule, count in counts.items() if count > LISTED},
         dropped=tuple(dropped),
-        rules={name: RuleRecord(severity=RULES[name].severity, group=RULES[name].group, explains=RULES[name].explains) for name in counts},
+        rules={
+            name: RuleRecord(
+                severity=RULES[name].severity,
+                group=RULES[name].group,
+                explains=RULES[name].explains,
+            )
+            for name in counts
+        },
     )
 
 
@@ -68,9 +77,15 @@ def write_all(found: Validation, folder: Path) -> None:
     found.tables.write(folder)
     write_findings(found.findings, found.dropped, folder)
     write_json(folder / SUMMARY.name, summary(found))
-    rows = "".join(f"{_quoted(group)},{split},{_quoted(name)}\n" for group, split, name in found.places)
+    rows = "".join(
+        f"{_quoted(group)},{split},{_quoted(name)}\n" for group, split, name in found.places
+    )
     write_text(folder / SPLITS_TABLE.name, f"group,split,file_name\n{rows}")
 
 
 def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if any(character in text for character in ',"\n\r') else text
+    return (
+        '"' + text.replace('"', '""') + '"'
+        if any(character in text for character in ',"\n\r')
+        else text
+    )

@@ -1,6 +1,8 @@
-"""What is known of an image's bytes: size, mode, orientation, frames, whether it decodes, hashes. Probed on all cores, kept on disk.
+"""What is known of an image's bytes: size, mode, orientation, frames, whether it decodes, hashes.
+Probed on all cores, kept on disk.
 
-A probe is kept by (file name, size, mtime), so that a second run reads no image that hasn't changed.
+A probe is kept by (file name, size, mtime), so that a second run reads no image that hasn't
+changed.
 """
 
 import hashlib
@@ -29,7 +31,8 @@ VERSION = "1"
 SMALL = 8  # so few are read one after another
 CHUNK = 16  # images that a process is handed at once
 AHEAD = 3  # such handfuls that wait for each process
-PROCESSES_FROM = 1024  # below, starting them costs more than they save; Pillow decodes outside the interpreter lock
+# below, starting them costs more than they save; Pillow decodes outside the interpreter lock
+PROCESSES_FROM = 1024
 ORIENTATION = 0x0112
 
 
@@ -39,10 +42,13 @@ class Probe:
 
     Attributes:
         file_name, size, mtime: what it's known by; size and mtime are -1 where it's missing.
-        state: `fine`, `missing`, `unreadable`, `truncated` or `bomb`; `said` has the decoder's words.
-        width, height, mode, format, orientation, frames: as stored; 0 or empty where it can't be opened.
+        state: `fine`, `missing`, `unreadable`, `truncated` or `bomb`; `said` has the decoder's
+            words.
+        width, height, mode, format, orientation, frames: as stored; 0 or empty where it can't be
+            opened.
         sha256: of the bytes.
-        phash, dhash: perceptual hashes as 16 hex digits; empty where it can't be decoded, or has too little in it to compare.
+        phash, dhash: perceptual hashes as 16 hex digits; empty where it can't be decoded, or has
+            too little in it to compare.
         flat: one colour all over.
     """
 
@@ -78,7 +84,12 @@ def probe_images(
         file name -> Probe, and how many images were read (the others were known).
     """
     wanted = list(dict.fromkeys(names))
-    place = None if cache is None else cache / f"{hashlib.sha256(str(store.root.absolute()).encode()).hexdigest()[:24]}.parquet"
+    place = (
+        None
+        if cache is None
+        else cache
+        / f"{hashlib.sha256(str(store.root.absolute()).encode()).hexdigest()[:24]}.parquet"
+    )
     known = _load(place)
     found: dict[str, Probe] = {}
     todo: list[tuple[str, int, int]] = []
@@ -93,52 +104,122 @@ def probe_images(
         else:
             todo.append((name, *stamp))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata and large images; what matters becomes a finding
+        warnings.simplefilter(
+            "ignore"
+        )  # Pillow warns of odd metadata and large images; what matters becomes a finding
         for result in _probe_all(store, todo, workers or os.cpu_count() or 1):
             found[result.file_name] = result
     if todo and place is not None:
-        _save(place, {**known, **{name: kept for name, kept in found.items() if kept.state != "missing"}})
+        _save(
+            place,
+            {**known, **{name: kept for name, kept in found.items() if kept.state != "missing"}},
+        )
     return {name: found[name] for name in wanted}, len(todo)
 
 
 def probe(store: ImageStore, name: str, size: int, mtime: int) -> Probe:
     """Read and decode one image."""
     member = store.members.get(name)
-    if member is not None and member.size > BOMB_BYTES and member.size > BOMB_RATIO * max(member.packed, 1):
-        return Probe(name, size, mtime, "bomb", f"claims to unpack from {member.packed} to {member.size} bytes")
+    if (
+        member is not None
+        and member.size > BOMB_BYTES
+        and member.size > BOMB_RATIO * max(member.packed, 1)
+    ):
+        return Probe(
+            name,
+            size,
+            mtime,
+            "bomb",
+            f"claims to unpack from {member.packed} to {member.size} bytes",
+        )
     try:
         data = store.read(name)
     except DataError as error:
-        return Probe(name, size, mtime, "unreadable", str(error).removeprefix(f"{store.root}: {name}: "))
+        return Probe(
+            name, size, mtime, "unreadable", str(error).removeprefix(f"{store.root}: {name}: ")
+        )
     digest = hashlib.sha256(data).hexdigest()
     try:
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         return Probe(name, size, mtime, "bomb", str(error), sha256=digest)
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise almost anything on broken data
-        said = f"begins with {data[:8]!r}" if isinstance(error, UnidentifiedImageError) else str(error)
-        return Probe(name, size, mtime, "unreadable", "has 0 bytes" if not data else said, sha256=digest)
+        said = (
+            f"begins with {data[:8]!r}" if isinstance(error, UnidentifiedImageError) else str(error)
+        )
+        return Probe(
+            name, size, mtime, "unreadable", "has 0 bytes" if not data else said, sha256=digest
+        )
     with image:
         width, height, mode, kind = image.width, image.height, image.mode, image.format or ""
         if width * height > MAX_PIXELS:
-            return Probe(name, size, mtime, "bomb", f"{width}x{height} pixels", width, height, mode, kind, sha256=digest)
+            return Probe(
+                name,
+                size,
+                mtime,
+                "bomb",
+                f"{width}x{height} pixels",
+                width,
+                height,
+                mode,
+                kind,
+                sha256=digest,
+            )
         try:
             frames = int(getattr(image, "n_frames", 1)) if kind != "MPO" else 1
-            orientation = int(image.getexif().get(ORIENTATION, 1)) if kind in ("JPEG", "MPO", "TIFF", "PNG", "WEBP") else 1
+            orientation = (
+                int(image.getexif().get(ORIENTATION, 1))
+                if kind in ("JPEG", "MPO", "TIFF", "PNG", "WEBP")
+                else 1
+            )
         except Exception:  # noqa: BLE001 - broken metadata around whole pixels
             frames, orientation = 1, 1
         try:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
-            image.draft("RGB" if mode == "RGB" else None, (max(width // 8, 64), max(height // 8, 64)))
+            image.draft(
+                "RGB" if mode == "RGB" else None, (max(width // 8, 64), max(height // 8, 64))
+            )
             image.load()
             small = image.convert("L")
         except Exception as error:  # noqa: BLE001
-            return Probe(name, size, mtime, "truncated", str(error), width, height, mode, kind, orientation, frames, digest)
+            return Probe(
+                name,
+                size,
+                mtime,
+                "truncated",
+                str(error),
+                width,
+                height,
+                mode,
+                kind,
+                orientation,
+                frames,
+                digest,
+            )
         grey = np.asarray(small)
         low, high = int(grey.min()), int(grey.max())
         flat = low == high
-        hashes = ("", "") if high - low < 16 else (str(imagehash.phash(small)), str(imagehash.dhash(small)))
-    return Probe(name, size, mtime, "fine", "", width, height, mode, kind, orientation, frames, digest, *hashes, flat)
+        hashes = (
+            ("", "")
+            if high - low < 16
+            else (str(imagehash.phash(small)), str(imagehash.dhash(small)))
+        )
+    return Probe(
+        name,
+        size,
+        mtime,
+        "fine",
+        "",
+        width,
+        height,
+        mode,
+        kind,
+        orientation,
+        frames,
+        digest,
+        *hashes,
+        flat,
+    )
 
 
 def _probe_all(store: ImageStore, todo: list[tuple[str, int, int]], workers: int) -> list[Probe]:
@@ -150,18 +231,27 @@ def _probe_all(store: ImageStore, todo: list[tuple[str, int, int]], workers: int
     left = deque(todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK))
     own: list[Probe] = []
     given: list[Future[list[Probe]]] = []
-    context = get_context("forkserver")  # a fork of this process would copy locks that other threads hold
+    context = get_context(
+        "forkserver"
+    )  # a fork of this process would copy locks that other threads hold
     try:
-        with ProcessPoolExecutor(workers - 1, mp_context=context, initializer=_hold, initargs=(store,)) as pool:
-            while left:  # this process is a worker too, from the start on, while the others still import
-                while left and sum(not wait.done() for wait in given[-AHEAD * workers :]) < AHEAD * (workers - 1):
+        with ProcessPoolExecutor(
+            workers - 1, mp_context=context, initializer=_hold, initargs=(store,)
+        ) as pool:
+            while (
+                left
+            ):  # this process is a worker too, from the start on, while the others still import
+                while left and sum(
+                    not wait.done() for wait in given[-AHEAD * workers :]
+                ) < AHEAD * (workers - 1):
                     given.append(pool.submit(_probe_chunk, left.popleft()))
                 own += [probe(store, *item) for item in (left.popleft() if left else ())]
             return own + [result for wait in given for result in wait.result()]
     except BrokenProcessPool as error:
         raise DataError(
-            f"{store.root}: a process that looked at images was killed, as the system does where memory runs out, or crashed. "
-            "Run `topwork validate --workers 1`, which needs less memory and stops at the image where that's at fault."
+            f"{store.root}: a process that looked at images was killed, as the system does where"
+            " memory runs out, or crashed. Run `topwork validate --workers 1`, which needs less"
+            " memory and stops at the image where that's at fault."
         ) from error
 
 
@@ -178,7 +268,9 @@ def _probe_chunk(chunk: list[tuple[str, int, int]]) -> list[Probe]:
 
 
 _ARROW = {int: pa.int64(), str: pa.string(), bool: pa.bool_()}
-_COLUMNS = {entry.name: _ARROW[entry.type] for entry in fields(Probe) if isinstance(entry.type, type)}
+_COLUMNS = {
+    entry.name: _ARROW[entry.type] for entry in fields(Probe) if isinstance(entry.type, type)
+}
 
 
 def _load(place: Path | None) -> dict[str, Probe]:
@@ -197,7 +289,12 @@ def _load(place: Path | None) -> dict[str, Probe]:
 
 def _save(place: Path, probes: dict[str, Probe]) -> None:
     columns = list(zip(*(astuple(kept) for _, kept in sorted(probes.items())), strict=True))
-    table = pa.table({name: pa.array(values, kind) for (name, kind), values in zip(_COLUMNS.items(), columns, strict=True)})
+    table = pa.table(
+        {
+            name: pa.array(values, kind)
+            for (name, kind), values in zip(_COLUMNS.items(), columns, strict=True)
+        }
+    )
     table = table.replace_schema_metadata({"topwork-probe": VERSION})
     try:
         with atomic_path(place) as temporary:

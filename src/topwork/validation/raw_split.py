@@ -25,8 +25,10 @@ class Part:
         split: its name.
         file: the annotation file, as params.yaml writes it (for messages).
         root: the images' folder or archive, as written.
-        image_id, file_name, image_width, image_height: one entry an image; width and height are 0 where unknown.
-        annotation_id, annotated, category, box (N x 4, xywh), area (NaN where missing), crowd: one entry an annotation.
+        image_id, file_name, image_width, image_height: one entry an image; width and height are 0
+            where unknown.
+        annotation_id, annotated, category, box (N x 4, xywh), area (NaN where missing), crowd: one
+        entry an annotation.
         segmentation: JSON text or null, one entry an annotation; None where it wasn't read.
         category_id, category_name: one entry a category.
         fields: file name -> the image record's other fields, read only when a group asks for them.
@@ -71,16 +73,36 @@ class Part:
             box=(x, y, width, height),
         )
 
-    def find_image(self, rule: str, row: int, message: str, box: Box | None = None, other: tuple[str, int] | None = None) -> None:
-        """Add a finding about the image in one row; `other` is the split and id of an image that looks the same."""
+    def find_image(
+        self,
+        rule: str,
+        row: int,
+        message: str,
+        box: Box | None = None,
+        other: tuple[str, int] | None = None,
+    ) -> None:
+        """Add a finding about the image in one row; `other` is the split and id of an image that
+        looks the same.
+        """
         image_id, name = int(self.image_id[row]), self.file_name[row]
-        self.findings.add(rule, self.split, self.file, message, image_id=image_id, image=name, box=box, other=other)
+        self.findings.add(
+            rule,
+            self.split,
+            self.file,
+            message,
+            image_id=image_id,
+            image=name,
+            box=box,
+            other=other,
+        )
 
     @property
     def name_of(self) -> Mapping[int, str]:
         """Image id -> file name (the first, where an id is there twice)."""
         if "_name_of" not in self.__dict__:
-            self.__dict__["_name_of"] = dict(zip(self.image_id[::-1].tolist(), self.file_name[::-1], strict=True))
+            self.__dict__["_name_of"] = dict(
+                zip(self.image_id[::-1].tolist(), self.file_name[::-1], strict=True)
+            )
         names: Mapping[int, str] = self.__dict__["_name_of"]
         return names
 
@@ -117,7 +139,9 @@ class Part:
         }
         for index, name in enumerate(("x", "y", "width", "height")):
             columns[name] = self.box[:, index].copy()
-        annotations = pd.DataFrame({**columns, "area": self.area, "iscrowd": self.crowd, "segmentation": segmentation})
+        annotations = pd.DataFrame(
+            {**columns, "area": self.area, "iscrowd": self.crowd, "segmentation": segmentation}
+        )
         categories = pd.DataFrame(
             {
                 "split": _repeat(self.split, len(self.category_id)),
@@ -139,7 +163,9 @@ class Rows:
     segmentations: list[bytes] = field(default_factory=list)
     categories: list[tuple[int, str]] = field(default_factory=list)
 
-    def add(self, ids: tuple[int, int, int], box: Box, crowd: bool = False, segmentation: bytes = b"") -> None:
+    def add(
+        self, ids: tuple[int, int, int], box: Box, crowd: bool = False, segmentation: bytes = b""
+    ) -> None:
         """One annotation: (annotation_id, image_id, category_id), box, and the rest."""
         self.annotations.append(ids)
         self.boxes.append(box)
@@ -153,7 +179,11 @@ class Rows:
         part.image_width = np.array([row[2] for row in self.images], np.int64)
         part.image_height = np.array([row[3] for row in self.images], np.int64)
         ids = np.array(self.annotations, np.int64).reshape(-1, 3)
-        part.annotation_id, part.annotated, part.category = ids[:, 0].copy(), ids[:, 1].copy(), ids[:, 2].copy()
+        part.annotation_id, part.annotated, part.category = (
+            ids[:, 0].copy(),
+            ids[:, 1].copy(),
+            ids[:, 2].copy(),
+        )
         part.box = np.array(self.boxes, np.float64).reshape(-1, 4)
         with np.errstate(invalid="ignore", over="ignore"):
             area = part.box[:, 2] * part.box[:, 3]
@@ -175,7 +205,8 @@ def rows_of(known: Ints, wanted: Ints) -> Ints:
 
 
 def texts(values: Sequence[Any]) -> pa.LargeStringArray:
-    """Pieces of UTF-8 (bytes or msgspec.Raw) as one Arrow text column; nulls where a piece is empty. The pieces are copied once, straight into place.
+    """Pieces of UTF-8 (bytes or msgspec.Raw) as one Arrow text column; nulls where a piece is
+    empty. The pieces are copied once, straight into place.
 
     Raises:
         pa.ArrowInvalid: a piece isn't UTF-8.

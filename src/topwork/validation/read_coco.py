@@ -1,4 +1,7 @@
-"""COCO instances JSON -> a Part. Every record ends in the part's columns, in its findings, or in both."""
+"""COCO instances JSON -> a Part.
+
+Every record ends in the part's columns, in its findings, or in both.
+"""
 
 import json
 import math
@@ -45,7 +48,8 @@ def read_coco(
     fields: bool = False,
     file: str | None = None,
 ) -> Part:
-    """Read a COCO instances file; faults become findings, and what can't be read at all leaves a part that isn't `readable`.
+    """Read a COCO instances file; faults become findings, and what can't be read at all leaves a
+    part that isn't `readable`.
 
     Args:
         path: the JSON file.
@@ -79,7 +83,8 @@ def _fill(part: Part, data: Buffer, segmentation: bool) -> None:
             found = decode(data, kind)
         except Unreadable as error:
             if isinstance(error.__cause__, RecursionError):
-                raise  # no NaN's doing; looking for one would read all of a file that may have gigabytes
+                # no NaN's doing; looking for one would read all of a file that may have gigabytes
+                raise
             data, count = _without_nan(part, data)
             if not count:
                 raise
@@ -94,7 +99,10 @@ def _without_nan(part: Part, data: Buffer) -> tuple[Buffer, int]:
     """NaN and Infinity as null, with a finding where there were some, and their number."""
     data, count = without_nan(data)
     if count:
-        said = f"NaN or Infinity stands {count} times where JSON has numbers; each is taken as 'no number'"
+        said = (
+            f"NaN or Infinity stands {count} times where JSON has numbers; each is taken as 'no"
+            " number'"
+        )
         part.find("file-nan-token", said)
     return data, count
 
@@ -105,12 +113,16 @@ def _fill_loosely(part: Part, data: Buffer, segmentation: bool) -> None:
     loose = _loose(part, data)
     if loose is None:
         return
-    _find_duplicate_keys(part, data, len(loose.images), len(loose.annotations), closely=len(data) < SMALL_BYTES)
+    _find_duplicate_keys(
+        part, data, len(loose.images), len(loose.annotations), closely=len(data) < SMALL_BYTES
+    )
     _columns(part, _salvage(part, loose), segmentation)
 
 
 def _loose(part: Part, data: Buffer) -> LooseFile | None:
-    """The three lists with unread records, or a finding that says which list is missing or no list."""
+    """The three lists with unread records, or a finding that says which list is missing or no
+    list.
+    """
     try:
         found: LooseFile = decode(data, LooseFile)
         return found
@@ -118,7 +130,10 @@ def _loose(part: Part, data: Buffer) -> LooseFile | None:
         hint = ""
         if data[:1] == b"[":
             hint = " (a bare list may be detection results or another format)"
-        part.find("file-not-coco", f"{error}; expected an object with the lists images, annotations and categories{hint}")
+        part.find(
+            "file-not-coco",
+            f"{error}; expected an object with the lists images, annotations and categories{hint}",
+        )
         part.readable = False
         return None
 
@@ -141,7 +156,9 @@ def _columns(part: Part, found: Any, segmentation: bool) -> None:
     part.annotation_id = np.fromiter((record.id for record in annotations), np.int64, count)
     part.annotated = np.fromiter((record.image_id for record in annotations), np.int64, count)
     part.category = np.fromiter((record.category_id for record in annotations), np.int64, count)
-    part.box = np.fromiter(chain.from_iterable(record.bbox for record in annotations), np.float64, 4 * count).reshape(count, 4)
+    part.box = np.fromiter(
+        chain.from_iterable(record.bbox for record in annotations), np.float64, 4 * count
+    ).reshape(count, 4)
     part.area = np.array([record.area for record in annotations], np.float64)
     flags = np.fromiter((record.iscrowd for record in annotations), np.int64, count)
     part.crowd = flags != 0
@@ -149,9 +166,13 @@ def _columns(part: Part, found: Any, segmentation: bool) -> None:
         try:
             part.segmentation = texts([record.segmentation for record in annotations])
         except pa.ArrowInvalid as error:
-            raise Unreadable("file-not-json", f"isn't JSON: a text within isn't UTF-8 ({error})") from error
+            raise Unreadable(
+                "file-not-json", f"isn't JSON: a text within isn't UTF-8 ({error})"
+            ) from error
     for row in np.flatnonzero((flags != 0) & (flags != 1)):
-        part.find_annotation("crowd-flag", int(row), f"iscrowd is {flags[row]}, expected 0 or 1; taken as a crowd")
+        part.find_annotation(
+            "crowd-flag", int(row), f"iscrowd is {flags[row]}, expected 0 or 1; taken as a crowd"
+        )
 
 
 def _salvage(part: Part, loose: LooseFile) -> MaskFile:
@@ -192,7 +213,10 @@ def _typed(raw: msgspec.Raw, kind: type[Any]) -> Any:
         record = msgspec.json.decode(raw, type=kind)
     except (msgspec.DecodeError, RecursionError, ValueError):
         return None
-    numbers = [getattr(record, name, 0) for name in ("id", "image_id", "category_id", "width", "height", "iscrowd")]
+    numbers = [
+        getattr(record, name, 0)
+        for name in ("id", "image_id", "category_id", "width", "height", "iscrowd")
+    ]
     return record if all(-INT64 <= number < INT64 for number in numbers) else None
 
 
@@ -210,12 +234,20 @@ def _any(raw: msgspec.Raw) -> Any:
 def _salvage_image(part: Part, index: int, value: Any) -> ImageRecord | None:
     where = f"images[{index}]"
     if not isinstance(value, dict):
-        part.find("record-malformed", f"{where}: found {_say(value)}, expected an object with id, file_name, width and height")
+        part.find(
+            "record-malformed",
+            f"{where}: found {_say(value)}, expected an object with id, file_name, width and"
+            " height",
+        )
         return None
     number, name = _id(part, value, "id", where), value.get("file_name")
     if number is None or not isinstance(name, str):
         if number is not None:
-            part.find("record-malformed", f"{where}: file_name is {_say(name)}, expected text", image_id=number)
+            part.find(
+                "record-malformed",
+                f"{where}: file_name is {_say(name)}, expected text",
+                image_id=number,
+            )
         return None
     width, height = (_whole(value.get(key)) for key in ("width", "height"))
     return ImageRecord(number, name, width or 0, height or 0)  # 0 is found as image-size-missing
@@ -224,12 +256,16 @@ def _salvage_image(part: Part, index: int, value: Any) -> ImageRecord | None:
 def _salvage_category(part: Part, index: int, value: Any) -> CategoryRecord | None:
     where = f"categories[{index}]"
     if not isinstance(value, dict):
-        part.find("record-malformed", f"{where}: found {_say(value)}, expected an object with id and name")
+        part.find(
+            "record-malformed", f"{where}: found {_say(value)}, expected an object with id and name"
+        )
         return None
     number, name = _id(part, value, "id", where), value.get("name")
     if number is None:
         return None
-    return CategoryRecord(number, name if isinstance(name, str) else "" if name is None else str(name))
+    return CategoryRecord(
+        number, name if isinstance(name, str) else "" if name is None else str(name)
+    )
 
 
 def _salvage_annotation(part: Part, index: int, value: Any) -> tuple[MaskRecord | None, bool]:
@@ -237,7 +273,8 @@ def _salvage_annotation(part: Part, index: int, value: Any) -> tuple[MaskRecord 
     if not isinstance(value, dict):
         part.find(
             "record-malformed",
-            f"{where}: found {_say(value)}, expected an object with id, image_id, category_id and bbox",
+            f"{where}: found {_say(value)}, expected an object with id, image_id, category_id and"
+            " bbox",
         )
         return None, False
     box, complaint = _salvage_box(value.get("bbox", _MISSING))
@@ -254,9 +291,19 @@ def _salvage_annotation(part: Part, index: int, value: Any) -> tuple[MaskRecord 
             annotation_id=number,
             box=box,
         )
-    area, crowd, shape = value.get("area"), value.get("iscrowd", 0), value.get("segmentation", _MISSING)
+    area, crowd, shape = (
+        value.get("area"),
+        value.get("iscrowd", 0),
+        value.get("segmentation", _MISSING),
+    )
     if area is not None and not _is_number(area):
-        part.find("area-bad", f"area is {_say(area)}, expected a number", image_id=image, annotation_id=number, box=box)
+        part.find(
+            "area-bad",
+            f"area is {_say(area)}, expected a number",
+            image_id=image,
+            annotation_id=number,
+            box=box,
+        )
         area = None
     flag = _whole(crowd) if not isinstance(crowd, bool) else int(crowd)
     if flag is None:
@@ -273,7 +320,9 @@ def _salvage_annotation(part: Part, index: int, value: Any) -> tuple[MaskRecord 
 
 
 def _salvage_box(value: Any) -> tuple[Box | None, str | None]:
-    """(box, complaint): NaN where a coordinate is no number; the complaint is None where the checks of boxes will speak."""
+    """(box, complaint): NaN where a coordinate is no number; the complaint is None where the checks
+    of boxes will speak.
+    """
     if value is _MISSING or value is None or value == []:
         return None, "missing"
     if not isinstance(value, list) or len(value) != 4:
@@ -282,8 +331,12 @@ def _salvage_box(value: Any) -> tuple[Box | None, str | None]:
     return (x, y, width, height), None
 
 
-def _id(part: Part, record: dict[str, Any], key: str, where: str, box: Box | None = None) -> int | None:
-    """A whole number, where need be from the text that spells it; None, with a finding, where it's neither."""
+def _id(
+    part: Part, record: dict[str, Any], key: str, where: str, box: Box | None = None
+) -> int | None:
+    """A whole number, where need be from the text that spells it; None, with a finding, where it's
+    neither.
+    """
     value = record.get(key)
     number = _whole(value)
     if number is None and isinstance(value, str):
@@ -292,14 +345,18 @@ def _id(part: Part, record: dict[str, Any], key: str, where: str, box: Box | Non
         except ValueError:
             number = None
         if number is not None and -INT64 <= number < INT64:
-            part.find("id-text", f"{where}: {key} is the text {value[:40]!r}, read as {number}", box=box)
+            part.find(
+                "id-text", f"{where}: {key} is the text {value[:40]!r}, read as {number}", box=box
+            )
             return number
     if number is None or not -INT64 <= number < INT64:
         others = {name: _whole(record.get(name)) for name in ("image_id", "id")}
         part.find(
             "record-malformed",
             f"{where}: {key} is {_say(value)}, expected a whole number below 2^63",
-            annotation_id=others["id"] if where.startswith("annotations") and _small(others["id"]) else None,
+            annotation_id=(
+                others["id"] if where.startswith("annotations") and _small(others["id"]) else None
+            ),
             image_id=others["image_id"] if _small(others["image_id"]) else None,
             box=box,
         )
@@ -350,17 +407,32 @@ def first_names(path: Path, count: int) -> list[str]:
         records = decode(data, ImageFields).images[:count]
     except (msgspec.ValidationError, Unreadable):
         return []
-    return [record["file_name"] for record in records if isinstance(record.get("file_name"), str) and "\0" not in record["file_name"]]
+    return [
+        record["file_name"]
+        for record in records
+        if isinstance(record.get("file_name"), str) and "\0" not in record["file_name"]
+    ]
 
 
-def _find_duplicate_keys(part: Part, data: Buffer, images: int, annotations: int, *, closely: bool = False) -> None:
-    """Look for keys written twice, one by one only where a count of the known keys says that there may be some."""
+def _find_duplicate_keys(
+    part: Part, data: Buffer, images: int, annotations: int, *, closely: bool = False
+) -> None:
+    """Look for keys written twice, one by one only where a count of the known keys says that there
+    may be some.
+    """
     expected = {b'"annotations"': 1, b'"images"': 1, b'"categories"': 1, b'"file_name"': images}
     expected |= dict.fromkeys((b'"image_id"', b'"category_id"', b'"bbox"'), annotations)
-    if not closely and all(_count(data, key) <= count for key, count in expected.items()) and _count(data, b"\\u00") == 0:
+    if (
+        not closely
+        and all(_count(data, key) <= count for key, count in expected.items())
+        and _count(data, b"\\u00") == 0
+    ):
         return
     for (where, key), times in Counter(duplicate_keys(data)).items():
-        part.find("file-key-twice", f"{where}: the key {key!r} stands {times + 1} times; readers keep one and say nothing")
+        part.find(
+            "file-key-twice",
+            f"{where}: the key {key!r} stands {times + 1} times; readers keep one and say nothing",
+        )
 
 
 def _count(data: Buffer, key: bytes) -> int:

@@ -1,8 +1,10 @@
 """Pascal VOC -> a Part.
 
-Boxes: VOC counts pixels from 1 and includes the last one, so x = xmin - 1 and width = xmax - xmin + 1 (as detectron2 reads it). A set in which
-some xmin or ymin is below 1 was written counting from 0, as many tools do, and is read so. `difficult` objects become crowds: left out of
-training and AP. Image ids number the folder's XML files in order of name; annotation ids are image id x 10,000 + place in its file.
+Boxes: VOC counts pixels from 1 and includes the last one, so x = xmin - 1 and width = xmax - xmin +
+1 (as detectron2 reads it). A set in which
+some xmin or ymin is below 1 was written counting from 0, as many tools do, and is read so.
+`difficult` objects become crowds: left out of training and AP. Image ids number the folder's XML
+files in order of name; annotation ids are image id x 10,000 + place in its file.
 """
 
 import math
@@ -17,9 +19,27 @@ from topwork.validation.raw_split import Part, Rows
 MAX_BYTES = 32 << 20
 PER_IMAGE = 10_000
 VOC_NAMES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person",
-    "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 
 
 class _NotVoc(Exception):
@@ -27,12 +47,18 @@ class _NotVoc(Exception):
 
 
 def read_voc(path: Path, split: str, base: Path, entry: SetParams, findings: Findings) -> Part:
-    """Read a VOC folder: Annotations/*.xml, JPEGImages/, ImageSets/Main/SPLIT.txt where there is one; or a folder of XML files alone."""
+    """Read a VOC folder: Annotations/*.xml, JPEGImages/, ImageSets/Main/SPLIT.txt where there is
+    one; or a folder of XML files alone.
+    """
     folder = path / "Annotations" if (path / "Annotations").is_dir() else path
     if entry.images is not None:
         root = entry.images
     else:
-        root = entry.annotations / "JPEGImages" if (path / "JPEGImages").is_dir() else entry.annotations
+        root = (
+            entry.annotations / "JPEGImages"
+            if (path / "JPEGImages").is_dir()
+            else entry.annotations
+        )
     part = Part(split, entry.annotations.as_posix(), root.as_posix(), findings)
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".xml")
     if not files:
@@ -54,7 +80,14 @@ def read_voc(path: Path, split: str, base: Path, entry: SetParams, findings: Fin
             part.find("file-not-voc", f"{file.name}: {error}", image_id=number)
             continue
         name = images.name_of(tree.findtext("filename"), file.stem)
-        rows.images.append((number, name, _pixels(tree.findtext("size/width")), _pixels(tree.findtext("size/height"))))
+        rows.images.append(
+            (
+                number,
+                name,
+                _pixels(tree.findtext("size/width")),
+                _pixels(tree.findtext("size/height")),
+            )
+        )
         for place, thing in enumerate(tree.findall("object"), 1):
             key = number * PER_IMAGE + place
             label = (thing.findtext("name") or "").strip()
@@ -74,7 +107,9 @@ def read_voc(path: Path, split: str, base: Path, entry: SetParams, findings: Fin
             rows.annotations.append((key, number, 0))
     if chosen is not None:
         for lost in sorted(chosen - {file.stem for file in files})[:1000]:
-            part.find("file-not-voc", f"ImageSets names {lost!r}, and Annotations has no {lost}.xml")
+            part.find(
+                "file-not-voc", f"ImageSets names {lost!r}, and Annotations has no {lost}.xml"
+            )
     known = list(VOC_NAMES) if set(names) <= set(VOC_NAMES) else sorted(set(names))
     rows.categories = [(index, name) for index, name in enumerate(known, 1)] if names else []
     label_of = {name: index for index, name in rows.categories}
@@ -82,7 +117,11 @@ def read_voc(path: Path, split: str, base: Path, entry: SetParams, findings: Fin
     ids, rows.annotations = rows.annotations, []
     for (key, number, _), name, (box, difficult) in zip(ids, names, corners, strict=True):
         left, top, right, bottom = box
-        rows.add((key, number, label_of[name]), (left - first, top - first, right - left + 1, bottom - top + 1), difficult)
+        rows.add(
+            (key, number, label_of[name]),
+            (left - first, top - first, right - left + 1, bottom - top + 1),
+            difficult,
+        )
     rows.put(part)
     return part
 
@@ -91,10 +130,17 @@ def _subset(path: Path, split: str, subset: str | None, part: Part) -> set[str] 
     """Stems that the list of the split names; None where there's no list, so that all are taken."""
     file = path / "ImageSets" / "Main" / f"{subset or split}.txt"
     try:
-        return {line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()}
+        return {
+            line.split()[0]
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        }
     except FileNotFoundError:
         if subset is not None:
-            part.find("file-unreadable", f"ImageSets/Main/{subset}.txt: no such file, and `subset` names it")
+            part.find(
+                "file-unreadable",
+                f"ImageSets/Main/{subset}.txt: no such file, and `subset` names it",
+            )
             part.readable = False
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -114,7 +160,9 @@ def _tree(file: Path) -> ElementTree.Element:
             raise _NotVoc(f"has {size} bytes, at most {MAX_BYTES} are read")
         data = file.read_bytes()
         if b"<!" in data.replace(b"<!--", b"").replace(b"\0", b""):
-            raise _NotVoc("declares a document type or entities, which VOC doesn't have; not parsed")
+            raise _NotVoc(
+                "declares a document type or entities, which VOC doesn't have; not parsed"
+            )
         tree = ElementTree.fromstring(data)
     except ElementTree.ParseError as error:
         raise _NotVoc(f"isn't XML ({error})") from error
@@ -130,7 +178,9 @@ def _corners(thing: ElementTree.Element) -> Box | None:
     box = thing.find("bndbox")
     if box is None:
         return None
-    left, top, right, bottom = (_number(box.findtext(name)) for name in ("xmin", "ymin", "xmax", "ymax"))
+    left, top, right, bottom = (
+        _number(box.findtext(name)) for name in ("xmin", "ymin", "xmax", "ymax")
+    )
     return left, top, right, bottom
 
 
@@ -147,12 +197,16 @@ def _pixels(text: str | None) -> int:
 
 
 class _Images:
-    """Which file belongs to an annotation: the one it names, else the one that bears its own name."""
+    """Which file belongs to an annotation: the one it names, else the one that bears its own
+    name.
+    """
 
     def __init__(self, root: Path) -> None:
         self.names: set[str] = set()
         if root.is_dir():
-            self.names = {file.name for file in root.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES}
+            self.names = {
+                file.name for file in root.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES
+            }
         self.by_stem = {Path(name).stem: name for name in sorted(self.names, reverse=True)}
 
     def name_of(self, said: str | None, stem: str) -> str:

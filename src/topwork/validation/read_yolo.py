@@ -1,8 +1,8 @@
 """YOLO -> a Part: data.yaml, images/ and labels/ side by side, one text file an image.
 
-A row is `class x_centre y_centre width height`, or `class x y x y x y ...` for a polygon, in shares of the image; they become pixels by the size
-in the image's header. Class numbers stay as they are, from 0. Image ids number the images in order of name; annotation ids are image id x 10,000
-+ line.
+A row is `class x_centre y_centre width height`, or `class x y x y x y ...` for a polygon, in shares
+of the image; they become pixels by the size in the image's header. Class numbers stay as they are,
+from 0. Image ids number the images in order of name; annotation ids are image id x 10,000 + line.
 """
 
 import math
@@ -27,7 +27,9 @@ class _NotYolo(Exception):
 
 
 def read_yolo(path: Path, split: str, base: Path, entry: SetParams, findings: Findings) -> Part:
-    """Read one list (train, val, test) of a YOLO set; file names are relative to the folder of data.yaml."""
+    """Read one list (train, val, test) of a YOLO set; file names are relative to the folder of
+    data.yaml.
+    """
     folder = path.parent
     root = entry.annotations.parent if entry.annotations.suffix else entry.annotations
     part = Part(split, entry.annotations.as_posix(), root.as_posix(), findings)
@@ -46,22 +48,38 @@ def read_yolo(path: Path, split: str, base: Path, entry: SetParams, findings: Fi
         label = _label_of(image)
         labels.add(label)
         for line, text in _lines(part, label, number, name):
-            _row(part, rows, text, (number * PER_IMAGE + line, number), name, label.name, (width, height))
+            _row(
+                part,
+                rows,
+                text,
+                (number * PER_IMAGE + line, number),
+                name,
+                label.name,
+                (width, height),
+            )
     for place in sorted({label.parent for label in labels}):
         for other in sorted(place.glob("*.txt")):
             if other not in labels and other.name != "classes.txt":
-                part.find("label-without-image", f"{other.relative_to(folder).as_posix()} has no image")
+                part.find(
+                    "label-without-image", f"{other.relative_to(folder).as_posix()} has no image"
+                )
     rows.put(part)
     return part
 
 
 def yolo_lists(path: Path) -> list[str]:
-    """Which of train, val and test a data.yaml has; ["train"] where it can't be read, so that reading it tells why."""
+    """Which of train, val and test a data.yaml has; ["train"] where it can't be read, so that
+    reading it tells why.
+    """
     try:
         raw = _yaml(path)
     except _NotYolo:
         return ["train"]
-    return [name for name in ("train", "val", "test") if raw.get(name) or (name == "val" and raw.get("valid"))] or ["train"]
+    return [
+        name
+        for name in ("train", "val", "test")
+        if raw.get(name) or (name == "val" and raw.get("valid"))
+    ] or ["train"]
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -89,7 +107,9 @@ def _yaml(path: Path) -> dict[str, Any]:
     ) as error:
         raise _NotYolo(f"not readable as YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(raw, dict):
-        raise _NotYolo(f"found {type(raw).__name__}, expected `names:` and the lists train, val and test")
+        raise _NotYolo(
+            f"found {type(raw).__name__}, expected `names:` and the lists train, val and test"
+        )
     return raw
 
 
@@ -99,28 +119,44 @@ def _content(path: Path, subset: str) -> tuple[dict[int, str], list[Path]]:
     names = raw.get("names")
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names or not all(isinstance(key, int) and 0 <= key < 1 << 31 for key in names):
+    if (
+        not isinstance(names, dict)
+        or not names
+        or not all(isinstance(key, int) and 0 <= key < 1 << 31 for key in names)
+    ):
         raise _NotYolo("`names` is neither a list of names nor numbers with names")
-    key = next((key for key in ((subset, "valid") if subset == "val" else (subset,)) if raw.get(key)), None)
+    key = next(
+        (key for key in ((subset, "valid") if subset == "val" else (subset,)) if raw.get(key)), None
+    )
     if key is None:
         raise _NotYolo(f"has no `{subset}:`; name another list by `subset` in params.yaml")
     entries = raw[key] if isinstance(raw[key], list) else [raw[key]]
-    images = sorted({image for entry in entries for image in _images(path.parent, raw.get("path"), entry, key)})
+    images = sorted(
+        {image for entry in entries for image in _images(path.parent, raw.get("path"), entry, key)}
+    )
     return {int(number): str(name) for number, name in names.items()}, images
 
 
 def _images(folder: Path, prefix: Any, entry: Any, key: str) -> list[Path]:
-    """Images of a folder or of a text file that lists them; nothing outside the set's own folder is read."""
+    """Images of a folder or of a text file that lists them; nothing outside the set's own folder is
+    read.
+    """
     if not isinstance(entry, str):
         raise _NotYolo(f"`{key}:` is {entry!r}, expected a folder or a text file")
-    plain = entry.removeprefix("../").removeprefix("./")  # Roboflow writes ../train/images for train/images
+    plain = entry.removeprefix("../").removeprefix(
+        "./"
+    )  # Roboflow writes ../train/images for train/images
     below = [str(prefix)] if isinstance(prefix, str) and prefix not in (".", "") else []
     for place in [folder.joinpath(*below, entry), folder / entry, folder / plain]:
         try:
             inside = place.resolve().is_relative_to(folder.resolve())
             if inside and place.is_dir():
                 place = folder / place.resolve().relative_to(folder.resolve())
-                return [file for file in place.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+                return [
+                    file
+                    for file in place.rglob("*")
+                    if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+                ]
             if inside and place.is_file():
                 return _listed(folder, place)
         except (OSError, ValueError):
@@ -154,7 +190,9 @@ def _label_of(image: Path) -> Path:
 
 
 def _size(image: Path) -> tuple[int, int]:
-    """Width and height from the header; 0 where it can't be read, which the image checks will tell."""
+    """Width and height from the header; 0 where it can't be read, which the image checks will
+    tell.
+    """
     try:
         if not image.is_file():
             return 0, 0  # opening a pipe would wait for ever
@@ -174,22 +212,40 @@ def _lines(part: Part, label: Path, number: int, name: str) -> list[tuple[int, s
     except FileNotFoundError:
         return []  # an image without a label file is background, as YOLO has it
     except (OSError, ValueError) as error:
-        part.find("record-malformed", f"{label.name}: can't be read ({error})", image_id=number, image=name)
+        part.find(
+            "record-malformed",
+            f"{label.name}: can't be read ({error})",
+            image_id=number,
+            image=name,
+        )
         return []
     return [(line, row.strip()) for line, row in enumerate(text.split("\n"), 1) if row.strip()]
 
 
-def _row(part: Part, rows: Rows, text: str, ids: tuple[int, int], name: str, label: str, size: tuple[int, int]) -> None:
+def _row(
+    part: Part,
+    rows: Rows,
+    text: str,
+    ids: tuple[int, int],
+    name: str,
+    label: str,
+    size: tuple[int, int],
+) -> None:
     key, number = ids
     try:
         values = [float(value) for value in text.split()]
         category = int(values[0])
-        if category != values[0] or not 0 <= category < 1 << 31 or (len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0)):
+        if (
+            category != values[0]
+            or not 0 <= category < 1 << 31
+            or (len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0))
+        ):
             raise ValueError
     except (ValueError, OverflowError):
         shown = text if len(text) <= 60 else f"{text[:57]}..."
         said = (
-            f"{label}: line {key % PER_IMAGE}: found {shown!r}, expected `class x_centre y_centre width height` or `class x y x y x y ...`"
+            f"{label}: line {key % PER_IMAGE}: found {shown!r}, expected `class x_centre y_centre"
+            " width height` or `class x y x y x y ...`"
         )
         part.find("record-malformed", said, image_id=number, annotation_id=key, image=name)
         return
@@ -204,4 +260,6 @@ def _row(part: Part, rows: Rows, text: str, ids: tuple[int, int], name: str, lab
     finite = all(map(math.isfinite, xs + ys))
     box = (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)) if finite else (math.nan,) * 4
     flat = [value for point in zip(xs, ys, strict=True) for value in point]
-    rows.add((key, number, category), box, segmentation=msgspec.json.encode([flat]) if finite else b"")
+    rows.add(
+        (key, number, category), box, segmentation=msgspec.json.encode([flat]) if finite else b""
+    )

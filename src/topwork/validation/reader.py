@@ -15,7 +15,9 @@ Format = Literal["coco", "voc", "yolo"]
 
 
 def format_of(path: Path) -> Format:
-    """The format that a path looks like: *.yaml is YOLO, a folder with Annotations or XML files is VOC, everything else COCO."""
+    """The format that a path looks like: *.yaml is YOLO, a folder with Annotations or XML files is
+    VOC, everything else COCO.
+    """
     if path.suffix.lower() in (".yaml", ".yml"):
         return "yolo"
     if path.is_dir():
@@ -33,13 +35,27 @@ def lists_of(path: Path, kind: Format) -> list[str]:
     return yolo_lists(path / "data.yaml" if path.is_dir() else path)
 
 
-def read_part(entry: SetParams, split: str, base: Path, findings: Findings, *, segmentation: bool = True, fields: bool = False) -> Part:
+def read_part(
+    entry: SetParams,
+    split: str,
+    base: Path,
+    findings: Findings,
+    *,
+    segmentation: bool = True,
+    fields: bool = False,
+) -> Part:
     """Read one split; paths of `entry` are relative to `base`, and findings say them as written."""
     path, file = base / entry.annotations, entry.annotations.as_posix()
     kind = format_of(path)
     if kind == "voc":
         return read_voc(path, split, base, entry, findings)
     if kind == "yolo":
-        return read_yolo(path / "data.yaml" if path.is_dir() else path, split, base, entry, findings)
-    root = entry.images.as_posix() if entry.images is not None else entry.annotations.parent.as_posix()
-    return read_coco(path, split, root, findings, segmentation=segmentation, fields=fields, file=file)
+        return read_yolo(
+            path / "data.yaml" if path.is_dir() else path, split, base, entry, findings
+        )
+    root = (
+        entry.images.as_posix() if entry.images is not None else entry.annotations.parent.as_posix()
+    )
+    return read_coco(
+        path, split, root, findings, segmentation=segmentation, fields=fields, file=file
+    )

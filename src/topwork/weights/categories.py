@@ -1,67 +1,55 @@
 """Names of class columns: category sets shipped as files, a user's list, or a user's file."""
 
-import difflib
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
-from topwork.classes import BACKGROUND, UNUSED
+from topwork.classes import BACKGROUND, CATEGORY_SETS, UNUSED, category_set
 from topwork.errors import WeightsError
-
-SETS = ("coco-91", "coco-80", "voc-21", "open-images-601")
-
-
-def category_set(name: str) -> tuple[str, ...]:
-    """The columns of a shipped category set, background first.
-
-    Raises:
-        WeightsError: no set of that name.
-
-    Example:
-        >>> category_set("coco-91")[:3], len(category_set("coco-91")), len(category_set("voc-21"))
-        (('__background__', 'person', 'bicycle'), 91, 21)
-    """
-    if name not in SETS:
-        near = difflib.get_close_matches(name, SETS, n=1)
-        hint = f" (nearest: {near[0]})" if near else ""
-        raise WeightsError(
-            f"fetch.classes: {name!r} is no category set{hint}; topwork ships {', '.join(SETS)}. Or give a list of names (--classes helmet,forklift), or a text file."
-        )
-    text = files("topwork.weights").joinpath("category_sets", f"{name}.txt").read_text(encoding="utf-8")
-    return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
 
 
 def columns_of(classes: Sequence[str] | str) -> tuple[str, ...]:
-    """Class columns from a category set's name, a text file (one name a line, `#` starts a comment line) or a list.
+    """Class columns from a category set's name, a text file (one name a line, `#` starts a comment
+    line) or a list.
 
-    Background is put in front where the names don't begin with it; `N/A` stands for an unused column.
+    Background is put in front where the names don't begin with it; `N/A` stands for an unused
+    column.
 
     Raises:
         WeightsError: no such set or file, an empty name, or a name that two columns bear.
     """
     if isinstance(classes, str):
         path = Path(classes)
-        if classes not in SETS and not path.is_file():
+        if classes not in CATEGORY_SETS and not path.is_file():
             return category_set(classes)
-        if classes in SETS:
+        if classes in CATEGORY_SETS:
             return category_set(classes)
         where = f"{classes}"
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise WeightsError(f"{classes}: not readable as a list of class names ({error}); expected text, one name a line.") from error
+            raise WeightsError(
+                f"{classes}: not readable as a list of class names ({error}); expected text, one"
+                " name a line."
+            ) from error
         names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     else:
         where, names = "fetch.classes", [name.strip() for name in classes]
     if not names or not all(names):
         raise WeightsError(
-            f"{where}: found {'an empty name' if names else 'no name'}; expected one name a column (N/A where a column is unused)."
+            f"{where}: found {'an empty name' if names else 'no name'}; expected one name a column"
+            " (N/A where a column is unused)."
         )
     doubles = sorted({name for name in names if name != UNUSED and names.count(name) > 1})
     if doubles:
-        raise WeightsError(f"{where}: {', '.join(doubles)} named twice; each column has a name of its own (N/A where it is unused).")
+        raise WeightsError(
+            f"{where}: {', '.join(doubles)} named twice; each column has a name of its own (N/A"
+            " where it is unused)."
+        )
     if BACKGROUND in names[1:]:
-        raise WeightsError(f"{where}: {BACKGROUND} is number {names.index(BACKGROUND)}; expected it first or not at all.")
+        raise WeightsError(
+            f"{where}: {BACKGROUND} is number {names.index(BACKGROUND)}; expected it first or not"
+            " at all."
+        )
     return tuple(names) if names[0] == BACKGROUND else (BACKGROUND, *names)
 
 
@@ -73,7 +61,8 @@ def check_same_names(given: Sequence[str], own: Sequence[str], source: str) -> N
     """
     if len(given) != len(own):
         raise WeightsError(
-            f"fetch.classes: found {len(given)} columns, the weights have {len(own)}. Leave it out: these weights bring their names."
+            f"fetch.classes: found {len(given)} columns, the weights have {len(own)}. Leave it out:"
+            " these weights bring their names."
         )
     differing = [
         f"{index} is {mine!r}, fetch.classes says {name!r}"
@@ -81,8 +70,10 @@ def check_same_names(given: Sequence[str], own: Sequence[str], source: str) -> N
         if name != mine
     ]
     if differing:
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise WeightsError(
-            f"{source}: its columns have other names than fetch.classes: column {'; column '.join(differing[:5])}"
-            f"{f'; and {len(differing) - 5} more' if len(differing) > 5 else ''}. Leave fetch.classes out: these weights bring their names; "
-            "a class gets another name by `NEW NAME: {keep: NAME}` under surgery.classes."
+            f"{source}: its columns have other names than fetch.classes: column"
+            f" {'; column '.join(differing[:5])}{more}."
+            " Leave fetch.classes out: these weights bring their names; a class gets another name"
+            " by `NEW NAME: {keep: NAME}` under surgery.classes."
         )

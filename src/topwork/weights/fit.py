@@ -1,13 +1,25 @@
-"""Do tensors fit a detector? Every missing, extra and misshapen tensor is named, with a hint where a wrapper's prefix explains it."""
+"""Do tensors fit a detector? Every missing, extra and misshapen tensor is named, with a hint where
+a wrapper's prefix explains it.
+"""
 
 from collections.abc import Mapping, Sequence
 
 from topwork.errors import WeightsError
 from topwork.weights.format import Weights
 
-# A counter that batch norm adds and evaluation never reads; files of old PyTorch, and of frozen batch norm, lack it.
+# A counter that batch norm adds and evaluation never reads; files of old PyTorch, and of frozen
+# batch norm, lack it.
 OPTIONAL_SUFFIX = ".num_batches_tracked"
-KNOWN_PREFIXES = ("module.", "_orig_mod.", "model.", "ema.", "ema_model.", "net.", "detector.", "student.")
+KNOWN_PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "ema.",
+    "ema_model.",
+    "net.",
+    "detector.",
+    "student.",
+)
 
 
 def check_fit(weights: Weights, expected: Mapping[str, Sequence[int]]) -> None:
@@ -18,8 +30,8 @@ def check_fit(weights: Weights, expected: Mapping[str, Sequence[int]]) -> None:
         expected: tensor name -> shape, of the detector that the builder makes.
 
     Raises:
-        WeightsError: a tensor is missing, left over or of another shape; all are named. Where a wrapper's prefix explains all of it, that
-            is said instead.
+        WeightsError: a tensor is missing, left over or of another shape; all are named. Where a
+            wrapper's prefix explains all of it, that is said instead.
     """
     found = {name: tuple(tensor.shape) for name, tensor in weights.state_dict.items()}
     faults = _faults(found, expected)
@@ -28,22 +40,37 @@ def check_fit(weights: Weights, expected: Mapping[str, Sequence[int]]) -> None:
     where = f"{weights.provenance.get('source', 'weights')}: {len(found)} tensors"
     wanted = f"{weights.builder} with {len(weights.columns)} columns"
     prefix = prefix_hint(list(found)) or ""
-    if not any(_faults({name.removeprefix(prefix): shape for name, shape in found.items()}, expected).values()):
+    if not any(
+        _faults(
+            {name.removeprefix(prefix): shape for name, shape in found.items()}, expected
+        ).values()
+    ):
         raise WeightsError(
-            f"{where} don't fit {wanted}. The names begin with {prefix!r}, and without it every tensor fits; nothing is stripped unasked. "
-            f"If a wrapper put it there, write `fetch.prefix: {prefix}`."
+            f"{where} don't fit {wanted}. The names begin with {prefix!r}, and without it every"
+            " tensor fits; nothing is stripped unasked. If a wrapper put it there, write"
+            f" `fetch.prefix: {prefix}`."
         )
-    named = "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in faults.items() if names)
-    raise WeightsError(f"{where} don't fit {wanted}. {named}.{_next_step(weights, expected, prefix, faults)}")
+    named = "; ".join(
+        f"{len(names)} {kind}: {', '.join(names)}" for kind, names in faults.items() if names
+    )
+    raise WeightsError(
+        f"{where} don't fit {wanted}. {named}.{_next_step(weights, expected, prefix, faults)}"
+    )
 
 
-def _faults(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
+def _faults(
+    found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]
+) -> dict[str, list[str]]:
     """Kind of fault -> tensors with their shapes."""
     return {
         "missing": [
-            f"{name} {list(shape)}" for name, shape in expected.items() if name not in found and not name.endswith(OPTIONAL_SUFFIX)
+            f"{name} {list(shape)}"
+            for name, shape in expected.items()
+            if name not in found and not name.endswith(OPTIONAL_SUFFIX)
         ],
-        "left over": [f"{name} {list(shape)}" for name, shape in found.items() if name not in expected],
+        "left over": [
+            f"{name} {list(shape)}" for name, shape in found.items() if name not in expected
+        ],
         "of another shape": [
             f"{name} (found {list(found[name])}, expected {list(shape)})"
             for name, shape in expected.items()
@@ -52,19 +79,30 @@ def _faults(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[
     }
 
 
-def _next_step(weights: Weights, expected: Mapping[str, Sequence[int]], prefix: str, faults: Mapping[str, Sequence[str]]) -> str:
+def _next_step(
+    weights: Weights,
+    expected: Mapping[str, Sequence[int]],
+    prefix: str,
+    faults: Mapping[str, Sequence[str]],
+) -> str:
     if prefix and faults["missing"]:
-        return f" The names begin with {prefix!r}: if a wrapper put it there, write `fetch.prefix: {prefix}`."
+        return (
+            f" The names begin with {prefix!r}: if a wrapper put it there, write `fetch.prefix:"
+            f" {prefix}`."
+        )
     if faults["of another shape"] and not faults["missing"]:
         return (
-            f" The class columns are {_fitting_columns(weights, expected) or 'probably another number'}, not {len(weights.columns)}: "
-            "mend fetch.classes, or fetch.builder_args."
+            " The class columns are"
+            f" {_fitting_columns(weights, expected) or 'probably another number'}, not"
+            f" {len(weights.columns)}: mend fetch.classes, or fetch.builder_args."
         )
     return " Mend fetch.builder, fetch.builder_args or fetch.classes in params.yaml."
 
 
 def _fitting_columns(weights: Weights, expected: Mapping[str, Sequence[int]]) -> int | None:
-    """The one number of columns that explains every misshapen tensor, where there is one; background may be without rows."""
+    """The one number of columns that explains every misshapen tensor, where there is one;
+    background may be without rows.
+    """
     columns = len(weights.columns)
     for rowless in (0, 1):
         counts = {
@@ -80,11 +118,20 @@ def _fitting_columns(weights: Weights, expected: Mapping[str, Sequence[int]]) ->
 
 
 def prefix_hint(names: list[str]) -> str | None:
-    """The wrapper prefix (`module.`, `_orig_mod.`...) that most tensor names share, chained where wrappers are nested; None without one."""
+    """The wrapper prefix (`module.`, `_orig_mod.`...) that most tensor names share, chained where
+    wrappers are nested; None without one.
+    """
     chain = ""
     while True:
         rest = [name.removeprefix(chain) for name in names if name.startswith(chain)]
-        step = next((p for p in KNOWN_PREFIXES if sum(name.startswith(p) for name in rest) > 0.5 * len(names)), None)
+        step = next(
+            (
+                p
+                for p in KNOWN_PREFIXES
+                if sum(name.startswith(p) for name in rest) > 0.5 * len(names)
+            ),
+            None,
+        )
         if step is None:
             return chain or None
         chain += step

@@ -1,6 +1,8 @@
-"""Weights on disk: safetensors whose metadata says which detector they belong to and what each class column is called.
+"""Weights on disk: safetensors whose metadata says which detector they belong to and what each
+class column is called.
 
-Tensors are mapped, not copied, and keep the dtype of the file. The bytes written depend on the weights alone.
+Tensors are mapped, not copied, and keep the dtype of the file. The bytes written depend on the
+weights alone.
 """
 
 import json
@@ -18,7 +20,8 @@ from topwork.files import atomic_path
 
 FORMAT = "1"
 
-# safetensors' names of dtypes, in the order in which it stores them: widest first, so that each tensor is aligned.
+# safetensors' names of dtypes, in the order in which it stores them: widest first, so that each
+# tensor is aligned.
 _DTYPES = {
     torch.complex64: "C64",
     torch.float64: "F64",
@@ -45,10 +48,12 @@ class Weights:
 
     Attributes:
         state_dict: tensor name -> tensor, in the dtype of the file.
-        columns: names of the class columns that the detector's labels count, background first (`N/A` where a column is unused).
+        columns: names of the class columns that the detector's labels count, background first
+            (`N/A` where a column is unused).
         builder: torchvision's builder name, `module:function` or `path/to/file.py:function`.
         builder_args: further keyword arguments of the builder.
-        absorbed: names of the frozen columns after `columns` that count as background; empty in an ordinary detector.
+        absorbed: names of the frozen columns after `columns` that count as background; empty in an
+            ordinary detector.
         provenance: where the weights come from, as JSON values: source, hash, licence, recipe...
     """
 
@@ -63,19 +68,22 @@ class Weights:
 def read_weights(path: Path, *, trust: bool | str = False) -> Weights:
     """Read weights that topwork wrote; the tensors are mapped from the file.
 
-    A builder is code that will run on this machine, so a file may name one of torchvision's, or one that the caller trusts.
+    A builder is code that will run on this machine, so a file may name one of torchvision's, or one
+    that the caller trusts.
 
     Args:
         path: the file.
         trust: the builder beyond torchvision's that the file may name; True takes any.
 
     Raises:
-        WeightsError: no such file, not safetensors, without topwork's metadata, or with a builder that nobody vouched for.
+        WeightsError: no such file, not safetensors, without topwork's metadata, or with a builder
+            that nobody vouched for.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(
-            f"{path}: no such file. Run the stage that writes it (dvc repro), or give the path of weights that topwork wrote."
+            f"{path}: no such file. Run the stage that writes it (dvc repro), or give the path of"
+            " weights that topwork wrote."
         )
     try:
         with safe_open(path, framework="pt") as stored:
@@ -83,14 +91,17 @@ def read_weights(path: Path, *, trust: bool | str = False) -> Weights:
             state_dict = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (safe_open isn't a mapping)
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: not readable as safetensors ({error}). A .pth file goes through `topwork fetch {path}` first."
+            f"{path}: not readable as safetensors ({error}). A .pth file goes through `topwork"
+            f" fetch {path}` first."
         ) from error
     weights = _weights_of(state_dict, metadata, path)
     if ":" in weights.builder and trust is not True and trust != weights.builder:
         raise WeightsError(
-            f"{path}: its metadata ask for the builder {weights.builder!r} with {weights.builder_args}, which would run code of this machine that "
-            "the file chose; expected one of torchvision's. If you know it and trust it, "
-            f"name it yourself: `--builder {weights.builder}`; in Python `topwork.load({str(path)!r}, builder={weights.builder!r})`."
+            f"{path}: its metadata ask for the builder {weights.builder!r} with"
+            f" {weights.builder_args}, which would run code of this machine that the file chose;"
+            " expected one of torchvision's. If you know it and trust it, name it yourself:"
+            f" `--builder {weights.builder}`; in Python `topwork.load({str(path)!r},"
+            f" builder={weights.builder!r})`."
         )
     return weights
 
@@ -100,8 +111,9 @@ def _weights_of(state_dict: dict[str, Tensor], metadata: Mapping[str, str], path
     if version != FORMAT:
         found = f"metadata of format {version}" if version else "no metadata of topwork"
         raise WeightsError(
-            f"{path}: found {found}, expected format {FORMAT} (builder, columns, provenance). "
-            f"Turn it into topwork's weights first: `topwork fetch {path} --builder NAME --classes SET`."
+            f"{path}: found {found}, expected format {FORMAT} (builder, columns, provenance). Turn"
+            f" it into topwork's weights first: `topwork fetch {path} --builder NAME --classes"
+            " SET`."
         )
     try:
         return Weights(
@@ -114,7 +126,8 @@ def _weights_of(state_dict: dict[str, Tensor], metadata: Mapping[str, str], path
         )
     except (KeyError, ValueError, TypeError) as error:
         raise WeightsError(
-            f"{path}: the metadata is damaged ({type(error).__name__}: {error}). Write the file again with `topwork fetch`."
+            f"{path}: the metadata is damaged ({type(error).__name__}: {error}). Write the file"
+            " again with `topwork fetch`."
         ) from error
 
 
@@ -126,7 +139,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def write_weights(path: Path, weights: Weights) -> None:
-    """Write weights as safetensors, whole or not at all, tensor by tensor; the same weights give the same bytes.
+    """Write weights as safetensors, whole or not at all, tensor by tensor; the same weights give
+    the same bytes.
 
     Raises:
         WeightsError: a tensor that safetensors can't hold (sparse, quantized, without data).
@@ -144,12 +158,18 @@ def write_weights(path: Path, weights: Weights) -> None:
     rank = {dtype: number for number, dtype in enumerate(_DTYPES)}
     for name, tensor in weights.state_dict.items():
         _check_storable(name, tensor, path)
-    names = sorted(weights.state_dict, key=lambda name: (rank[weights.state_dict[name].dtype], name))
+    names = sorted(
+        weights.state_dict, key=lambda name: (rank[weights.state_dict[name].dtype], name)
+    )
     offset = 0
     for name in names:
         tensor = weights.state_dict[name]
         end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -165,8 +185,13 @@ def _json(value: Any) -> str:
 
 
 def _check_storable(name: str, tensor: Tensor, path: Path) -> None:
-    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.dtype not in _DTYPES:
+    if (
+        tensor.layout is not torch.strided
+        or tensor.is_meta
+        or tensor.is_quantized
+        or tensor.dtype not in _DTYPES
+    ):
         raise WeightsError(
-            f"{path}: tensor {name} is {tensor.dtype}, {tensor.layout} on {tensor.device}; expected plain dense numbers. "
-            "Turn it into a dense floating-point tensor where it was made."
+            f"{path}: tensor {name} is {tensor.dtype}, {tensor.layout} on {tensor.device}; expected"
+            " plain dense numbers. Turn it into a dense floating-point tensor where it was made."
         )

@@ -6,21 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from topwork.classes import BACKGROUND, UNUSED
+from topwork.classes import BACKGROUND, UNUSED, category_set
 from topwork.validation.raw_split import Part
 
-# COCO's 80 classes in order, with the ids 1..90 that its own files give them (11 are skipped).
-# Source: instances_val2017.json of cocodataset.org.
-COCO_NAMES = tuple(
-    """person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant|stop sign|parking meter|bench|bird|cat|dog|horse|sheep|cow
-|elephant|bear|zebra|giraffe|backpack|umbrella|handbag|tie|suitcase|frisbee|skis|snowboard|sports ball|kite|baseball bat|baseball glove|skateboard
-|surfboard|tennis racket|bottle|wine glass|cup|fork|knife|spoon|bowl|banana|apple|sandwich|orange|broccoli|carrot|hot dog|pizza|donut|cake|chair|couch
-|potted plant|bed|dining table|toilet|tv|laptop|mouse|remote|keyboard|cell phone|microwave|oven|toaster|sink|refrigerator|book|clock|vase|scissors
-|teddy bear|hair drier|toothbrush""".replace("\n", "").split("|")
-)
-COCO_SKIPPED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-COCO_91 = dict(zip(COCO_NAMES, [number for number in range(1, 91) if number not in COCO_SKIPPED], strict=True))
-COCO_80 = {name: index for index, name in enumerate(COCO_NAMES)}
+COCO_91 = {
+    name: number
+    for number, name in enumerate(category_set("coco-91"))
+    if name not in (BACKGROUND, UNUSED)
+}
+"""COCO's 80 classes with the ids 1..90 that its own files give them (ten are skipped)."""
+COCO_80 = {name: index for index, name in enumerate(COCO_91)}
 TRAINING_SPLITS = ("train", "val", "test")
 RARE = 10
 IMBALANCE = 100
@@ -30,15 +25,28 @@ def check_categories(part: Part) -> None:
     """All rules on the categories of one split."""
     for name, count in Counter(part.category_name).items():
         if count > 1:
-            ids = [int(key) for key, other in zip(part.category_id, part.category_name, strict=True) if other == name]
-            part.find("category-name-twice", f"the name {name!r} is borne by the categories {', '.join(map(str, ids))}")
+            ids = [
+                int(key)
+                for key, other in zip(part.category_id, part.category_name, strict=True)
+                if other == name
+            ]
+            part.find(
+                "category-name-twice",
+                f"the name {name!r} is borne by the categories {', '.join(map(str, ids))}",
+            )
     for key, name in zip(part.category_id.tolist(), part.category_name, strict=True):
         if not name.strip():
             part.find("category-name-blank", f"category {key} has no name")
         elif name in (BACKGROUND, UNUSED):
-            part.find("category-name-reserved", f"category {key} is named {name!r}, which means a column without a class")
+            part.find(
+                "category-name-reserved",
+                f"category {key} is named {name!r}, which means a column without a class",
+            )
         if key == 0:
-            part.find("category-id-zero", f"category 0 is {name!r}; torchvision's detectors use label 0 for background")
+            part.find(
+                "category-id-zero",
+                f"category 0 is {name!r}; torchvision's detectors use label 0 for background",
+            )
     _check_twins(part)
     _check_coco_ids(part)
     used = set(np.unique(part.category).tolist())
@@ -54,7 +62,8 @@ def check_aliases(parts: Sequence[Part], aliases: Mapping[str, str]) -> None:
         if name not in known and parts:
             parts[0].find(
                 "category-alias-unknown",
-                f"dataset.aliases names {name!r}, which no split has; they have: {', '.join(sorted(known)[:40])}",
+                f"dataset.aliases names {name!r}, which no split has; they have:"
+                f" {', '.join(sorted(known)[:40])}",
             )
 
 
@@ -68,13 +77,16 @@ def check_across(parts: Sequence[Part]) -> None:
         if lacking:
             part.find(
                 "category-sets-differ",
-                f"{split} doesn't list {', '.join(map(repr, lacking[:20]))}, which another split does",
+                f"{split} doesn't list {', '.join(map(repr, lacking[:20]))}, which another split"
+                " does",
             )
         for name in everything:
             elsewhere = {other: number[name] for other, number in counts.items() if number[name]}
             if elsewhere and not counts[split][name]:
                 said = ", ".join(f"{number} in {other}" for other, number in elsewhere.items())
-                part.find("category-missing-from-split", f"class {name!r} has no box in {split} ({said})")
+                part.find(
+                    "category-missing-from-split", f"class {name!r} has no box in {split} ({said})"
+                )
     _check_ids_differ(of_set)
     if "train" in of_set:
         _check_balance(of_set["train"], counts["train"])
@@ -88,29 +100,39 @@ def _check_twins(part: Part) -> None:
         if len(names) > 1 and names[0].strip():
             part.find(
                 "category-name-case",
-                f"the names {', '.join(map(repr, names))} differ only in case, spaces, hyphens or underscores",
+                f"the names {', '.join(map(repr, names))} differ only in case, spaces, hyphens or"
+                " underscores",
             )
 
 
 def _check_coco_ids(part: Part) -> None:
-    shared = {name: key for key, name in zip(part.category_id.tolist(), part.category_name, strict=True) if name in COCO_91}
+    shared = {
+        name: key
+        for key, name in zip(part.category_id.tolist(), part.category_name, strict=True)
+        if name in COCO_91
+    }
     if len(shared) < 3 or all(COCO_91[name] == key for name, key in shared.items()):
         return
-    for numbering, said in ((COCO_91, "COCO's own ids (1 to 90)"), (COCO_80, "COCO's index (0 to 79)")):
+    for numbering, said in (
+        (COCO_91, "COCO's own ids (1 to 90)"),
+        (COCO_80, "COCO's index (0 to 79)"),
+    ):
         for shift in (-1, 1):
             if numbering is COCO_80 and shift == 1:
                 continue  # 1 to 80: a numbering of its own, told below
             if all(numbering[name] + shift == key for name, key in shared.items()):
                 part.find(
                     "category-off-by-one",
-                    f"the ids of {len(shared)} COCO classes are {said} {'plus' if shift > 0 else 'minus'} one",
+                    f"the ids of {len(shared)} COCO classes are {said}"
+                    f" {'plus' if shift > 0 else 'minus'} one",
                 )
                 return
     for start in (0, 1):
         if all(COCO_80[name] + start == key for name, key in shared.items()):
             part.find(
                 "category-coco80-ids",
-                f"{len(shared)} COCO classes have the ids {start} to {start + 79}; COCO's own files skip some up to 90",
+                f"{len(shared)} COCO classes have the ids {start} to {start + 79}; COCO's own files"
+                " skip some up to 90",
             )
             return
 
@@ -120,7 +142,10 @@ def _check_ids_differ(parts: Mapping[str, Part]) -> None:
     for split, part in parts.items():
         for key, name in zip(part.category_id.tolist(), part.category_name, strict=True):
             if name in seen and seen[name][0] != key and seen[name][1] != split:
-                part.find("category-ids-differ", f"class {name!r} is {key} here and {seen[name][0]} in {seen[name][1]}")
+                part.find(
+                    "category-ids-differ",
+                    f"class {name!r} is {key} here and {seen[name][0]} in {seen[name][1]}",
+                )
             seen.setdefault(name, (key, split))
 
 

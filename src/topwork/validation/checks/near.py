@@ -1,4 +1,6 @@
-"""Images that look the same: perceptual hashes a few bits apart, found by their equal pieces instead of by all pairs."""
+"""Images that look the same: perceptual hashes a few bits apart, found by their equal pieces
+instead of by all pairs.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -34,18 +36,25 @@ def check_near(parts: Sequence[Part], probes: Mapping[str, Mapping[str, Probe]])
         a, b = parts[index_a], parts[index_b]
         rule = "near-duplicate" if a.split == b.split else "near-duplicate-across"
         if (second, rule) in told:
-            continue  # one finding an image and rule: a series of alike frames would give all its pairs
+            # one finding an image and rule: a series of alike frames would give all its pairs
+            continue
         told.add((second, rule))
         where = f"{a.file_name[row_a]} (image {a.image_id[row_a]}, {a.split})"
         twin = (a.split, int(a.image_id[row_a]))
-        b.find_image(rule, row_b, f"looks like {where}: {distance} of 64 hash bits differ", other=twin)
+        b.find_image(
+            rule, row_b, f"looks like {where}: {distance} of 64 hash bits differ", other=twin
+        )
 
 
 def near_pairs(
     phashes: Sequence[str], dhashes: Sequence[str]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pairs (first < second) whose hashes are close, sorted by second, with the bits by which their phash differs."""
-    p, d = (np.array([int(text, 16) for text in hashes], np.uint64) for hashes in (phashes, dhashes))
+    """Pairs (first < second) whose hashes are close, sorted by second, with the bits by which their
+    phash differs.
+    """
+    p, d = (
+        np.array([int(text, 16) for text in hashes], np.uint64) for hashes in (phashes, dhashes)
+    )
     none = np.empty(0, np.int64)
     if len(p) < 2:
         return none, none, none
@@ -60,7 +69,9 @@ def near_pairs(
             if not len(same):
                 break
             one, two = order[same], order[same + lag]
-            close = (np.bitwise_count(p[one] ^ p[two]) <= PHASH_BITS) & (np.bitwise_count(d[one] ^ d[two]) <= DHASH_BITS)
+            close = (np.bitwise_count(p[one] ^ p[two]) <= PHASH_BITS) & (
+                np.bitwise_count(d[one] ^ d[two]) <= DHASH_BITS
+            )
             if close.any():
                 pairs.append(np.sort(np.stack([one[close], two[close]]), axis=0))
     if not pairs:

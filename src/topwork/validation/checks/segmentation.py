@@ -1,4 +1,6 @@
-"""Segmentations against their boxes, areas and images: decoded in batches, measured a column at a time."""
+"""Segmentations against their boxes, areas and images: decoded in batches, measured a column at a
+time.
+"""
 
 import math
 from collections.abc import Iterator
@@ -33,7 +35,9 @@ _DECODER = msgspec.json.Decoder(list[Polygons | Rle | None])
 _SINGLE = msgspec.json.Decoder(Polygons | Rle | None)
 
 
-@np.errstate(invalid="ignore", over="ignore", divide="ignore")  # coordinates may be anything; what overflows compares as false
+@np.errstate(
+    invalid="ignore", over="ignore", divide="ignore"
+)  # coordinates may be anything; what overflows compares as false
 def check_segmentations(part: Part) -> None:
     """All rules on segmentations of one split."""
     if part.segmentation is None or not len(part.annotation_id):
@@ -42,7 +46,13 @@ def check_segmentations(part: Part) -> None:
     for rows, shapes in _batches(part):
         polygons = [index for index, shape in enumerate(shapes) if type(shape) is list and shape]
         if polygons:
-            _check_polygons(part, rows[polygons], [shapes[index] for index in polygons], image_width, image_height)
+            _check_polygons(
+                part,
+                rows[polygons],
+                [shapes[index] for index in polygons],
+                image_width,
+                image_height,
+            )
         for index, shape in enumerate(shapes):
             if isinstance(shape, Rle):
                 row = int(rows[index])
@@ -59,7 +69,9 @@ def _batches(part: Part) -> Iterator[tuple[Ints, list[Any]]]:
         piece = piece.drop_null()
         if not len(piece):
             continue
-        whole = pa.ListArray.from_arrays(pa.array([0, len(piece)], pa.int32()), piece.cast(pa.string()))
+        whole = pa.ListArray.from_arrays(
+            pa.array([0, len(piece)], pa.int32()), piece.cast(pa.string())
+        )
         text = pc.binary_join(whole, ",")[0].as_buffer()
         try:
             yield rows, _DECODER.decode(b"[" + text.to_pybytes() + b"]")
@@ -71,22 +83,43 @@ def _batches(part: Part) -> Iterator[tuple[Ints, list[Any]]]:
                     kept.append(row)
                 except (msgspec.DecodeError, RecursionError) as error:
                     rule = "segmentation-nan" if "null" in single else "segmentation-malformed"
-                    part.find_annotation(rule, row, f"segmentation: {error}; expected [[x, y, x, y, ...], ...] or {{size, counts}}")
+                    part.find_annotation(
+                        rule,
+                        row,
+                        f"segmentation: {error}; expected [[x, y, x, y, ...], ...] or {{size,"
+                        " counts}",
+                    )
             yield np.array(kept, np.int64), shapes
 
 
-def _check_polygons(part: Part, rows: Ints, shapes: list[Polygons], image_width: Floats, image_height: Floats) -> None:
+def _check_polygons(
+    part: Part, rows: Ints, shapes: list[Polygons], image_width: Floats, image_height: Floats
+) -> None:
     counts = np.fromiter((len(ring) for shape in shapes for ring in shape), np.int64)
     rings_of = np.fromiter(map(len, shapes), np.int64, len(shapes))
     owner = np.repeat(np.arange(len(shapes)), rings_of)  # ring -> index into rows
     odd = counts % 2 == 1
     short = ~odd & (counts < 6)
     for ring in np.flatnonzero(odd):
-        part.find_annotation("polygon-odd", int(rows[owner[ring]]), f"a polygon has {counts[ring]} coordinates, expected an even number")
+        part.find_annotation(
+            "polygon-odd",
+            int(rows[owner[ring]]),
+            f"a polygon has {counts[ring]} coordinates, expected an even number",
+        )
     for ring in np.flatnonzero(short):
-        said = "four numbers, which pycocotools takes for a box" if counts[ring] == 4 else f"{counts[ring] // 2} points"
-        part.find_annotation("polygon-short", int(rows[owner[ring]]), f"a polygon has {said}, expected three points or more")
-    flat = np.fromiter(chain.from_iterable(chain.from_iterable(shapes)), np.float64, int(counts.sum()))
+        said = (
+            "four numbers, which pycocotools takes for a box"
+            if counts[ring] == 4
+            else f"{counts[ring] // 2} points"
+        )
+        part.find_annotation(
+            "polygon-short",
+            int(rows[owner[ring]]),
+            f"a polygon has {said}, expected three points or more",
+        )
+    flat = np.fromiter(
+        chain.from_iterable(chain.from_iterable(shapes)), np.float64, int(counts.sum())
+    )
     sound = ~(odd | short)
     if not sound.all():
         keep = np.repeat(sound, counts)
@@ -134,7 +167,14 @@ def _hold(
     box, declared = part.box[rows], part.area[rows]
     crowd = part.crowd[rows]
     apart = np.max(
-        np.abs([left - box[:, 0], top - box[:, 1], right - box[:, 0] - box[:, 2], bottom - box[:, 1] - box[:, 3]]),
+        np.abs(
+            [
+                left - box[:, 0],
+                top - box[:, 1],
+                right - box[:, 0] - box[:, 2],
+                bottom - box[:, 1] - box[:, 3],
+            ]
+        ),
         axis=0,
     )
     limit = np.maximum(BOX_TOLERANCE_PX, BOX_TOLERANCE_SHARE * np.maximum(box[:, 2], box[:, 3]))
@@ -142,9 +182,18 @@ def _hold(
     beyond = np.max([-left, -top, right - image_width[rows], bottom - image_height[rows]], axis=0)
     outside = (image_width[rows] > 0) & (beyond > EDGE_PX)
     thin = area <= 0
-    unequal = ~thin & (declared > 0) & (rings == 1) & (np.abs(area - declared) > AREA_TOLERANCE * np.maximum(area, declared) + 2)
+    unequal = (
+        ~thin
+        & (declared > 0)
+        & (rings == 1)
+        & (np.abs(area - declared) > AREA_TOLERANCE * np.maximum(area, declared) + 2)
+    )
     for at in np.flatnonzero(crowd):
-        part.find_annotation("crowd-polygon", int(rows[at]), "iscrowd is 1 and the segmentation is polygons, expected run lengths")
+        part.find_annotation(
+            "crowd-polygon",
+            int(rows[at]),
+            "iscrowd is 1 and the segmentation is polygons, expected run lengths",
+        )
     for at in np.flatnonzero(differs):
         found = ", ".join(f"{edge[at]:.6g}" for edge in (left, top, right - left, bottom - top))
         part.find_annotation(
@@ -153,7 +202,11 @@ def _hold(
             f"the polygons' extent is [{found}], {apart[at]:.3g} px off the box",
         )
     for at in np.flatnonzero(outside):
-        part.find_annotation("segmentation-outside", int(rows[at]), f"a polygon reaches {beyond[at]:.4g} px beyond the image")
+        part.find_annotation(
+            "segmentation-outside",
+            int(rows[at]),
+            f"a polygon reaches {beyond[at]:.4g} px beyond the image",
+        )
     for at in np.flatnonzero(thin):
         part.find_annotation("polygon-flat", int(rows[at]), "the polygons enclose no area")
     for at in np.flatnonzero(unequal):
@@ -170,7 +223,8 @@ def _check_rle(part: Part, row: int, shape: Rle, image_width: float, image_heigh
         part.find_annotation(
             "rle-size-differs",
             row,
-            f"run lengths are for {width}x{height}, the image is {image_width:.0f}x{image_height:.0f}",
+            f"run lengths are for {width}x{height}, the image is"
+            f" {image_width:.0f}x{image_height:.0f}",
         )
         return
     if not 0 < width * height <= 1 << 31:
@@ -179,7 +233,9 @@ def _check_rle(part: Part, row: int, shape: Rle, image_width: float, image_heigh
     counts = shape.counts if isinstance(shape.counts, list) else uncompress(shape.counts)
     if counts is None or any(count < 0 for count in counts) or sum(counts) != width * height:
         total = "can't be decoded" if counts is None else f"add up to {sum(counts)}"
-        part.find_annotation("rle-counts", row, f"run lengths {total}, expected {width * height} ({width}x{height})")
+        part.find_annotation(
+            "rle-counts", row, f"run lengths {total}, expected {width * height} ({width}x{height})"
+        )
         return
     encoded = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     found = coco_mask.toBbox(encoded)
@@ -193,15 +249,22 @@ def _check_rle(part: Part, row: int, shape: Rle, image_width: float, image_heigh
         abs(found[0] + found[2] - box[0] - box[2]),
         abs(found[1] + found[3] - box[1] - box[3]),
     )
-    if math.isfinite(apart) and apart > max(BOX_TOLERANCE_PX, BOX_TOLERANCE_SHARE * max(box[2], box[3])):
+    if math.isfinite(apart) and apart > max(
+        BOX_TOLERANCE_PX, BOX_TOLERANCE_SHARE * max(box[2], box[3])
+    ):
         extent = ", ".join(f"{value:.6g}" for value in found)
-        part.find_annotation("segmentation-box-differs", row, f"the mask's extent is [{extent}], {apart:.3g} px off the box")
+        part.find_annotation(
+            "segmentation-box-differs",
+            row,
+            f"the mask's extent is [{extent}], {apart:.3g} px off the box",
+        )
 
 
 def uncompress(text: str) -> list[int] | None:
     """COCO's compressed run lengths as numbers; None where the text isn't such.
 
-    Source: rleFrString in cocoapi's maskApi.c (LEB128-like, six bits a character from '0', differences from the third count on).
+    Source: rleFrString in cocoapi's maskApi.c (LEB128-like, six bits a character from '0',
+    differences from the third count on).
     """
     counts: list[int] = []
     place = 0
