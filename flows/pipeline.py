@@ -6,10 +6,13 @@ retries, logs, schedules and artifacts. A stage added to dvc.yaml appears here b
     python -m flows.pipeline
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 REPORT = Path("out/report/report.html")
 TAIL_LINES = 60
-EPOCH = re.compile(r"epoch (\d+)/([1-9]\d*)\b")
+EVENT = "@topwork "
+LOCK_TRIES = 60
+_ASKING = threading.Lock()
+"""DVC's API isn't made for threads."""
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=2)
 
 
@@ -74,45 +80,69 @@ def _address(stage: Any, root: Path) -> str:
 
 
 class Progress:
-    """A stage's progress artifact, made when the stage first says `epoch 3/10`; one that counts
-    nothing has none.
-    """
+    """A stage's progress artifact, made at its first progress event."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self._artifact: Any = None
 
-    def follow(self, line: str) -> None:
-        """Take over what a line of the stage's output says."""
-        if not (told := EPOCH.match(line)):
-            return
-        percent = 100 * int(told[1]) / int(told[2])
+    def follow(self, event: dict[str, Any]) -> None:
+        """Take over a progress event."""
+        percent = 100 * event["done"] / event["total"]
+        text = f"{event['unit']} {event['done']} of {event['total']}  {event.get('text', '')}"
         if self._artifact is None:
             key = re.sub("[^a-z0-9]+", "-", self.stage.lower()).strip("-")
             self._artifact = create_progress_artifact(
-                percent, key=f"progress-{key}", description=line
+                percent, key=f"progress-{key}", description=text
             )
         else:
-            update_progress_artifact(self._artifact, progress=percent, description=line)
+            update_progress_artifact(self._artifact, progress=percent, description=text)
+
+
+def is_fresh(stage: str, root: Path) -> bool:
+    """Whether DVC finds nothing to do for a stage, asked of DVC's own API.
+
+    Where DVC can't say (a file that the stage needs is missing, say), the answer is no: running the
+    stage then gives DVC's own error.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    file, _, name = stage.rpartition(":")
+    target = f"{root / (file or 'dvc.yaml')}:{name}"
+    for _ in range(LOCK_TRIES):
+        try:
+            with _ASKING, Repo(str(root)) as repo:
+                return not repo.status(targets=[target])
+        except LockError:
+            time.sleep(1)  # another stage's command begins or ends right now
+        except DvcException:
+            return False
+    return False
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: str, root: Path) -> State[str]:
-    """Run one stage through DVC; its output reaches the log line by line.
+    """Run one stage through DVC, unless it is fresh; its output reaches the log line by line.
 
     Returns:
         A state named `Fresh` where DVC found nothing to do, `Completed` where the stage ran,
         `Failed` with the stage's error otherwise.
     """
+    if is_fresh(stage, root):
+        return Completed(
+            name="Fresh", message=f"{stage}: nothing to do, DVC found it unchanged", data="fresh"
+        )
     logger = get_run_logger()
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
     tail: deque[str] = deque(maxlen=TAIL_LINES)
-    progress = Progress(stage)
+    progress, error = Progress(stage), ""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with subprocess.Popen(
         command,
         cwd=root,
-        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "TOPWORK_EVENTS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -120,33 +150,29 @@ def run_stage(stage: str, root: Path) -> State[str]:
         errors="replace",
     ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line := line.rstrip():
+        for line in filter(None, map(str.rstrip, process.stdout)):
+            event = event_of(line)
+            if event is None:
                 logger.info("%s", line)
                 tail.append(line)
-                progress.follow(line)
+            elif event["kind"] == "progress":
+                progress.follow(event)
+            elif event["kind"] == "error":
+                error = event["message"]
     if process.returncode:
-        return Failed(message=f"{stage}: {_error(list(tail))}")
-    if any("didn't change, skipping" in line for line in tail):
-        return Completed(
-            name="Fresh", message=f"{stage}: nothing to do, DVC found it unchanged", data="fresh"
-        )
+        return Failed(message=f"{stage}: {error or ' '.join(list(tail)[-5:]) or 'no output'}")
     return Completed(message=f"{stage}: ran", data="ran")
 
 
-def _error(tail: list[str]) -> str:
-    """The stage's own error: from its `error:` line up to DVC's closing remark, or the last lines
-    where it left none.
-    """
-    starts = [index for index, line in enumerate(tail) if line.startswith("error: ")]
-    if not starts:
-        return " ".join(tail[-5:]) or "no output"
-    body = tail[starts[0] :]
-    end = next(
-        (i for i, line in enumerate(body) if line.startswith("ERROR: failed to reproduce")),
-        len(body),
-    )
-    return " ".join(body[:end]).removeprefix("error: ")
+def event_of(line: str) -> dict[str, Any] | None:
+    """The event in a line of a stage's output (`topwork.project.events`), None in others."""
+    if not line.startswith(EVENT):
+        return None
+    try:
+        event = json.loads(line.removeprefix(EVENT))
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "kind" in event else None
 
 
 @flow(name="pipeline", task_runner=RUNNER, persist_result=False)

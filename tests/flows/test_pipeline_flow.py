@@ -33,14 +33,18 @@ stages:
     outs: [unused.txt]
 """
 STEP = """
-import pathlib, sys, time
+import json, os, pathlib, sys, time
 name = sys.argv[1]
 print(f"{name} speaks")
 if name == "left":
     print("epoch 1/4  loss 3")
-    print("epoch 3/4  loss 2")
+    if os.environ["TOPWORK_EVENTS"] == "1":
+        for done in (1, 3):
+            event = {"kind": "progress", "done": done, "total": 4, "unit": "epoch"}
+            print("@topwork", json.dumps(event))
 if pathlib.Path("break").exists() and name == "right":
-    print("error: right.txt: found a break, expected none. Remove it.", file=sys.stderr)
+    message = "right.txt: found a break, expected none. Remove it."
+    print("@topwork", json.dumps({"kind": "error", "message": message}))
     raise SystemExit(1)
 time.sleep(2 if name in ("left", "right") else 0)
 pathlib.Path(f"{name}.txt").write_text(name)

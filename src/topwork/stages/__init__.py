@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from topwork.errors import TopworkError
 from topwork.params.section import parse, read_document
+from topwork.project.events import ErrorEvent, emit
 
 Params = TypeVar("Params", bound=BaseModel)
 
@@ -31,15 +32,18 @@ def main_of(run: Callable[[Params], None], sections: type[Params]) -> int:
         import_module("topwork.params.document").parse_params(document)
         run(parse(sections, document))
     except TopworkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _failed(str(error))
     except MemoryError as error:
-        print(
-            f"error: out of memory ({error}); lower the batch size in params.yaml, then run again.",
-            file=sys.stderr,
+        return _failed(
+            f"out of memory ({error}); lower the batch size in params.yaml, then run again."
         )
-        return 1
     return 0
+
+
+def _failed(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    emit(ErrorEvent(message=message))
+    return 1
 
 
 def in_project(run: Callable[[Params], None]) -> Callable[..., None]:

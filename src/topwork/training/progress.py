@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from topwork.project.events import ProgressEvent, emit
+
 
 class Watch:
     """Progress of a run; silent where `shown` is False (every process but the first)."""
@@ -48,6 +50,9 @@ class Watch:
         )
         self.say(f"epoch {number}/{of}  {self.rate():.1f} images/s  {told}")
         self.images, self.since = 0, time.perf_counter()
+        if self.shown:
+            event = ProgressEvent(done=number, total=of, unit="epoch", text=told)
+            emit(event)
 
     def say(self, text: str) -> None:
         """A line of text."""
