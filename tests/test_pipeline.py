@@ -1,7 +1,10 @@
 """The whole pipeline on a small demo: real DVC, real Prefect, real git."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,43 @@ def test_metrics_and_plots_are_dvcs_own(project: Path) -> None:
         "calibration",
     ):
         assert title in page
+
+
+def test_dvc_shows_the_training_while_it_runs(clone: Path) -> None:
+    """Loss, learning rates and validation AP, as an editor asks for them; and no rate of the machine."""
+    edit_params(clone, {"finetune": {"epochs": 40}})
+    with subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "finetune"],
+        cwd=clone,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert any(line.startswith("epoch 2/40") for line in process.stdout)
+            found = json.loads(done(clone, "dvc", "metrics", "show", "--json"))[""]["data"]
+            shown = found["out/finetune/curves/metrics.json"]["data"]
+            plots = run(clone, "dvc", "plots", "show", "--json")
+            assert process.poll() is None, "it is still training"
+        finally:
+            process.terminate()
+    assert set(shown) == {"train", "lr", "val", "step"}
+    assert set(shown["val"]) == {"map", "ap"}
+    for name in ("train/loss", "lr/head", "val/map"):
+        assert f"out/finetune/curves/plots/metrics/{name}.tsv" in plots.stdout
+
+
+def test_the_model_is_an_artifact(project: Path, tmp_path: Path) -> None:
+    done(project, "git", "tag", "--annotate", "detector@v1.0.0", "--message", "the first")
+    command = (sys.executable, "-m", "dvc", "artifacts", "get", str(project), "detector")
+    subprocess.run(command, cwd=tmp_path, check=True)
+    ours = project / "out" / "finetune" / "weights.safetensors"
+    assert (tmp_path / "weights.safetensors").read_bytes() == ours.read_bytes()
+    done(project, "git", "tag", "--delete", "detector@v1.0.0")
 
 
 def test_a_breached_contract_fails_the_gate_after_everything_is_written(clone: Path) -> None:

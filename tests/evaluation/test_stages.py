@@ -111,7 +111,7 @@ def test_predictions_bear_target_names(project: Path) -> None:
         for model in MODELS
     }
     expected = {
-        "pretrained": ("test", "source", "train"),
+        "pretrained": ("test", "source"),
         "grafted": ("test", "source"),
         "finetuned": ("test", "source"),
     }

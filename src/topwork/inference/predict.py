@@ -93,6 +93,11 @@ def predict(
     return _table(found, names)
 
 
+def no_detections() -> pd.DataFrame:
+    """The table of a detector that saw nothing."""
+    return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COLUMNS.items()})
+
+
 def _open(open_image: Callable[[], Image.Image], pin: bool) -> Tensor:
     """uint8[3, H, W]; for the CPU float32 in [0, 1], so that the conversion, too, happens in the
     decoding thread.
@@ -164,7 +169,7 @@ def _encode_masks(masks: Tensor) -> list[str]:
 
 def _table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
     if not found:
-        return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COLUMNS.items()})
+        return no_detections()
     image_ids, labels, scores = (
         np.concatenate([rows[key] for rows in found]) for key in ("image_id", "label", "score")
     )

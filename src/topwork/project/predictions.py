@@ -9,6 +9,8 @@ from topwork.project.record import Record
 
 BASELINE = Path("out/baseline")
 PREDICT = Path("out/predict")
+TRAINING = BASELINE / "training.parquet"
+"""What the pretrained detector sees on the training images, for the stage `unlabelled`."""
 
 
 def predictions_folder(model: str) -> Path:

@@ -2,16 +2,17 @@
 
 Reads params `predict` and `surgery.classes`, the tables of `validate` with the held-out images and,
 for the stage `unlabelled`, the training images, and both weights. Writes out/baseline: predictions/
-(Parquet and COCO results by model and split) and record.json. A sweep of training params doesn't
-run it again. On the CPU of one kind of machine it repeats to the byte; a GPU may differ in the last
-digits. Stopped by weights that give NaN, a device that isn't there, and inputs that change
-meanwhile.
+(Parquet and COCO results by model and split), training.parquet and record.json. A sweep of training
+params doesn't run it again. On the CPU of one kind of machine it repeats to the byte; a GPU may
+differ in the last digits. Stopped by weights that give NaN, a device that isn't there, and inputs
+that change meanwhile.
 """
 
 from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
-from topwork.files import HeldInputs
+from topwork.files import HeldInputs, atomic_path
 from topwork.inference.device import choose_device
+from topwork.inference.predict import no_detections
 from topwork.inference.run import predict_splits, record_of, write_run
 from topwork.metrics.sets import held_out
 from topwork.params.predict import PredictParams
@@ -19,7 +20,7 @@ from topwork.params.runtime import RuntimeParams
 from topwork.params.section import Sections
 from topwork.params.surgery import SurgeryParams
 from topwork.project.fetch import PRETRAINED
-from topwork.project.predictions import predictions_folder, record_path
+from topwork.project.predictions import TRAINING, predictions_folder, record_path
 from topwork.project.surgery import GRAFTED
 from topwork.project.validate import FOLDER, table_paths
 from topwork.stages import in_project, main_of
@@ -55,9 +56,13 @@ def run(params: Params) -> None:
         for model, path in WEIGHTS.items()
     }
     held.check()
-    write_run(predictions_folder("pretrained"), found, tables, plan)
     weights = {model: held.hashes[model] for model in WEIGHTS}
-    record_of(found, weights, batch_size, device).write(record_path("pretrained"))
+    record = record_of(found, weights, batch_size, device)
+    training = found["pretrained"].pop("train", no_detections())
+    write_run(predictions_folder("pretrained"), found, tables, plan)
+    with atomic_path(TRAINING) as temporary:
+        training.to_parquet(temporary, index=False, compression="zstd")
+    record.write(record_path("pretrained"))
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from topwork.metrics.truth import truth_of
 from topwork.params.section import Sections
 from topwork.params.surgery import SurgeryParams
 from topwork.params.unlabelled import UnlabelledParams
-from topwork.project.predictions import predictions_folder, predictions_path
+from topwork.project.predictions import TRAINING
 from topwork.project.unlabelled import BOXES, FINDINGS, UnlabelledBox, UnlabelledRecord
 from topwork.project.validate import FOLDER, table_paths
 from topwork.stages import in_project, main_of
@@ -33,11 +33,11 @@ class Params(Sections):
 def run(params: Params) -> None:
     """Search what was seen on the training images."""
     plan = params.surgery.plan()
-    held = HeldInputs({**table_paths(), "predictions": predictions_folder("pretrained")})
+    held = HeldInputs({**table_paths(), "training": TRAINING})
     tables = Tables.read(FOLDER, segmentation=False)
     found = None
     if plan.kept:
-        predictions = pd.read_parquet(predictions_path("pretrained", "train"))
+        predictions = pd.read_parquet(TRAINING)
         found = find_unlabelled(
             truth_of(tables, "train", tuple(plan.kept)), predictions, params.unlabelled
         )
