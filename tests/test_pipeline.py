@@ -64,7 +64,7 @@ def test_metrics_and_plots_are_dvcs_own(project: Path) -> None:
 
 
 def test_dvc_shows_the_training_while_it_runs(clone: Path) -> None:
-    """Loss, learning rates and validation AP, as an editor asks for them; no rate of the machine."""
+    """Loss, learning rates and validation AP, as an editor asks; no rate of the machine."""
     edit_params(clone, {"finetune": {"epochs": 40}})
     with subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", "finetune"],
