@@ -227,13 +227,6 @@ def test_masks_equal_pycocotools() -> None:
     assert masks is not None
     assert masks.map == pytest.approx(stats(theirs)[0], abs=1e-10)
     assert masks.classes["class 1"].ap_50 == score(truth, detections, "segm").ap("class 1", iou=0.5)
-    from topwork.metrics.bootstrap import weighted_ap
-
-    matches = match(truth, detections, "segm")
-    for label, name in enumerate(truth.classes, start=1):
-        assert weighted_ap(matches, label, np.ones((1, 12), dtype=np.int64))[0] == pytest.approx(
-            score(truth, detections, "segm").ap(name), abs=1e-10
-        )
 
 
 def test_masks_missing_are_named() -> None:

@@ -30,16 +30,16 @@ class BestThreshold:
     recall: float | None
 
 
-def best_threshold(matches: Matches, label: int, threshold: int = 0) -> BestThreshold:
-    """Score threshold that maximises F1 of one class at one IoU threshold (by index; the first is
-    0.5); of equals the highest score.
+def best_threshold(matches: Matches, label: int) -> BestThreshold:
+    """Score threshold that maximises F1 of one class at IoU 0.5, the matches' first threshold; of
+    equals the highest score.
 
     F1 counts only at the end of a run of equal scores: a threshold takes all of them or none.
     """
     where = matches.of(label)
     objects = int(np.sum((matches.truth.label == label) & ~matches.truth.crowd))
-    counted = ~matches.ignored[threshold, where]
-    true, score = matches.true[threshold, where][counted], matches.score[where][counted]
+    counted = ~matches.ignored[0, where]
+    true, score = matches.true[0, where][counted], matches.score[where][counted]
     if not objects or not true.any():
         return BestThreshold(
             None, None, 0.0 if objects and len(true) else None, 0.0 if objects else None

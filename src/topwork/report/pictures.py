@@ -25,13 +25,6 @@ _SIZES = ((640, 82), (560, 78), (480, 74), (400, 70), (320, 64), (240, 58))
 """(longest side, JPEG quality), tried from the best."""
 MATCH_IOU = 0.5
 
-TITLES = {
-    "truth": "Ground truth",
-    "pretrained": "Pretrained",
-    "grafted": "Grafted",
-    "finetuned": "Fine-tuned",
-}
-
 
 @dataclass(frozen=True)
 class Box:

@@ -22,7 +22,6 @@ SPLIT_NAMES = {
     "source": "source",
     "replay": "replay",
 }
-SEVERITY_CSS = {"error": "bad", "warning": "mild", "note": ""}
 
 
 def named(frame: pd.DataFrame, names: Mapping[int, str]) -> pd.DataFrame:

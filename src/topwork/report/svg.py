@@ -46,7 +46,6 @@ class Row:
 
     name: str
     marks: Sequence[Mark] = field(default_factory=tuple)
-    note: str = ""
 
 
 def number(value: float) -> str:
