@@ -16,6 +16,7 @@ from topwork.compare.page import render_comparison, sentence
 from topwork.dataset.tables import Tables
 from topwork.errors import TopworkError
 from topwork.params.document import load_params
+from topwork.project.evaluate import IMAGES
 from topwork.project.predictions import predictions_path
 from topwork.report.figures import Estimate
 from topwork.report.run import Run, WorkingFiles
@@ -163,6 +164,9 @@ def test_page_and_terminal_tell_the_same(
         assert words in page
         assert words in printed
     assert page.count('class="shot"') == 2
+    (other / IMAGES).unlink()
+    without = render_comparison(compared(finished, other), pictures=2)
+    assert "or evaluate left no scores of them" in without
     assert "<span" not in printed
 
 

@@ -135,6 +135,7 @@ def test_titles_and_names_are_escaped(project: Path) -> None:
         ("out/finetune/curves", "No training curves"),
         ("out/evaluate/plots", "evaluate left no confusion matrix"),
         ("out/predict", "evaluate left no predictions on the test set."),
+        ("out/evaluate/images.parquet", "evaluate left no scores of single images."),
         ("out/surgery", "The run has no surgery receipt."),
         ("out/validate/findings.parquet", "The data gate found nothing at fault."),
         ("out/evaluate/verdict.json", "No contract set"),

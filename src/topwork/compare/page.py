@@ -16,7 +16,7 @@ from topwork.compare.comparison import (
 )
 from topwork.report.figures import Estimate, class_figures, percent
 from topwork.report.page import render, thresholds
-from topwork.report.pictures import Picture, Shown, boxes_of, draw, image_scores
+from topwork.report.pictures import Picture, Shown, boxes_of, draw
 from topwork.report.run import Run
 from topwork.report.sections import SET_TITLES, Table
 from topwork.report.story import SPLIT_NAMES, kinds_of
@@ -253,11 +253,11 @@ def same_pictures(runs: Sequence[Run], count: int) -> list[Picture]:
     truth = truth_of_test(runs[0])
     strong, scores = [], []
     for run in runs:
-        found = run.predictions(MODEL, "test")
-        if found is None:
+        found, f1 = run.predictions(MODEL, "test"), run.image_f1(MODEL, "test")
+        if found is None or f1 is None:
             return []
         strong.append(thresholds(class_figures(run), None).strong(found, MODEL))
-        scores.append(image_scores(truth, strong[-1], ids))
+        scores.append(f1)
     spread: Mapping[int, float] = {
         key: max(score[key] for score in scores) - min(score[key] for score in scores)
         for key in ids

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from topwork.classes import ClassPlan
 from topwork.evaluation.calibration import expected_error
+from topwork.evaluation.confusion import confident
 from topwork.evaluation.retention import Verdict, ratio, ratio_interval, verdict_of
 from topwork.metrics.bootstrap import Interval, draw_weights, interval, weighted_ap
 from topwork.metrics.coco import Scores, score
@@ -67,6 +69,13 @@ class Assessment:
     def threshold(self, name: str) -> BestThreshold:
         """Where a class's F1 is highest, at IoU 0.5."""
         return best_threshold(self.matches, self.truth.classes.index(name) + 1)
+
+    @cached_property
+    def confident(self) -> NDArray[np.bool_]:
+        """bool[D]: detections that reach their class's best threshold."""
+        return confident(
+            self.matches, {name: self.threshold(name).threshold for name in self.classes}
+        )
 
 
 def assess(

@@ -30,6 +30,21 @@ class BestThreshold:
     recall: float | None
 
 
+def f1_score(
+    true: NDArray[np.int64], detections: NDArray[np.int64], objects: NDArray[np.int64] | int
+) -> NDArray[np.float64]:
+    """F1: the harmonic mean of precision and recall; 1 where there's neither a detection nor an
+    object.
+
+    Args:
+        true: how many detections found an object.
+        detections: how many there are.
+        objects: how many there are to find.
+    """
+    total = np.asarray(detections + objects, dtype=np.float64)
+    return np.divide(2 * true, total, out=np.ones_like(total), where=total > 0)
+
+
 def best_threshold(matches: Matches, label: int) -> BestThreshold:
     """Score threshold that maximises F1 of one class at IoU 0.5, the matches' first threshold; of
     equals the highest score.
@@ -44,8 +59,8 @@ def best_threshold(matches: Matches, label: int) -> BestThreshold:
         return BestThreshold(
             None, None, 0.0 if objects and len(true) else None, 0.0 if objects else None
         )
-    found, taken = np.cumsum(true), np.arange(1, len(true) + 1)
-    f1 = 2 * found / (taken + objects)
+    found, taken = np.cumsum(true, dtype=np.int64), np.arange(1, len(true) + 1)
+    f1 = f1_score(found, taken, objects)
     f1[:-1][score[:-1] == score[1:]] = -1.0
     best = int(np.argmax(f1))
     return BestThreshold(

@@ -9,7 +9,6 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from PIL import Image
@@ -23,7 +22,6 @@ BUDGET_BYTES = 3_300_000
 """
 _SIZES = ((640, 82), (560, 78), (480, 74), (400, 70), (320, 64), (240, 58))
 """(longest side, JPEG quality), tried from the best."""
-MATCH_IOU = 0.5
 
 
 @dataclass(frozen=True)
@@ -84,58 +82,6 @@ def choose(scores: Mapping[int, float], count: int) -> list[int]:
     if count == 1:
         return [ranked[len(ranked) // 2]]
     return [ranked[round(index * (len(ranked) - 1) / (count - 1))] for index in range(count)]
-
-
-def image_scores(
-    truth: pd.DataFrame, found: pd.DataFrame, image_ids: Sequence[int]
-) -> dict[int, float]:
-    """F1 of each image: detections matched to ground truth of their class at IoU 0.5, best score
-    first.
-
-    An image with neither scores 1. Both frames have image_id, name, x, y, width, height; `found`
-    also score.
-    """
-    strong = found.sort_values("score", ascending=False, kind="stable")
-    by_image = dict(list(strong.groupby("image_id", sort=False)))
-    truth_by_image = dict(list(truth.groupby("image_id", sort=False)))
-    empty = found.iloc[:0]
-    return {
-        image_id: _f1(truth_by_image.get(image_id, truth.iloc[:0]), by_image.get(image_id, empty))
-        for image_id in image_ids
-    }
-
-
-def _f1(truth: pd.DataFrame, found: pd.DataFrame) -> float:
-    if truth.empty and found.empty:
-        return 1.0
-    if truth.empty or found.empty:
-        return 0.0
-    overlap = iou(_xywh(found), _xywh(truth))
-    overlap[found["name"].to_numpy()[:, None] != truth["name"].to_numpy()[None, :]] = 0
-    hits = 0
-    for row in overlap:
-        best = int(row.argmax())
-        if row[best] >= MATCH_IOU:
-            hits += 1
-            overlap[:, best] = 0
-    return 2 * hits / (len(truth) + len(found))
-
-
-def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU of boxes (N, 4) and (M, 4), xywh -> (N, M)."""
-    first, second = first.astype(np.float64), second.astype(np.float64)
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(
-        first[:, None, :2] + first[:, None, 2:], second[None, :, :2] + second[None, :, 2:]
-    )
-    common = np.clip(high - low, 0, None).prod(axis=2)
-    union = first[:, 2:].prod(axis=1)[:, None] + second[:, 2:].prod(axis=1)[None, :] - common
-    shares: np.ndarray = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-    return shares
-
-
-def _xywh(frame: pd.DataFrame) -> np.ndarray:
-    return frame[["x", "y", "width", "height"]].to_numpy(dtype=np.float64)
 
 
 def boxes_of(frame: pd.DataFrame, kinds: Callable[[str], str]) -> tuple[Box, ...]:

@@ -300,12 +300,10 @@ def calibration_chart(run: Run) -> Markup | None:
             zip(rows["confidence"].astype(float), rows["precision"].astype(float), strict=True)
         )
         lines.append(Line(NAMES[model], points, STYLES[model], dots=model == "finetuned"))
-        gap = float(
-            (rows["count"] * (rows["confidence"] - rows["precision"]).abs()).sum()
-            / rows["count"].sum()
-        )
-        said.append(f"{NAMES[model]}: {gap:.2f} off the diagonal on average")
-    if not said:
+        found = run.model_errors(model, "test")
+        if found and found.ece is not None:
+            said.append(f"{NAMES[model]}: {found.ece:.2f} off the diagonal on average")
+    if len(lines) == 1:
         return None
     return line_chart(
         "calibration",
@@ -333,19 +331,24 @@ KIND_WORDS = {
 
 @dataclass(frozen=True)
 class Errors:
-    """Error kinds of the fine-tuned detector on the test set: a chart, a table, and AP at IoU 0.5
-    and ECE in words.
+    """Error kinds of the fine-tuned detector on the test set.
+
+    Attributes:
+        chart: what each kind takes from AP.
+        table: counts and costs by kind.
+        said: AP at IoU 0.5 in words.
+        worst: kind -> id of the image with most of it, costliest kind first.
     """
 
     chart: Markup
     table: Table
     said: str
-    kinds: list[str]
+    worst: dict[str, int]
 
 
 def errors(run: Run) -> Errors | None:
-    """What each kind of error takes from AP at IoU 0.5, dearest first."""
-    found = run.errors.sets.get("test", {}).get("finetuned") if run.errors else None
+    """What each kind of error takes from AP at IoU 0.5, costliest first."""
+    found = run.model_errors("finetuned", "test")
     if found is None or found.ap_50 is None:
         return None
     kinds = sorted(found.kinds.items(), key=lambda item: (-(item[1].share or 0.0), item[0]))
@@ -381,4 +384,6 @@ def errors(run: Run) -> Errors | None:
         f"AP at IoU 0.5 is {found.ap_50:.3f}. The kinds of error share among them the"
         f" {1 - found.ap_50:.3f} that is missing from 1."
     )
-    return Errors(chart, table, said, [kind for kind, row in kinds if row.confident])
+    return Errors(
+        chart, table, said, {kind: row.worst[0].image_id for kind, row in kinds if row.worst}
+    )

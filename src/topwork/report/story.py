@@ -11,7 +11,7 @@ import pandas as pd
 
 from topwork.project.evaluate import MISTAKES
 from topwork.project.surgery import ChangedTensor, PlanRecord, PlanRow
-from topwork.report.pictures import Box, Picture, Shown, boxes_of, choose, draw, image_scores
+from topwork.report.pictures import Box, Picture, Shown, boxes_of, choose, draw
 from topwork.report.run import Run
 from topwork.report.sections import Table
 
@@ -66,13 +66,15 @@ def before_after(run: Run, count: int, thresholds: Thresholds) -> tuple[list[Pic
         return [], "The run has no test set, so there are no pictures of it."
     if tuned is None:
         return [], "evaluate left no predictions on the test set."
+    scores = run.image_f1("finetuned", "test")
+    if scores is None:
+        return [], "evaluate left no scores of single images."
     test = run.tables.split("test")
     truth = named(test.annotations, run.tables.names("test"))
     kinds = kinds_of(run)
     before = run.predictions("pretrained", "test")
     models = [] if before is None else [("Pretrained", thresholds.strong(before, "pretrained"))]
     models.append(("Fine-tuned", thresholds.strong(tuned, "finetuned")))
-    scores = image_scores(truth, models[-1][1], [int(key) for key in test.images["image_id"]])
     images = test.images.set_index("image_id")
     shown: list[Shown] = []
     for index, image_id in enumerate(choose(scores, count)):
@@ -105,9 +107,13 @@ def before_after(run: Run, count: int, thresholds: Thresholds) -> tuple[list[Pic
     return draw(run, shown), ""
 
 
-def mistake_pictures(run: Run, kinds: Sequence[str], count: int) -> list[Picture]:
-    """The worst test image of each error kind, dearest kind first: what was annotated in grey, the
-    mistakes in amber.
+def mistake_pictures(run: Run, worst: Mapping[str, int], count: int) -> list[Picture]:
+    """The worst test image of each error kind: what was annotated in grey, the mistakes in amber.
+
+    Args:
+        run: the run.
+        worst: error kind -> id of its worst image, costliest kind first.
+        count: how many kinds at most.
     """
     boxes = run.frame(MISTAKES)
     if boxes is None or "test" not in run.tables.splits:
@@ -119,13 +125,8 @@ def mistake_pictures(run: Run, kinds: Sequence[str], count: int) -> list[Picture
         test.images.set_index("image_id"),
     )
     shown: list[Shown] = []
-    for kind in kinds[:count]:
-        mine = boxes[boxes["kind"] == kind]
-        if mine.empty:
-            continue
-        counts = mine.groupby("image_id").size()
-        image_id = min(counts.index, key=lambda key: (-counts[key], key))
-        here = mine[mine["image_id"] == image_id]
+    for kind, image_id in list(worst.items())[:count]:
+        here = boxes[(boxes["kind"] == kind) & (boxes["image_id"] == image_id)]
         wrong = boxes_of(here.drop(columns="score") if kind == "missed" else here, lambda _: "new")
         known = boxes_of(truth[truth["image_id"] == image_id], lambda _: "other")
         shown.append(

@@ -2,9 +2,10 @@
 
 Reads params `evaluate`, `retention` and `surgery.classes`, the tables of `validate`, and the
 predictions of `baseline` and `predict`. Writes out/metrics.json (what one decides by, for DVC) and
-out/evaluate: table.json, classes.json, verdict.json and plots/ (for `dvc plots`). Runs no model;
-repeats to the byte. Stopped by a contract that can't be measured and by inputs that change
-meanwhile; a contract that is breached doesn't stop it: the stage `gate` does.
+out/evaluate: table.json, classes.json, verdict.json, images.parquet (F1 of each image) and plots/
+(for `dvc plots`). Runs no model; repeats to the byte. Stopped by a contract that can't be measured
+and by inputs that change meanwhile; a contract that is breached doesn't stop it: the stage `gate`
+does.
 """
 
 import pandas as pd
