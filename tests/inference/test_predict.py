@@ -18,7 +18,7 @@ from topwork.detectors.builders import load
 from topwork.errors import DataError, DeviceError, EvaluationError
 from topwork.inference.device import choose_device
 from topwork.inference.outputs import coco_results
-from topwork.inference.predict import predict
+from topwork.inference.prediction import predict
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from evaluation.worlds import pycoco, random_world, stats
 from topwork.dataset.tables import Tables
 from topwork.errors import EvaluationError
-from topwork.evaluation.assess import assess, table_record
+from topwork.evaluation.assessment import assess, table_record
 from topwork.metrics.coco import IOU_THRESHOLDS, RECALL_THRESHOLDS, Scores, score
 from topwork.metrics.matching import match
 from topwork.metrics.truth import Truth, detections_of, truth_of

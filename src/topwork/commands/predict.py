@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from topwork.detectors.builders import load
     from topwork.errors import EvaluationError
     from topwork.files import write_json
-    from topwork.inference.draw import draw_boxes, write_picture
-    from topwork.inference.predict import predict
+    from topwork.inference.drawing import draw_boxes, write_picture
+    from topwork.inference.prediction import predict
 
     if not 0 <= args.score <= 1:
         raise EvaluationError(f"predict: --score {args.score:g}, expected 0 to 1.")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from topwork.errors import TopworkError
-from topwork.evaluation.assess import Assessment, assess
+from topwork.evaluation.assessment import Assessment, assess
 from topwork.metrics.bootstrap import interval
 from topwork.metrics.sets import truths_of
 from topwork.metrics.truth import Truth

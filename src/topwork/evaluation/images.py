@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from topwork.evaluation.assess import Assessments
+from topwork.evaluation.assessment import Assessments
 from topwork.metrics.curves import f1_score
 from topwork.metrics.matching import Matches
 

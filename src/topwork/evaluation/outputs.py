@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from topwork.classes import ClassPlan
-from topwork.evaluation.assess import (
+from topwork.evaluation.assessment import (
     Assessments,
     classes_record,
     metrics_record,

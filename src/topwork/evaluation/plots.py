@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from topwork.evaluation.assess import Assessment, Assessments
+from topwork.evaluation.assessment import Assessment, Assessments
 from topwork.evaluation.calibration import expected_error, reliability
 from topwork.evaluation.confusion import confusion
 from topwork.evaluation.mistakes import KINDS, Mistakes, find_mistakes, worst_images

@@ -12,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 
 from topwork.dataset.tables import Tables
-from topwork.evaluation.assess import assess
+from topwork.evaluation.assessment import assess
 from topwork.evaluation.console import print_classes
 from topwork.evaluation.contract import check_measurable
 from topwork.evaluation.outputs import write_evaluation

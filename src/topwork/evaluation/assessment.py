@@ -90,7 +90,7 @@ def assess(
 
     Args:
         truth: the ground truth.
-        predictions: table of `predict.predict`.
+        predictions: table of `prediction.predict`.
         params: resamples, confidence, seed.
         classes: the truth's classes that the model has; all where left out.
         what: where the predictions come from, for messages.
