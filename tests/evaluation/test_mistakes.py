@@ -62,7 +62,7 @@ PERSON, HELMET, LOST = (
 
 @pytest.fixture
 def all_kinds() -> Matches:
-    """One mistake of each kind beside one true detection, in falling order of score."""
+    """One mistake of each kind next to one true detection, in falling order of score."""
     return scene(
         [(0, "person", PERSON), (0, "helmet", HELMET), (0, "person", LOST), (1, "person", PERSON)],
         [
@@ -253,7 +253,7 @@ def test_threshold_by_hand(all_kinds: Matches) -> None:
 
 
 def test_threshold_takes_equal_scores_together() -> None:
-    """Two detections of score 0.5, one true: no threshold can part them."""
+    """Two detections of score 0.5, one true: no threshold separates them."""
     matches = scene([(0, "person", PERSON)], [(0, "person", 0.5, PERSON), (0, "person", 0.5, LOST)])
     best = best_threshold(matches, 1)
     assert (best.threshold, best.precision, best.recall) == (0.5, 0.5, 1.0)

@@ -1,4 +1,4 @@
-"""COCO metrics: pycocotools itself is the judge."""
+"""COCO metrics: compared with pycocotools itself."""
 
 import json
 from dataclasses import replace

@@ -60,7 +60,7 @@ class Plots:
         )
 
     def calibration_wide(self, split: str) -> pd.DataFrame:
-        """Precision of each bin of scores, a column a model, beside the diagonal that calibrated
+        """Precision of each bin of scores, a column a model, next to the diagonal that calibrated
         scores would follow.
         """
         rows = self.calibration[

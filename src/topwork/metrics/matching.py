@@ -143,12 +143,12 @@ def _box_pairs(truth: Truth, kept: Detections, least_iou: float) -> Pairs:
                 )
             ),
         )
-        part = np.arange(start, stop)
-        detection = np.repeat(part, counts[part])
+        chunk = np.arange(start, stop)
+        detection = np.repeat(chunk, counts[chunk])
         within = np.arange(len(detection)) - np.repeat(
-            np.cumsum(counts[part]) - counts[part], counts[part]
+            np.cumsum(counts[chunk]) - counts[chunk], counts[chunk]
         )
-        thing = by_image[np.repeat(first[kept.image[part]], counts[part]) + within]
+        thing = by_image[np.repeat(first[kept.image[chunk]], counts[chunk]) + within]
         iou = box_iou(kept.boxes[detection], truth.boxes[thing], truth.crowd[thing])
         near = iou >= least_iou
         found.append((detection[near], thing[near], iou[near]))

@@ -55,7 +55,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ChosenImage:
     """An image that was chosen: its id, file, size and the boxes of each panel."""
 
     key: str
@@ -109,22 +109,22 @@ def boxes_of(frame: pd.DataFrame, kinds: Callable[[str], str]) -> tuple[Box, ...
     )
 
 
-def draw(run: Run, shown: Sequence[Shown]) -> list[Picture]:
+def draw(run: Run, chosen: Sequence[ChosenImage]) -> list[Picture]:
     """Open, shrink and draw the chosen images, in a size that keeps them all within
     BUDGET_BYTES.
     """
-    if not shown:
+    if not chosen:
         return []
-    opened = [_open(run, item) for item in shown]
-    share = BUDGET_BYTES // 2 if all(len(item.panels) == 1 for item in shown) else BUDGET_BYTES
+    opened = [_open(run, item) for item in chosen]
+    share = BUDGET_BYTES // 2 if all(len(item.panels) == 1 for item in chosen) else BUDGET_BYTES
     for side, quality in _SIZES:
         uris = [_data_uri(image, side, quality) for image in opened]
         if sum(map(len, uris)) <= share:
             break
-    return [_picture(item, uri) for item, uri in zip(shown, uris, strict=True)]
+    return [_picture(item, uri) for item, uri in zip(chosen, uris, strict=True)]
 
 
-def _open(run: Run, item: Shown) -> Image.Image:
+def _open(run: Run, item: ChosenImage) -> Image.Image:
     try:
         return Image.open(io.BytesIO(run.files.image(item.image_root, item.file_name))).convert(
             "RGB"
@@ -144,7 +144,7 @@ def _data_uri(image: Image.Image, side: int, quality: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _picture(item: Shown, uri: str) -> Picture:
+def _picture(item: ChosenImage, uri: str) -> Picture:
     panels = []
     for index, (title, boxes) in enumerate(item.panels):
         identity = f"{item.key}-i"
@@ -154,21 +154,21 @@ def _picture(item: Shown, uri: str) -> Picture:
             if index == 0
             else f'<use href="#{identity}"/>'
         )
-        said = _said(boxes)
+        counts = _counts(boxes)
         body = picture + _overlay(boxes, item.width, item.height)
         drawing = svg(
             f"{item.key}-{index}",
             f"{title}: {item.name}",
-            said,
+            counts,
             body,
             (item.width, item.height),
             "photo",
         )
-        panels.append(Panel(title, drawing, said))
+        panels.append(Panel(title, drawing, counts))
     return Picture(item.name, tuple(panels))
 
 
-def _said(boxes: Sequence[Box]) -> str:
+def _counts(boxes: Sequence[Box]) -> str:
     counts: dict[str, int] = {}
     for box in boxes:
         counts[box.name] = counts.get(box.name, 0) + 1
