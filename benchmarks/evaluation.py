@@ -29,7 +29,7 @@ from PIL import Image
 
 from topwork.detectors.builders import build
 from topwork.evaluation.mistakes import find_mistakes
-from topwork.inference.predict import predict
+from topwork.inference.prediction import predict
 from topwork.metrics.bootstrap import draw_weights, weighted_ap
 from topwork.metrics.coco import score
 from topwork.metrics.matching import match

@@ -35,7 +35,7 @@ from topwork.dataset.tables import Tables
 from topwork.detectors.axes import anatomy
 from topwork.detectors.builders import build, load
 from topwork.evaluation.unlabelled import find_unlabelled
-from topwork.inference.predict import predict
+from topwork.inference.prediction import predict
 from topwork.metrics.coco import score
 from topwork.metrics.sets import classes_of, rename_kept
 from topwork.metrics.truth import detections_of, truth_of

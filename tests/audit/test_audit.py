@@ -10,7 +10,7 @@ import pytest
 
 from topwork.audit.history import experiments
 from topwork.audit.revision import folder_md5, open_revision
-from topwork.audit.verify import Check, verify
+from topwork.audit.verification import Check, verify
 from topwork.commands import audit as command
 from topwork.errors import AuditError
 

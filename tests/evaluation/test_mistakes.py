@@ -10,6 +10,7 @@ import pytest
 from evaluation.worlds import random_world
 from topwork.evaluation.calibration import expected_error, reliability
 from topwork.evaluation.confusion import confident, confusion
+from topwork.evaluation.images import image_f1
 from topwork.evaluation.mistakes import KINDS, find_mistakes, worst_images
 from topwork.metrics.coco import _datasets, score
 from topwork.metrics.curves import best_threshold
@@ -61,7 +62,7 @@ PERSON, HELMET, LOST = (
 
 @pytest.fixture
 def all_kinds() -> Matches:
-    """One mistake of each kind beside one true detection, in falling order of score."""
+    """One mistake of each kind next to one true detection, in falling order of score."""
     return scene(
         [(0, "person", PERSON), (0, "helmet", HELMET), (0, "person", LOST), (1, "person", PERSON)],
         [
@@ -252,7 +253,7 @@ def test_threshold_by_hand(all_kinds: Matches) -> None:
 
 
 def test_threshold_takes_equal_scores_together() -> None:
-    """Two detections of score 0.5, one true: no threshold can part them."""
+    """Two detections of score 0.5, one true: no threshold separates them."""
     matches = scene([(0, "person", PERSON)], [(0, "person", 0.5, PERSON), (0, "person", 0.5, LOST)])
     best = best_threshold(matches, 1)
     assert (best.threshold, best.precision, best.recall) == (0.5, 0.5, 1.0)
@@ -294,3 +295,23 @@ def test_nothing_detected() -> None:
     assert confusion(matches, np.zeros(0, dtype=bool)).to_dict("records") == [
         {"actual": "person", "predicted": "background", "count": 1}
     ]
+
+
+def test_f1_of_images_by_hand(all_kinds: Matches) -> None:
+    """First image: one hit of 3 objects and 4 detections: 2/7; second: no hit of 1 and 2."""
+    everything = np.ones(len(all_kinds), dtype=bool)
+    assert image_f1(all_kinds, everything).tolist() == [pytest.approx(2 / 7), 0.0]
+    assert image_f1(all_kinds, all_kinds.score >= 0.65).tolist() == [pytest.approx(2 / 6), 0.0]
+
+
+def test_f1_of_an_image_with_nothing_is_one() -> None:
+    matches = scene([(0, "person", PERSON)], [])
+    assert image_f1(matches, np.zeros(0, dtype=bool)).tolist() == [0.0, 1.0]
+    stray = scene([(0, "person", PERSON)], [(1, "person", 0.9, PERSON)])
+    assert image_f1(stray, np.ones(1, dtype=bool)).tolist() == [0.0, 0.0]
+
+
+def test_f1_of_an_image_leaves_out_crowds() -> None:
+    inside = (10.0, 10.0, 20.0, 20.0)
+    matches = scene([(0, "person", PERSON)], [(0, "person", 0.9, inside)], crowd=(0,))
+    assert image_f1(matches, np.ones(1, dtype=bool)).tolist() == [1.0, 1.0]

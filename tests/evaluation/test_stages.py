@@ -13,8 +13,8 @@ from topwork.evaluation.unlabelled import find_unlabelled
 from topwork.files import sha256_file, write_text
 from topwork.metrics.truth import truth_of
 from topwork.params.unlabelled import UnlabelledParams
-from topwork.project.evaluate import CLASSES, METRICS, TABLE
-from topwork.project.names import MODELS
+from topwork.project.evaluate import CLASSES, IMAGES, METRICS, TABLE
+from topwork.project.names import HELD_OUT, MODELS
 from topwork.project.predictions import (
     PredictionRecord,
     predictions_folder,
@@ -177,6 +177,25 @@ def test_plots(project: Path) -> None:
     assert math.fsum(shares) == pytest.approx(1 - grafted["ap_50"], abs=1e-12)
     boxes = pd.read_parquet(folder / "mistakes.parquet")
     assert len(boxes[(boxes["model"] == "grafted") & (boxes["kind"] == "missed")]) == 20
+
+
+def test_f1_of_each_image(project: Path) -> None:
+    """The fine-tuned detector finds all at IoU 0.5; the grafted one people alone, its other boxes
+    are too small: image 10 has a person and a helmet, 12 a helmet, 13 a person, 15 nothing.
+    """
+    table = pd.read_parquet(project / IMAGES)
+    assert list(table) == ["set", "model", "image_id", "f1"]
+    f1 = {
+        key: dict(zip(rows["image_id"], rows["f1"], strict=True))
+        for key, rows in table.groupby(["set", "model"])
+    }
+    assert set(f1) == {(split, model) for split in HELD_OUT for model in MODELS}
+    assert set(f1["test", "finetuned"].values()) == {1.0}
+    assert len(f1["test", "finetuned"]) == 24
+    grafted = f1["test", "grafted"]
+    assert [grafted[image_id] for image_id in (13, 15)] == [1.0, 1.0]
+    assert grafted[12] == 0.0
+    assert grafted[10] == pytest.approx(2 / 4)
 
 
 def test_outputs_repeat_to_the_byte(project: Path, tmp_path: Path) -> None:

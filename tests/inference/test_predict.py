@@ -18,7 +18,7 @@ from topwork.detectors.builders import load
 from topwork.errors import DataError, DeviceError, EvaluationError
 from topwork.inference.device import choose_device
 from topwork.inference.outputs import coco_results
-from topwork.inference.predict import predict
+from topwork.inference.prediction import predict
 
 
 @pytest.fixture
@@ -254,8 +254,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         )
         == 0
     )
-    said = capsys.readouterr().out
-    assert "4 images: 2 person, 3 truck (score 0.5 or more)" in said
+    printed = capsys.readouterr().out
+    assert "4 images: 2 person, 3 truck (score 0.5 or more)" in printed
     written = json.loads((tmp_path / "out/predictions.json").read_text())
     assert [entry["picture"] for entry in written["images"]] == [
         "0.png",

@@ -182,15 +182,15 @@ def shaken(
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     """Detections made of the ground truth: some objects missed, boxes shaken, a few false ones."""
-    part, names = tables.split(split), tables.names(split)
+    data, names = tables.split(split), tables.names(split)
     sizes = {
         int(key): (int(w), int(h))
         for key, w, h in zip(
-            part.images["image_id"], part.images["width"], part.images["height"], strict=True
+            data.images["image_id"], data.images["width"], data.images["height"], strict=True
         )
     }
     rows: list[tuple[Any, ...]] = []
-    for row in part.annotations.itertuples():
+    for row in data.annotations.itertuples():
         name = names[row.category_id]
         if name not in quality or row.width <= 0:
             continue

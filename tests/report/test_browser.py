@@ -98,14 +98,14 @@ def open_page(
     )
     context.set_default_timeout(240_000)  # a busy machine is no fault of the page
     page = context.new_page()
-    said: list[str] = []
+    messages: list[str] = []
     asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda request: asked.append(request.url[:80]))
     page.goto(path.as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(item => { item.open = true })")
-    return page, said, asked
+    return page, messages, asked
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -113,8 +113,8 @@ def open_page(
 def test_page_is_silent_alone_and_within_its_frame(
     browser: Any, page_file: Path, width: int, scheme: str
 ) -> None:
-    page, said, asked = open_page(browser, page_file, width, scheme)
-    assert said == []
+    page, messages, asked = open_page(browser, page_file, width, scheme)
+    assert messages == []
     assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()[:80]]
     assert page.evaluate("document.documentElement.scrollWidth") == width
     spilling = page.evaluate(

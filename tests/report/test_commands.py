@@ -8,7 +8,7 @@ from topwork.cli import main
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["predict", "a.jpg", "--score", "nan"], "predict: --score nan, expected 0 to 1."),
         (["predict", "a.jpg", "--score", "7"], "predict: --score 7, expected 0 to 1."),
@@ -39,7 +39,7 @@ def test_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(project)
     weights = "out/finetune/weights.safetensors"
@@ -56,5 +56,5 @@ def test_refused(
         )
         == 1
     )
-    assert f"error: {said}" in capsys.readouterr().err
+    assert f"error: {message}" in capsys.readouterr().err
     assert not (project / "new").exists()

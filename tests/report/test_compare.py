@@ -16,6 +16,7 @@ from topwork.compare.page import render_comparison, sentence
 from topwork.dataset.tables import Tables
 from topwork.errors import TopworkError
 from topwork.params.document import load_params
+from topwork.project.evaluate import IMAGES
 from topwork.project.predictions import predictions_path
 from topwork.report.figures import Estimate
 from topwork.report.run import Run, WorkingFiles
@@ -44,7 +45,7 @@ def test_equal_runs_are_equal(finished: Path, project: Path) -> None:
     assert found.params == []
     assert found.data == [[]]
     assert found.weights == ["The two files are equal, byte for byte."]
-    assert {row.told(1) for row in found.metrics} == {"equal"}
+    assert {row.verdict(1) for row in found.metrics} == {"equal"}
     assert sentence(found) == "b equals a in every figure."
 
 
@@ -72,7 +73,7 @@ def test_better_and_worse_by_the_paired_interval(finished: Path, other: Path) ->
         made.QUALITY.update(good)
     found = {(row.on, row.name): row for row in compared(finished, other).metrics}
     person, helmet = found[("test", "person")], found[("test", "helmet")]
-    assert (person.told(1), helmet.told(1)) == ("worse", "better")
+    assert (person.verdict(1), helmet.verdict(1)) == ("worse", "better")
     for row in (person, helmet):
         assert row.ap[0] is not None
         assert row.ap[1] is not None
@@ -84,8 +85,8 @@ def test_better_and_worse_by_the_paired_interval(finished: Path, other: Path) ->
 
 
 def test_other_resamples_are_no_other_set(finished: Path, project: Path) -> None:
-    """A run that drew fewer resamples, and is far worse: its drop is told, by resamples drawn alike
-    for both.
+    """A run that drew fewer resamples, and is far worse: its drop is found, by resamples drawn
+    alike for both.
     """
     from report import project as made
 
@@ -99,11 +100,11 @@ def test_other_resamples_are_no_other_set(finished: Path, project: Path) -> None
     finally:
         made.QUALITY.update(good)
     for order in ((finished, project), (project, finished)):
-        found = {(row.on, row.name): row.told(1) for row in compared(*order).metrics}
+        found = {(row.on, row.name): row.verdict(1) for row in compared(*order).metrics}
         assert found[("test", "person")] == ("worse" if order[0] == finished else "better")
 
 
-def test_another_set_and_no_interval_are_told_apart(finished: Path, project: Path) -> None:
+def test_another_set_and_no_interval_are_distinguished(finished: Path, project: Path) -> None:
     tables = Tables.read(project / "out/validate")
     annotations = tables.annotations
     first = annotations.index[annotations["split"] == "test"][0]
@@ -111,7 +112,7 @@ def test_another_set_and_no_interval_are_told_apart(finished: Path, project: Pat
     Tables(tables.images, annotations, tables.categories).write(project / "out/validate")
     changed = compared(finished, project)
     name = tables.names("test")[annotations.loc[first, "category_id"]]
-    found = {(row.on, row.name): row.told(1) for row in changed.metrics}
+    found = {(row.on, row.name): row.verdict(1) for row in changed.metrics}
     assert found.pop(("test", name)) == "other set"
     assert set(found.values()) == {"equal"}
     (project / predictions_path("finetuned", "test")).unlink()
@@ -119,7 +120,7 @@ def test_another_set_and_no_interval_are_told_apart(finished: Path, project: Pat
     for row in evaluated["classes"]:
         row["models"]["finetuned"]["ap"] = 0.0
     (project / "out/evaluate/classes.json").write_text(json.dumps(evaluated))
-    assert {row.told(1) for row in compared(finished, project).metrics if row.on == "test"} == {
+    assert {row.verdict(1) for row in compared(finished, project).metrics if row.on == "test"} == {
         "no interval"
     }
 
@@ -149,7 +150,7 @@ def test_rows_that_moved_bear_their_class(finished: Path, project: Path) -> None
     assert by_class.drop("person").max() == 0
 
 
-def test_page_and_terminal_tell_the_same(
+def test_page_and_terminal_show_the_same(
     finished: Path, other: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from rich.console import Console
@@ -157,12 +158,15 @@ def test_page_and_terminal_tell_the_same(
     found = compared(finished, other)
     page = render_comparison(found, pictures=2)
     assert page == render_comparison(compared(finished, other), pictures=2)
-    compare.tell(found, Console(width=200))
+    compare.print_comparison(found, Console(width=200))
     printed = capsys.readouterr().out
     for words in ("finetune.lr", "0.02", "training", "person"):
         assert words in page
         assert words in printed
     assert page.count('class="shot"') == 2
+    (other / IMAGES).unlink()
+    without = render_comparison(compared(finished, other), pictures=2)
+    assert "or evaluate left no scores of them" in without
     assert "<span" not in printed
 
 
@@ -181,18 +185,18 @@ def test_one_revision_or_an_unevaluated_one_is_refused(finished: Path, project: 
         compared(finished, project)
 
 
-def test_told_by_hand() -> None:
+def test_verdict_by_hand() -> None:
     from topwork.compare.comparison import MetricRow
 
-    def told(*estimate: float) -> str:
-        return MetricRow("a", "test", [], [], {1: Estimate(*estimate)}).told(1)
+    def verdict(*estimate: float) -> str:
+        return MetricRow("a", "test", [], [], {1: Estimate(*estimate)}).verdict(1)
 
     assert [
-        told(0.1, 0.02, 0.2),
-        told(-0.1, -0.2, -0.02),
-        told(0.1, -0.01, 0.2),
-        told(0.1),
-        told(0.0, 0.0, 0.0),
+        verdict(0.1, 0.02, 0.2),
+        verdict(-0.1, -0.2, -0.02),
+        verdict(0.1, -0.01, 0.2),
+        verdict(0.1),
+        verdict(0.0, 0.0, 0.0),
     ] == [
         "better",
         "worse",
@@ -250,8 +254,8 @@ def test_git_and_dvc_revisions(
 def test_dvc_experiments(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A `dvc exp run` that ruins the detections of people is told by its name, and the working tree
-    isn't touched.
+    """A `dvc exp run` that ruins the detections of people is found by its name, and the working
+    tree isn't touched.
     """
     from report import project as made
 

@@ -63,7 +63,7 @@ def test_contract_breached_names_class_and_figures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clause", "said"),
+    ("clause", "sentence"),
     [
         (
             Clause("person", "source", 0.95, Estimate(0.9496), False),
@@ -90,11 +90,11 @@ def test_contract_breached_names_class_and_figures() -> None:
     ],
     ids=["by a hair", "tenths asked", "by the interval", "no interval"],
 )
-def test_a_breach_never_sounds_like_success(clause: Clause, said: str) -> None:
-    assert headline(YARD, [clause]).sentence.startswith(said)
+def test_a_breach_never_sounds_like_success(clause: Clause, sentence: str) -> None:
+    assert headline(YARD, [clause]).sentence.startswith(sentence)
 
 
-def test_undefined_retention_is_said() -> None:
+def test_undefined_retention_is_named() -> None:
     top = headline(YARD[1:3], [Clause("person", "source", 0.95, None, False)])
     assert "person's retention is undefined" in top.sentence.lower()
     assert top.numbers[0].value == "undefined"

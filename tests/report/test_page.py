@@ -129,25 +129,26 @@ def test_titles_and_names_are_escaped(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gone", "said"),
+    ("gone", "note"),
     [
         ("out/unlabelled", "The search for unlabelled objects of kept classes wasn"),
         ("out/finetune/curves", "No training curves"),
         ("out/evaluate/plots", "evaluate left no confusion matrix"),
         ("out/predict", "evaluate left no predictions on the test set."),
+        ("out/evaluate/images.parquet", "evaluate left no scores of single images."),
         ("out/surgery", "The run has no surgery receipt."),
         ("out/validate/findings.parquet", "The data gate found nothing at fault."),
         ("out/evaluate/verdict.json", "No contract set"),
     ],
     ids=lambda value: value.split("/")[-1] if "/" in value else "",
 )
-def test_what_is_missing_is_said(project: Path, gone: str, said: str) -> None:
+def test_what_is_missing_is_named(project: Path, gone: str, note: str) -> None:
     path = project / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert said in text_of(project)
+    assert note in text_of(project)
 
 
-def test_no_source_set_is_said(tmp_path: Path) -> None:
+def test_a_missing_source_set_is_named(tmp_path: Path) -> None:
     dataset = {key: value for key, value in document()["dataset"].items() if key != "source"}
     build_project(
         tmp_path, test=3, train=3, dataset=dataset, retention={}, evaluate={"bootstrap": 0}

@@ -1,10 +1,8 @@
 """Choosing and drawing test images."""
 
-import numpy as np
 import pandas as pd
-import pytest
 
-from topwork.report.pictures import Box, _overlay, choose, image_scores, iou
+from topwork.report.pictures import Box, _overlay, choose
 from topwork.report.run import Run
 from topwork.report.story import Thresholds, before_after
 
@@ -24,31 +22,6 @@ def test_choose_spreads_from_best_to_worst() -> None:
     assert choose(scores, 99) == list(range(10))
     assert choose({}, 3) == []
     assert choose({7: 0.5, 3: 0.5}, 2) == [3, 7]
-
-
-def test_iou_by_hand() -> None:
-    found = iou(
-        np.array([[0, 0, 10, 10], [0, 0, 0, 5]]), np.array([[5, 0, 10, 10], [20, 20, 5, 5]])
-    )
-    assert found == pytest.approx(np.array([[50 / 150, 0], [0, 0]]))
-
-
-def test_f1_of_images_by_hand() -> None:
-    truth = table(
-        [(1, "person", 0, 0, 10, 10), (1, "person", 50, 0, 10, 10), (2, "helmet", 0, 0, 4, 4)]
-    )
-    found = table(
-        [
-            (1, "person", 0, 0, 10, 10),
-            (1, "person", 1, 0, 10, 10),
-            (1, "helmet", 50, 0, 10, 10),
-            (2, "helmet", 0, 0, 4, 4),
-        ],
-        [0.9, 0.8, 0.7, 0.6],
-    )
-    # image 1: one hit of 2 objects and 3 detections (the second is a duplicate, the third the wrong
-    # class): 2 / 5
-    assert image_scores(truth, found, [1, 2, 3]) == pytest.approx({1: 0.4, 2: 1.0, 3: 1.0})
 
 
 def test_labels_stay_inside_and_apart() -> None:

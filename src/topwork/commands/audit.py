@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from topwork.errors import AuditError
 
 if TYPE_CHECKING:
-    from topwork.audit.verify import Check
+    from topwork.audit.verification import Check
 
 HEADLINES = ("test.finetuned.map", "retention")
 
@@ -93,7 +93,7 @@ def _short(value: object) -> str:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from topwork.audit.revision import open_revision
-    from topwork.audit.verify import verify
+    from topwork.audit.verification import verify
 
     revision = open_revision(Path(), arguments.rev)
     checks = verify(revision)

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise TopworkError(f"compare: --pictures {args.pictures}, expected 0 or more.")
     opened = [_open(rev) for rev in args.revisions]
     comparison = compare_runs([run for run, _ in opened], [document for _, document in opened])
-    tell(comparison, Console())
+    print_comparison(comparison, Console())
     if args.html:
         write_text(args.html, render_comparison(comparison, args.pictures))
         print(f"page: {args.html}")
@@ -133,7 +133,7 @@ def _open(rev: str) -> "tuple[Run, dict[str, Any]]":
     return Run(RevisionFiles(revision), params, rev), document
 
 
-def tell(comparison: "Comparison", console: "Console") -> None:
+def print_comparison(comparison: "Comparison", console: "Console") -> None:
     """Print the comparison."""
     from rich import box
     from rich.markup import escape

@@ -91,6 +91,7 @@ def _images(given: list[Path], project: "Run | None") -> "tuple[list[Tensor], st
     """Images to check on, and where they come from in words."""
     from topwork.dataset.images import IMAGE_SUFFIXES
     from topwork.errors import ExportError
+    from topwork.project.validate import FOLDER
 
     if given:
         files = [
@@ -116,8 +117,8 @@ def _images(given: list[Path], project: "Run | None") -> "tuple[list[Tensor], st
             _tensor(project.files.image(str(root), str(name)), str(name)) for root, name in files_of
         ], "of the test set"
     raise ExportError(
-        "export: no image to check ONNX against PyTorch on: there's no test set in out/validate"
-        " here. Give some: --images PICTURE.jpg"
+        "export: no image to check ONNX against PyTorch on: there's no test set in"
+        f" {FOLDER} here. Give some: --images PICTURE.jpg"
     )
 
 

@@ -91,7 +91,7 @@ def write_project(folder: Path) -> None:
 
 
 def template() -> Path:
-    """Where the template lies: in an installed package beside the code, in a checkout at its top
+    """Where the template lies: in an installed package next to the code, in a checkout at its top
     level.
     """
     packaged = Path(__file__).parents[1] / "template"

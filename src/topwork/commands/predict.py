@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from topwork.detectors.builders import load
     from topwork.errors import EvaluationError
     from topwork.files import write_json
-    from topwork.inference.draw import draw_boxes, write_picture
-    from topwork.inference.predict import predict
+    from topwork.inference.drawing import draw_boxes, write_picture
+    from topwork.inference.prediction import predict
 
     if not 0 <= args.score <= 1:
         raise EvaluationError(f"predict: --score {args.score:g}, expected 0 to 1.")
@@ -96,9 +96,9 @@ def run(args: argparse.Namespace) -> int:
         write_picture(args.out / name, draw_boxes(pictures[index][1](), rows))
     write_json(args.out / "predictions.json", {"least_score": args.score, "images": entries})
     found = table["name"].value_counts().sort_index()
-    told = ", ".join(f"{count} {name}" for name, count in found.items()) or "nothing"
+    counts = ", ".join(f"{count} {name}" for name, count in found.items()) or "nothing"
     print(
-        f"{len(files)} image{'s' if len(files) != 1 else ''}: {told} (score {args.score:g} or"
+        f"{len(files)} image{'s' if len(files) != 1 else ''}: {counts} (score {args.score:g} or"
         f" more). Pictures and predictions.json are in {args.out}."
     )
     if args.benchmark:

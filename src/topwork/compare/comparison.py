@@ -1,7 +1,7 @@
 """Several runs side by side: params, data, weights and metrics of each against the first.
 
 Where two runs were evaluated on the very same test set, the difference of two AP has an interval of
-its own, from a paired bootstrap: each resample of the images gives both figures. That tells far
+its own, from a paired bootstrap: each resample of the images gives both figures. That separates far
 smaller differences from chance than two separate intervals do.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from topwork.errors import TopworkError
-from topwork.evaluation.assess import Assessment, assess
+from topwork.evaluation.assessment import Assessment, assess
 from topwork.metrics.bootstrap import interval
 from topwork.metrics.sets import truths_of
 from topwork.metrics.truth import Truth
@@ -70,8 +70,8 @@ class MetricRow:
     differences: Mapping[int, Estimate] = field(default_factory=dict)
     elsewhere: frozenset[int] = frozenset()
 
-    def told(self, index: int) -> str:
-        """What the difference of a run says: better, worse, or not to be told from chance."""
+    def verdict(self, index: int) -> str:
+        """What the difference of a run means: better, worse, or within chance."""
         found = self.differences.get(index)
         if found is None:
             return ""
@@ -198,7 +198,7 @@ def _annotations(run: Run, split: str) -> pd.DataFrame:
 
 def moved_rows(first: Run, other: Run) -> "pd.DataFrame | str":
     """How far each class's head rows, and the rest, lie apart in two fine-tuned weights; or why
-    that can't be said.
+    that can't be computed.
 
     Returns:
         class (`everything else` last), tensors, equal (how many are bit-identical), moved

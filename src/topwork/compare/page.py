@@ -16,7 +16,7 @@ from topwork.compare.comparison import (
 )
 from topwork.report.figures import Estimate, class_figures, percent
 from topwork.report.page import render, thresholds
-from topwork.report.pictures import Picture, Shown, boxes_of, draw, image_scores
+from topwork.report.pictures import ChosenImage, Picture, boxes_of, draw
 from topwork.report.run import Run
 from topwork.report.sections import SET_TITLES, Table
 from topwork.report.story import SPLIT_NAMES, kinds_of
@@ -57,12 +57,10 @@ def render_comparison(comparison: Comparison, pictures: int = 4) -> str:
 
 
 def sentence(comparison: Comparison) -> str:
-    """What changed for the better and the worse against the first run, as far as chance lets it be
-    told.
-    """
+    """What changed for the better and the worse against the first run, beyond chance."""
     parts = []
     for index, name in enumerate(comparison.names[1:], start=1):
-        verdicts = {row.told(index) for row in comparison.metrics} - {""}
+        verdicts = {row.verdict(index) for row in comparison.metrics} - {""}
         if verdicts == {"equal"}:
             parts.append(f"{name} equals {comparison.names[0]} in every figure")
             continue
@@ -72,15 +70,15 @@ def sentence(comparison: Comparison) -> str:
                 f" {' and '.join(sorted(verdicts)) or 'no class in common'}"
             )
             continue
-        told: dict[str, list[str]] = {"better": [], "worse": []}
+        found: dict[str, list[str]] = {"better": [], "worse": []}
         for row in comparison.metrics:
-            if (verdict := row.told(index)) in told:
-                told[verdict].append(f"{row.name} ({row.on})")
-        words = [f"{verdict} on {', '.join(rows)}" for verdict, rows in told.items() if rows]
+            if (verdict := row.verdict(index)) in found:
+                found[verdict].append(f"{row.name} ({row.on})")
+        words = [f"{verdict} on {', '.join(rows)}" for verdict, rows in found.items() if rows]
         parts.append(
             f"{name} is {' and '.join(words)} than {comparison.names[0]}"
             if words
-            else f"{name} can't be told from {comparison.names[0]} beyond chance"
+            else f"{name} doesn't differ from {comparison.names[0]} beyond chance"
         )
     return f"{'; '.join(parts)}."
 
@@ -139,14 +137,17 @@ def _delta(row: MetricRow, index: int) -> Any:
     found = row.differences.get(index)
     if found is None:
         return "–"
-    told = row.told(index)
+    verdict = row.verdict(index)
     between = (
         ""
-        if found.low is None or found.high is None or told == "equal"
+        if found.low is None or found.high is None or verdict == "equal"
         else f"{found.low:+.3f} to {found.high:+.3f}"
     )
     return Markup('{} <span class="pill {}">{}</span><span class="range">{}</span>').format(
-        f"{found.value:+.3f}" if abs(found.value) >= 5e-4 else "0.000", PILLS[told], told, between
+        f"{found.value:+.3f}" if abs(found.value) >= 5e-4 else "0.000",
+        PILLS[verdict],
+        verdict,
+        between,
     )
 
 
@@ -253,18 +254,18 @@ def same_pictures(runs: Sequence[Run], count: int) -> list[Picture]:
     truth = truth_of_test(runs[0])
     strong, scores = [], []
     for run in runs:
-        found = run.predictions(MODEL, "test")
-        if found is None:
+        found, f1 = run.predictions(MODEL, "test"), run.image_f1(MODEL, "test")
+        if found is None or f1 is None:
             return []
         strong.append(thresholds(class_figures(run), None).strong(found, MODEL))
-        scores.append(image_scores(truth, strong[-1], ids))
+        scores.append(f1)
     spread: Mapping[int, float] = {
         key: max(score[key] for score in scores) - min(score[key] for score in scores)
         for key in ids
     }
     images = runs[0].tables.split("test").images.set_index("image_id")
     kinds = kinds_of(runs[0])
-    shown: list[Shown] = []
+    chosen: list[ChosenImage] = []
     for image_id in sorted(ids, key=lambda key: (-spread[key], key))[:count]:
         image: Any = images.loc[image_id]
         panels = [
@@ -285,9 +286,9 @@ def same_pictures(runs: Sequence[Run], count: int) -> list[Picture]:
             for run, frame in zip(runs, strong, strict=True)
         ]
         size = int(image["width"]), int(image["height"])
-        shown.append(
-            Shown(
-                f"same-{len(shown)}",
+        chosen.append(
+            ChosenImage(
+                f"same-{len(chosen)}",
                 str(image["file_name"]),
                 str(image["image_root"]),
                 str(image["file_name"]),
@@ -295,4 +296,4 @@ def same_pictures(runs: Sequence[Run], count: int) -> list[Picture]:
                 tuple(panels),
             )
         )
-    return draw(runs[0], shown)
+    return draw(runs[0], chosen)

@@ -1,4 +1,4 @@
-"""Are scores honest: of the detections with a score of 0.8, are 80% true?
+"""Calibration: of the detections with a score of 0.8, are 80% true?
 
 A detection is true when it finds an object at IoU 0.5; what a crowd took is left out. The expected
 calibration error (ECE) is the mean gap between score and precision over ten bins of equal width,
@@ -15,7 +15,7 @@ from topwork.metrics.matching import Matches
 BINS = 10
 
 
-def reliability(matches: Matches, label: int | None = None, *, bins: int = BINS) -> pd.DataFrame:
+def reliability(matches: Matches, label: int | None = None) -> pd.DataFrame:
     """The reliability curve of one class or of all.
 
     Returns:
@@ -31,16 +31,16 @@ def reliability(matches: Matches, label: int | None = None, *, bins: int = BINS)
             "precision": entry["avg_accuracy"],
             "count": entry["count"],
         }
-        for entry in calibration_curve(score, true, bins)
+        for entry in calibration_curve(score, true, BINS)
         if entry["count"]
     ]
     return pd.DataFrame(rows, columns=["low", "high", "confidence", "precision", "count"])
 
 
-def expected_error(matches: Matches, label: int | None = None, *, bins: int = BINS) -> float | None:
+def expected_error(matches: Matches, label: int | None = None) -> float | None:
     """ECE of one class or of all; None without detections."""
     score, true = _counted(matches, label)
-    return float(calibration_error(score, true, bins)[0]) if len(score) else None
+    return float(calibration_error(score, true, BINS)[0]) if len(score) else None
 
 
 def _counted(matches: Matches, label: int | None):  # type: ignore[no-untyped-def]

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from topwork.project.evaluate import ClassesRecord, VerdictRecord
-from topwork.project.names import MODELS
+from topwork.project.names import MODEL_TITLES, MODELS
 
 WIDE = 120
 """Columns of a terminal from which intervals are shown."""
@@ -29,7 +29,7 @@ def print_classes(console: Console, classes: ClassesRecord, verdict: VerdictReco
     )
     for heading in ("set", "class", "rows"):
         table.add_column(heading, overflow="fold")
-    for heading in ("objects", "pretrained", "grafted", "fine-tuned", "retention"):
+    for heading in ("objects", *MODEL_TITLES.values(), "retention"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in classes.classes:
         figures = [row.models[model] for model in MODELS]

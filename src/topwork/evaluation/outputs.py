@@ -6,13 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from topwork.classes import ClassPlan
-from topwork.evaluation.assess import (
+from topwork.evaluation.assessment import (
     Assessments,
     classes_record,
     metrics_record,
     table_record,
     verdicts_of,
 )
+from topwork.evaluation.images import image_scores
 from topwork.evaluation.plots import Plots, mistake_boxes
 from topwork.files import atomic_path, write_text
 from topwork.params.evaluate import EvaluateParams
@@ -20,6 +21,7 @@ from topwork.params.retention import KeepParams
 from topwork.project.evaluate import (
     CLASSES,
     ERRORS,
+    IMAGES,
     METRICS,
     MISTAKES,
     PLOTS,
@@ -36,7 +38,7 @@ def write_evaluation(
     params: EvaluateParams,
     contract: Mapping[str, KeepParams],
 ) -> tuple[ClassesRecord, VerdictRecord]:
-    """Write out/metrics.json and all of out/evaluate ; returns the class table and the verdict.
+    """Write out/metrics.json and all of out/evaluate; return the class table and the verdict.
 
     Raises:
         EvaluationError: masks are asked for, and the predictions or an annotation have none.
@@ -52,13 +54,19 @@ def write_evaluation(
     for name, frame in plots.tables().items():
         write_csv(PLOTS / name, frame)
     plots.errors().write(ERRORS)
-    with atomic_path(MISTAKES) as temporary:
-        mistake_boxes(assessments).to_parquet(temporary, index=False, compression="zstd")
+    write_table(MISTAKES, mistake_boxes(assessments))
+    write_table(IMAGES, image_scores(assessments))
     classes.write(CLASSES)
     verdict.write(VERDICT)
     table.write(TABLE)
     metrics_record(assessments, verdicts, plan).write(METRICS)
     return classes, verdict
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write an exact table as Parquet, whole or not at all."""
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False, compression="zstd")
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

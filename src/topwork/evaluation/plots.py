@@ -10,14 +10,13 @@ fine-tuned model.
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from topwork.evaluation.assess import Assessment, Assessments
+from topwork.evaluation.assessment import Assessment, Assessments
 from topwork.evaluation.calibration import expected_error, reliability
-from topwork.evaluation.confusion import confident, confusion
+from topwork.evaluation.confusion import confusion
 from topwork.evaluation.mistakes import KINDS, Mistakes, find_mistakes, worst_images
 from topwork.metrics.coco import RECALL_THRESHOLDS
 from topwork.metrics.curves import pr_curves
@@ -42,7 +41,7 @@ class Plots:
     @cached_property
     def confusion(self) -> pd.DataFrame:
         """Columns: actual, predicted, count, set, model."""
-        return self._each(lambda a: confusion(a.matches, confident_of(a)))
+        return self._each(lambda a: confusion(a.matches, a.confident))
 
     @cached_property
     def calibration(self) -> pd.DataFrame:
@@ -61,7 +60,7 @@ class Plots:
         )
 
     def calibration_wide(self, split: str) -> pd.DataFrame:
-        """Precision of each bin of scores, a column a model, beside the diagonal that calibrated
+        """Precision of each bin of scores, a column a model, next to the diagonal that calibrated
         scores would follow.
         """
         rows = self.calibration[
@@ -120,14 +119,6 @@ class Plots:
         return pd.concat(full, ignore_index=True) if full else parts[0]
 
 
-def confident_of(assessment: Assessment) -> Any:
-    """bool[D]: detections that reach their class's best threshold."""
-    return confident(
-        assessment.matches,
-        {name: assessment.threshold(name).threshold for name in assessment.classes},
-    )
-
-
 def _calibration(assessment: Assessment) -> pd.DataFrame:
     labels = {
         "all": None,
@@ -144,7 +135,7 @@ def _calibration(assessment: Assessment) -> pd.DataFrame:
 
 def _errors(assessment: Assessment) -> ModelErrors:
     everything = find_mistakes(assessment.matches)
-    sure = find_mistakes(assessment.matches, confident_of(assessment))
+    sure = find_mistakes(assessment.matches, assessment.confident)
     counts, sure_counts, costs, shares = (
         everything.counts(),
         sure.counts(),
@@ -187,7 +178,7 @@ def mistake_boxes(assessments: Assessments) -> pd.DataFrame:
     parts = []
     for split, models in assessments.items():
         for model, assessment in models.items():
-            mistakes = find_mistakes(assessment.matches, confident_of(assessment))
+            mistakes = find_mistakes(assessment.matches, assessment.confident)
             parts.append(_boxes(mistakes, assessment).assign(set=split, model=model))
     table = pd.concat(parts, ignore_index=True)
     return table[["set", "model", "image_id", "kind", "name", "score", "x", "y", "width", "height"]]

@@ -34,7 +34,7 @@ class Unlabelled:
 
     @property
     def estimate(self) -> float:
-        """How many objects of all kept classes are unlabelled, as far as the detector can tell."""
+        """How many objects of all kept classes are unlabelled, as far as the detector can see."""
         return float(sum(entry["estimate"] for entry in self.classes.values()))
 
 

@@ -13,7 +13,7 @@ from topwork.detectors.builders import load
 from topwork.files import atomic_folder
 from topwork.inference.device import machine_facts
 from topwork.inference.outputs import write_predictions
-from topwork.inference.predict import predict
+from topwork.inference.prediction import predict
 from topwork.metrics.sets import rename_kept
 from topwork.project.predictions import PredictionRecord
 from topwork.weights.format import read_weights

@@ -1,16 +1,11 @@
-"""How sure is a figure: average precision resampled over images.
+"""Confidence intervals: average precision resampled over images.
 
 A resample draws as many images as there are, with replacement; an image drawn twice counts twice.
 Images are matched once (`matching.match`): a resample only gives them weights, so that hundreds
 cost what a few evaluations do. With all weights 1 the result is COCO's AP itself.
 
-Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentile interval (chapter
-13), BCa (chapter 14).
+Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 """
-
-from collections.abc import Sequence
-from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,21 +30,13 @@ def draw_weights(images: int, resamples: int, seed: int) -> NDArray[np.int64]:
     return weights
 
 
-def leave_one_out(images: int) -> NDArray[np.int64]:
-    """Weights that leave out each image in turn, int64[images, images]: for BCa's acceleration."""
-    return np.ones((images, images), dtype=np.int64) - np.eye(images, dtype=np.int64)
-
-
-def weighted_ap(
-    matches: Matches, label: int, weights: NDArray[np.int64], threshold: int | None = None
-) -> NDArray[np.float64]:
+def weighted_ap(matches: Matches, label: int, weights: NDArray[np.int64]) -> NDArray[np.float64]:
     """Average precision of one class for each row of image weights.
 
     Args:
         matches: the matches of one set of predictions.
         label: the class.
         weights: int64[B, I], how often each image counts.
-        threshold: index of one IoU threshold; the mean over all where left out.
 
     Returns:
         float64[B]; NaN where no object of the class is drawn.
@@ -57,7 +44,6 @@ def weighted_ap(
     truth = matches.truth
     objects = (truth.label == label) & ~truth.crowd
     total = weights @ np.bincount(truth.image[objects], minlength=len(truth.image_ids))  # (B,)
-    chosen = range(len(matches.thresholds)) if threshold is None else (threshold,)
     where = matches.of(label)
     result = np.empty(len(weights))
     step = max(1, _CHUNK_CELLS // max(1, where.stop - where.start))
@@ -66,7 +52,7 @@ def weighted_ap(
         counted = np.cumsum(
             weights[rows][:, matches.image[where]], axis=1
         )  # (b, D): detections up to here, all of them
-        parts = [
+        by_threshold = [
             _interpolated(
                 matches.true[t, where],
                 matches.ignored[t, where],
@@ -75,9 +61,9 @@ def weighted_ap(
                 matches.image[where],
                 total[rows],
             )
-            for t in chosen
+            for t in range(len(matches.thresholds))
         ]
-        result[rows] = np.mean(parts, axis=0)
+        result[rows] = np.mean(by_threshold, axis=0)
     result[total == 0] = np.nan
     return result
 
@@ -115,64 +101,18 @@ def _interpolated(
     return np.asarray(means)
 
 
-def interval(
-    values: NDArray[np.float64],
-    confidence: float,
-    *,
-    point: float | None = None,
-    jackknife: NDArray[np.float64] | None = None,
-    method: Literal["percentile", "bca"] = "percentile",
-) -> Interval | None:
-    """Interval that covers the true figure with this confidence.
+def interval(values: NDArray[np.float64], confidence: float) -> Interval | None:
+    """Percentile interval that covers the true figure with this confidence.
 
     Args:
         values: resampled figures; undefined ones (NaN) are left out.
         confidence: 0.95, say.
-        point: the figure of the images as they are (BCa).
-        jackknife: the figures with each image left out in turn (BCa).
-        method: BCa corrects the percentile interval for bias and skewness.
 
     Returns:
         Lower and upper end; None with fewer than 20 defined resamples.
     """
-    sound = np.sort(values[np.isfinite(values)])
-    if len(sound) < 20:
+    defined = values[np.isfinite(values)]
+    if len(defined) < 20:
         return None
-    levels = np.asarray([(1 - confidence) / 2, (1 + confidence) / 2])
-    if method == "bca" and point is not None and jackknife is not None:
-        levels = _bca_levels(sound, levels, point, jackknife[np.isfinite(jackknife)])
-    low, high = np.quantile(sound, levels)
+    low, high = np.quantile(defined, ((1 - confidence) / 2, (1 + confidence) / 2))
     return float(low), float(high)
-
-
-def _bca_levels(
-    values: NDArray[np.float64],
-    levels: NDArray[np.float64],
-    point: float,
-    jackknife: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    below = (np.sum(values < point) + 0.5 * np.sum(values == point)) / len(values)
-    if not 0 < below < 1 or len(jackknife) < 2:
-        return levels
-    spread = jackknife.mean() - jackknife
-    cubes, squares = float(np.sum(spread**3)), float(np.sum(spread**2))
-    if squares == 0:
-        return levels
-    normal = NormalDist()
-    bias, acceleration = normal.inv_cdf(below), cubes / (6 * squares**1.5)
-    shifted = [bias + normal.inv_cdf(float(level)) for level in levels]
-    return np.asarray([normal.cdf(bias + shift / (1 - acceleration * shift)) for shift in shifted])
-
-
-def mean_of_classes(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Mean over classes, resample by resample, leaving out a class where it's undefined; NaN where
-    all are.
-    """
-    stacked = np.stack(values)
-    defined = np.isfinite(stacked)
-    count = defined.sum(axis=0)
-    total = np.where(defined, stacked, 0.0).sum(axis=0)
-    mean: NDArray[np.float64] = np.divide(
-        total, count, out=np.full(len(count), np.nan), where=count > 0
-    )
-    return mean

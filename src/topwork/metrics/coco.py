@@ -19,7 +19,6 @@ from topwork.metrics.truth import Detections, Truth
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 RECALL_THRESHOLDS = tuple(np.linspace(0.0, 1.0, 101).tolist())
 AREAS = ("all", "small", "medium", "large")
-AREA_RANGES = ((0.0, 1e10), (0.0, 1024.0), (1024.0, 9216.0), (9216.0, 1e10))
 """COCO's: small is below 32 x 32 pixels of annotated area, large from 96 x 96."""
 MAX_DETECTIONS = (1, 10, 100)
 

@@ -30,22 +30,37 @@ class BestThreshold:
     recall: float | None
 
 
-def best_threshold(matches: Matches, label: int, threshold: int = 0) -> BestThreshold:
-    """Score threshold that maximises F1 of one class at one IoU threshold (by index; the first is
-    0.5); of equals the highest score.
+def f1_score(
+    true: NDArray[np.int64], detections: NDArray[np.int64], objects: NDArray[np.int64] | int
+) -> NDArray[np.float64]:
+    """F1: the harmonic mean of precision and recall; 1 where there's neither a detection nor an
+    object.
+
+    Args:
+        true: how many detections found an object.
+        detections: how many there are.
+        objects: how many there are to find.
+    """
+    total = np.asarray(detections + objects, dtype=np.float64)
+    return np.divide(2 * true, total, out=np.ones_like(total), where=total > 0)
+
+
+def best_threshold(matches: Matches, label: int) -> BestThreshold:
+    """Score threshold that maximises F1 of one class at IoU 0.5, the matches' first threshold; of
+    equals the highest score.
 
     F1 counts only at the end of a run of equal scores: a threshold takes all of them or none.
     """
     where = matches.of(label)
     objects = int(np.sum((matches.truth.label == label) & ~matches.truth.crowd))
-    counted = ~matches.ignored[threshold, where]
-    true, score = matches.true[threshold, where][counted], matches.score[where][counted]
+    counted = ~matches.ignored[0, where]
+    true, score = matches.true[0, where][counted], matches.score[where][counted]
     if not objects or not true.any():
         return BestThreshold(
             None, None, 0.0 if objects and len(true) else None, 0.0 if objects else None
         )
-    found, taken = np.cumsum(true), np.arange(1, len(true) + 1)
-    f1 = 2 * found / (taken + objects)
+    found, taken = np.cumsum(true, dtype=np.int64), np.arange(1, len(true) + 1)
+    f1 = f1_score(found, taken, objects)
     f1[:-1][score[:-1] == score[1:]] = -1.0
     best = int(np.argmax(f1))
     return BestThreshold(

@@ -8,15 +8,13 @@ the last), else a crowd; what a crowd took is left out of account. Only pairs th
 looked at, and detections of the same rank in all images and classes are matched together.
 """
 
-import json
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.metrics.coco import IOU_THRESHOLDS, IouType
+from topwork.metrics.coco import IOU_THRESHOLDS
 from topwork.metrics.truth import Detections, Truth
 
 MAX_DETECTIONS = 100
@@ -85,27 +83,21 @@ class Matches:
 def match(
     truth: Truth,
     detections: Detections,
-    iou_type: IouType = "bbox",
     thresholds: tuple[float, ...] = IOU_THRESHOLDS,
     least_iou: float = 0.1,
 ) -> Matches:
-    """Match detections with objects as pycocotools does, objects of all sizes.
+    """Match boxes of detections and objects as pycocotools does, objects of all sizes.
 
     Args:
         truth: the ground truth.
         detections: the predictions.
-        iou_type: boxes or masks.
         thresholds: IoU thresholds, rising.
         least_iou: pairs that overlap by less aren't kept in `Matches.pairs`; at most the lowest
             threshold.
     """
     order = _ranked(detections)
     kept = detections.keep(order)
-    pairs = (
-        _mask_pairs(truth, kept, least_iou)
-        if iou_type == "segm"
-        else _box_pairs(truth, kept, least_iou)
-    )
+    pairs = _box_pairs(truth, kept, least_iou)
     taken, ignored = _greedy(truth, kept, pairs, thresholds)
     return Matches(
         truth, order, kept.image, kept.label, kept.score, thresholds, taken, ignored, pairs
@@ -151,12 +143,12 @@ def _box_pairs(truth: Truth, kept: Detections, least_iou: float) -> Pairs:
                 )
             ),
         )
-        part = np.arange(start, stop)
-        detection = np.repeat(part, counts[part])
+        chunk = np.arange(start, stop)
+        detection = np.repeat(chunk, counts[chunk])
         within = np.arange(len(detection)) - np.repeat(
-            np.cumsum(counts[part]) - counts[part], counts[part]
+            np.cumsum(counts[chunk]) - counts[chunk], counts[chunk]
         )
-        thing = by_image[np.repeat(first[kept.image[part]], counts[part]) + within]
+        thing = by_image[np.repeat(first[kept.image[chunk]], counts[chunk]) + within]
         iou = box_iou(kept.boxes[detection], truth.boxes[thing], truth.crowd[thing])
         near = iou >= least_iou
         found.append((detection[near], thing[near], iou[near]))
@@ -177,42 +169,6 @@ def box_iou(
     own = found[:, 2] * found[:, 3]
     union = np.where(crowd, own, own + things[:, 2] * things[:, 3] - shared)
     return np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
-
-
-def _mask_pairs(truth: Truth, kept: Detections, least_iou: float) -> Pairs:
-    from hotcoco import mask
-
-    texts = kept.segmentation or ()
-    masks = np.empty(len(kept), dtype=object)
-    masks[:] = [json.loads(text) for text in texts]
-    found = []
-    for image, (width, height) in enumerate(truth.sizes.tolist()):
-        things, detections = (
-            np.flatnonzero(truth.image == image),
-            np.flatnonzero(kept.image == image),
-        )
-        if not len(things) or not len(detections):
-            continue
-        shapes: list[Any] = [
-            as_rle(json.loads(str(truth.segmentation[thing])), height, width) for thing in things
-        ]
-        iou = np.asarray(
-            mask.iou(list(masks[detections]), shapes, truth.crowd[things].tolist()),
-            dtype=np.float64,
-        )
-        row, column = np.nonzero(iou >= least_iou)
-        found.append((detections[row], things[column], iou[row, column]))
-    return _joined(found)
-
-
-def as_rle(segmentation: object, height: int, width: int) -> object:
-    """Polygons or an RLE of COCO as one compressed RLE."""
-    from pycocotools import mask
-
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str | bytes):
-        return segmentation
-    rle = mask.frPyObjects(segmentation, height, width)
-    return mask.merge(rle) if isinstance(rle, list) else rle
 
 
 def _joined(found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]) -> Pairs:

@@ -130,22 +130,22 @@ def truth_of(
         EvaluationError: no class, an image listed twice, or an annotation of an image that isn't
             there.
     """
-    part = tables.split(split)
+    data = tables.split(split)
     wanted = dict(classes) if isinstance(classes, Mapping) else {name: (name,) for name in classes}
     if not wanted:
         raise EvaluationError(
             f"{split}: no class to evaluate; its categories are"
-            f" {', '.join(map(str, part.categories['name'])) or 'none'}."
+            f" {', '.join(map(str, data.categories['name'])) or 'none'}."
         )
     label_of_name = {
         alias: label for label, names in enumerate(wanted.values(), start=1) for alias in names
     }
     label_of_id = {
         int(key): label_of_name[name]
-        for key, name in zip(part.categories["category_id"], part.categories["name"], strict=True)
+        for key, name in zip(data.categories["category_id"], data.categories["name"], strict=True)
         if name in label_of_name
     }
-    images = part.images.sort_values("image_id", kind="stable")
+    images = data.images.sort_values("image_id", kind="stable")
     image_ids = images["image_id"].to_numpy(dtype=np.int64)
     if len(np.unique(image_ids)) != len(image_ids):
         double = image_ids[:-1][np.diff(image_ids) == 0][0]
@@ -153,7 +153,7 @@ def truth_of(
             f"{split}: image id {double} is there twice; run `topwork validate`, which names all"
             " such faults."
         )
-    rows = part.annotations[part.annotations["category_id"].isin(list(label_of_id))]
+    rows = data.annotations[data.annotations["category_id"].isin(list(label_of_id))]
     image = _index_of(image_ids, rows["image_id"].to_numpy(dtype=np.int64), f"{split}: annotations")
     return Truth(
         classes=tuple(wanted),

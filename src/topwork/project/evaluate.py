@@ -12,6 +12,8 @@ METRICS = Path("out/metrics.json")
 TABLE = FOLDER / "table.json"
 CLASSES = FOLDER / "classes.json"
 VERDICT = FOLDER / "verdict.json"
+IMAGES = FOLDER / "images.parquet"
+"""set, model, image_id, f1 (at the classes' best thresholds, IoU 0.5): a row an image."""
 PLOTS = FOLDER / "plots"
 PR = PLOTS / "pr.csv"
 CONFUSION = PLOTS / "confusion.csv"

@@ -6,3 +6,5 @@ HELD_OUT = ("test", "source")
 detector's own domain.
 """
 MODELS = ("pretrained", "grafted", "finetuned")
+MODEL_TITLES = dict(zip(MODELS, ("pretrained", "grafted", "fine-tuned"), strict=True))
+"""Models as texts for readers call them."""

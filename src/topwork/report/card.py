@@ -32,7 +32,7 @@ def model_card(
 
     Args:
         name: the model's name.
-        weights: content of the weights file, to tell whether the run is about it.
+        weights: content of the weights file, to see whether the run is about it.
         columns: class columns, background first.
         builder: the detector's builder.
         run: the project's run, or None.

@@ -101,7 +101,7 @@ def _kept_sentence(figures: Sequence[ClassFigures], contract: Sequence[Clause]) 
         return f"{words(parts)} (at least {' or '.join(asked)} was asked)"
     worst = _worst(figures, contract)
     if worst is None:
-        return "nothing can be said of kept classes: none was kept, or their AP is undefined"
+        return "nothing is known of kept classes: none was kept, or their AP is undefined"
     return (
         f"{worst[0]} kept {percent(worst[2].value)} of its pretrained AP on the"
         f" {_set_name(worst[1])}"
@@ -190,4 +190,4 @@ def _whole(figures: Sequence[ClassFigures]) -> Number:
 
 
 def _set_name(on: str) -> str:
-    return {"source": "source set", "test": "test set"}.get(on, on)
+    return f"{on} set"

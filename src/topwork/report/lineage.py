@@ -2,7 +2,7 @@
 commands that make it again.
 
 No clock time and no absolute path; of dvc.lock only the stages upstream of the report, since the
-others tell of an earlier run.
+others belong to an earlier run.
 """
 
 import hashlib

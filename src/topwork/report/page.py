@@ -62,7 +62,7 @@ def render_report(run: Run) -> str:
         calibration=sections.calibration_chart(run),
         errors=mistakes,
         mistakes=story.mistake_pictures(
-            run, mistakes.kinds if mistakes else (), min(params.pictures, 3)
+            run, mistakes.worst if mistakes else {}, min(params.pictures, 3)
         ),
         data=story.data_story(run, params.pictures),
         unlabelled=run.unlabelled,

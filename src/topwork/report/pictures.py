@@ -9,7 +9,6 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from PIL import Image
@@ -23,14 +22,6 @@ BUDGET_BYTES = 3_300_000
 """
 _SIZES = ((640, 82), (560, 78), (480, 74), (400, 70), (320, 64), (240, 58))
 """(longest side, JPEG quality), tried from the best."""
-MATCH_IOU = 0.5
-
-TITLES = {
-    "truth": "Ground truth",
-    "pretrained": "Pretrained",
-    "grafted": "Grafted",
-    "finetuned": "Fine-tuned",
-}
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ChosenImage:
     """An image that was chosen: its id, file, size and the boxes of each panel."""
 
     key: str
@@ -93,58 +84,6 @@ def choose(scores: Mapping[int, float], count: int) -> list[int]:
     return [ranked[round(index * (len(ranked) - 1) / (count - 1))] for index in range(count)]
 
 
-def image_scores(
-    truth: pd.DataFrame, found: pd.DataFrame, image_ids: Sequence[int]
-) -> dict[int, float]:
-    """F1 of each image: detections matched to ground truth of their class at IoU 0.5, best score
-    first.
-
-    An image with neither scores 1. Both frames have image_id, name, x, y, width, height; `found`
-    also score.
-    """
-    strong = found.sort_values("score", ascending=False, kind="stable")
-    by_image = dict(list(strong.groupby("image_id", sort=False)))
-    truth_by_image = dict(list(truth.groupby("image_id", sort=False)))
-    empty = found.iloc[:0]
-    return {
-        image_id: _f1(truth_by_image.get(image_id, truth.iloc[:0]), by_image.get(image_id, empty))
-        for image_id in image_ids
-    }
-
-
-def _f1(truth: pd.DataFrame, found: pd.DataFrame) -> float:
-    if truth.empty and found.empty:
-        return 1.0
-    if truth.empty or found.empty:
-        return 0.0
-    overlap = iou(_xywh(found), _xywh(truth))
-    overlap[found["name"].to_numpy()[:, None] != truth["name"].to_numpy()[None, :]] = 0
-    hits = 0
-    for row in overlap:
-        best = int(row.argmax())
-        if row[best] >= MATCH_IOU:
-            hits += 1
-            overlap[:, best] = 0
-    return 2 * hits / (len(truth) + len(found))
-
-
-def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU of boxes (N, 4) and (M, 4), xywh -> (N, M)."""
-    first, second = first.astype(np.float64), second.astype(np.float64)
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(
-        first[:, None, :2] + first[:, None, 2:], second[None, :, :2] + second[None, :, 2:]
-    )
-    common = np.clip(high - low, 0, None).prod(axis=2)
-    union = first[:, 2:].prod(axis=1)[:, None] + second[:, 2:].prod(axis=1)[None, :] - common
-    shares: np.ndarray = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-    return shares
-
-
-def _xywh(frame: pd.DataFrame) -> np.ndarray:
-    return frame[["x", "y", "width", "height"]].to_numpy(dtype=np.float64)
-
-
 def boxes_of(frame: pd.DataFrame, kinds: Callable[[str], str]) -> tuple[Box, ...]:
     """Boxes of one image's rows, with their scores where they have some."""
     scores = frame["score"] if "score" in frame else [None] * len(frame)
@@ -170,22 +109,22 @@ def boxes_of(frame: pd.DataFrame, kinds: Callable[[str], str]) -> tuple[Box, ...
     )
 
 
-def draw(run: Run, shown: Sequence[Shown]) -> list[Picture]:
+def draw(run: Run, chosen: Sequence[ChosenImage]) -> list[Picture]:
     """Open, shrink and draw the chosen images, in a size that keeps them all within
     BUDGET_BYTES.
     """
-    if not shown:
+    if not chosen:
         return []
-    opened = [_open(run, item) for item in shown]
-    share = BUDGET_BYTES // 2 if all(len(item.panels) == 1 for item in shown) else BUDGET_BYTES
+    opened = [_open(run, item) for item in chosen]
+    share = BUDGET_BYTES // 2 if all(len(item.panels) == 1 for item in chosen) else BUDGET_BYTES
     for side, quality in _SIZES:
         uris = [_data_uri(image, side, quality) for image in opened]
         if sum(map(len, uris)) <= share:
             break
-    return [_picture(item, uri) for item, uri in zip(shown, uris, strict=True)]
+    return [_picture(item, uri) for item, uri in zip(chosen, uris, strict=True)]
 
 
-def _open(run: Run, item: Shown) -> Image.Image:
+def _open(run: Run, item: ChosenImage) -> Image.Image:
     try:
         return Image.open(io.BytesIO(run.files.image(item.image_root, item.file_name))).convert(
             "RGB"
@@ -205,7 +144,7 @@ def _data_uri(image: Image.Image, side: int, quality: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _picture(item: Shown, uri: str) -> Picture:
+def _picture(item: ChosenImage, uri: str) -> Picture:
     panels = []
     for index, (title, boxes) in enumerate(item.panels):
         identity = f"{item.key}-i"
@@ -215,21 +154,21 @@ def _picture(item: Shown, uri: str) -> Picture:
             if index == 0
             else f'<use href="#{identity}"/>'
         )
-        said = _said(boxes)
+        counts = _counts(boxes)
         body = picture + _overlay(boxes, item.width, item.height)
         drawing = svg(
             f"{item.key}-{index}",
             f"{title}: {item.name}",
-            said,
+            counts,
             body,
             (item.width, item.height),
             "photo",
         )
-        panels.append(Panel(title, drawing, said))
+        panels.append(Panel(title, drawing, counts))
     return Picture(item.name, tuple(panels))
 
 
-def _said(boxes: Sequence[Box]) -> str:
+def _counts(boxes: Sequence[Box]) -> str:
     counts: dict[str, int] = {}
     for box in boxes:
         counts[box.name] = counts.get(box.name, 0) + 1

@@ -20,7 +20,7 @@ from topwork.dataset.tables import ANNOTATION_COLUMNS, CATEGORY_COLUMNS, IMAGE_C
 from topwork.errors import TopworkError
 from topwork.params.document import Params
 from topwork.project import evaluate, fetch, finetune, surgery, unlabelled, validate
-from topwork.project.evaluate import ClassesRecord, ErrorsRecord, VerdictRecord
+from topwork.project.evaluate import ClassesRecord, ErrorsRecord, ModelErrors, VerdictRecord
 from topwork.project.fetch import ProvenanceRecord
 from topwork.project.finetune import RunRecord
 from topwork.project.predictions import predictions_path
@@ -240,6 +240,21 @@ class Run:
     def predictions(self, model: str, split: str) -> pd.DataFrame | None:
         """Detections of one of the three models on a split, or None."""
         return self.frame(predictions_path(model, split))
+
+    def image_f1(self, model: str, split: str) -> dict[int, float] | None:
+        """Image id -> F1 of a model on it, as evaluate found it, or None."""
+        frame = self.frame(evaluate.IMAGES)
+        if frame is None:
+            return None
+        rows = frame[(frame["model"] == model) & (frame["set"] == split)]
+        return {
+            int(image_id): float(f1)
+            for image_id, f1 in zip(rows["image_id"], rows["f1"], strict=True)
+        }
+
+    def model_errors(self, model: str, split: str) -> ModelErrors | None:
+        """Error kinds and calibration error of a model on a split, or None."""
+        return self.errors.sets.get(split, {}).get(model) if self.errors else None
 
     @cached_property
     def curves(self) -> list[Curve]:

@@ -1,8 +1,8 @@
 """The page's sections on what evaluate and finetune measured: class table, curves, confusion,
 calibration, error kinds.
 
-Each function turns a part of the run into what the template needs, and gives None or nothing where
-the run hasn't got it.
+Each function turns files of the run into what the template needs, and gives None or nothing where
+the run lacks them.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,17 @@ from typing import Any
 from markupsafe import Markup
 
 from topwork.project.evaluate import CALIBRATION, CONFUSION, PR
-from topwork.project.names import MODELS
+from topwork.project.names import HELD_OUT, MODEL_TITLES, MODELS
 from topwork.report.figures import ClassFigures, Clause, Estimate, exact_percent, percent
 from topwork.report.run import Run
 from topwork.report.svg import Line, Mark, Row, bar_chart, interval_chart, line_chart
 
-STYLES = {"pretrained": "before", "grafted": "grafted", "finetuned": "tuned"}
-NAMES = {"pretrained": "pretrained", "grafted": "grafted", "finetuned": "fine-tuned"}
+STYLES = dict(zip(MODELS, ("before", "grafted", "tuned"), strict=True))
+"""Model -> CSS class of its lines and marks."""
 ORIGINS = {"keep": "kept", "like": "seeded", "new": "new"}
-SET_TITLES = {"test": "Test set", "source": "Source set (the pretrained detector's own domain)"}
+SET_TITLES = dict(
+    zip(HELD_OUT, ("Test set", "Source set (the pretrained detector's own domain)"), strict=True)
+)
 MOST_PANELS = 12
 MOST_CLASSES = 20
 
@@ -50,9 +52,7 @@ def class_tables(figures: Sequence[ClassFigures], contract: Sequence[Clause]) ->
             "Class",
             "Rows",
             "Objects",
-            "Pretrained AP",
-            "Grafted AP",
-            "Fine-tuned AP",
+            *(f"{MODEL_TITLES[model].capitalize()} AP" for model in MODELS),
             "Retention",
             "Contract",
         )
@@ -125,14 +125,14 @@ def class_charts(figures: Sequence[ClassFigures]) -> list[tuple[str, Markup]]:
             Row(
                 figure.name,
                 [
-                    Mark(NAMES[model], found.value, found.low, found.high, STYLES[model])
+                    Mark(MODEL_TITLES[model], found.value, found.low, found.high, STYLES[model])
                     for model in MODELS
                     if (found := figure.ap[model])
                 ],
             )
             for figure in here
         ]
-        said = "; ".join(
+        description = "; ".join(
             f"{row.name}: " + ", ".join(f"{mark.name} {mark.value:.2f}" for mark in row.marks)
             for row in rows
         )
@@ -143,7 +143,7 @@ def class_charts(figures: Sequence[ClassFigures]) -> list[tuple[str, Markup]]:
                 interval_chart(
                     f"classes-{on}",
                     f"AP by class, {title.lower()}",
-                    said,
+                    description,
                     rows,
                     "average precision",
                 ),
@@ -174,7 +174,7 @@ def training_charts(run: Run) -> list[Markup]:
         finite = [value for value in curve.values if value == value]
         if not finite:
             continue
-        said = (
+        description = (
             f"From {finite[0]:.4g} at the start to {finite[-1]:.4g} at the end; lowest"
             f" {min(finite):.4g}, highest {max(finite):.4g}."
         )
@@ -184,7 +184,7 @@ def training_charts(run: Run) -> list[Markup]:
             line_chart(
                 f"curve-{index}",
                 title,
-                said,
+                description,
                 [Line(title, curve.points, "tuned", dots=few)],
                 "epoch",
                 "",
@@ -205,7 +205,7 @@ def pr_charts(run: Run, figures: Sequence[ClassFigures]) -> list[Markup]:
         for figure in figures
         if figure.on == "test" and (frame["class"] == figure.name).any()
     ][:MOST_PANELS]:
-        lines, said = [], []
+        lines, notes = [], []
         for model in MODELS:
             rows = frame[(frame["class"] == name) & (frame["model"] == model)]
             if rows.empty:
@@ -213,9 +213,9 @@ def pr_charts(run: Run, figures: Sequence[ClassFigures]) -> list[Markup]:
             points = list(
                 zip(rows["recall"].astype(float), rows["precision_50"].astype(float), strict=True)
             )
-            lines.append(Line(NAMES[model], points, STYLES[model]))
-            said.append(
-                f"{NAMES[model]}: recall"
+            lines.append(Line(MODEL_TITLES[model], points, STYLES[model]))
+            notes.append(
+                f"{MODEL_TITLES[model]}: recall"
                 f" {max((recall for recall, precision in points if precision > 0), default=0):.2f}"
                 " is reached"
             )
@@ -223,7 +223,7 @@ def pr_charts(run: Run, figures: Sequence[ClassFigures]) -> list[Markup]:
             line_chart(
                 f"pr-{len(charts)}",
                 str(name),
-                "; ".join(said) + ".",
+                "; ".join(notes) + ".",
                 lines,
                 "recall",
                 "precision",
@@ -260,14 +260,14 @@ def confusion(run: Run, figures: Sequence[ClassFigures]) -> Confusion | None:
     )
     total = matrix.sum(axis=1).add(matrix.sum(axis=0), fill_value=0)
     names = sorted(total.index, key=lambda name: (name == "background", -total[name], name))
-    shown = names if len(names) <= MOST_CLASSES else [*names[: MOST_CLASSES - 1], names[-1]]
+    chosen = names if len(names) <= MOST_CLASSES else [*names[: MOST_CLASSES - 1], names[-1]]
     place = {figure.name: index for index, figure in enumerate(figures) if figure.on == "test"}
-    shown = sorted(
-        shown, key=lambda name: (name == "background", place.get(name, len(place)), name)
+    chosen = sorted(
+        chosen, key=lambda name: (name == "background", place.get(name, len(place)), name)
     )
-    matrix = matrix.reindex(index=shown, columns=shown, fill_value=0)
+    matrix = matrix.reindex(index=chosen, columns=chosen, fill_value=0)
     rows = []
-    for name in shown:
+    for name in chosen:
         whole = float(matrix.loc[name].sum()) or 1.0
         cells = [
             (f"{int(value):,}", f"{value / whole:.3f}", other == name)
@@ -276,7 +276,7 @@ def confusion(run: Run, figures: Sequence[ClassFigures]) -> Confusion | None:
         rows.append(
             (str(name), [*cells[:-1], ("–", "0", False)] if name == "background" else cells)
         )  # nothing found where nothing is
-    return Confusion([str(name) for name in shown], rows, len(names) - len(shown))
+    return Confusion([str(name) for name in chosen], rows, len(names) - len(chosen))
 
 
 def calibration_chart(run: Run) -> Markup | None:
@@ -291,7 +291,7 @@ def calibration_chart(run: Run) -> Markup | None:
         .dropna(subset=["confidence", "precision"])
         .sort_values("confidence")
     )
-    lines, said = [Line("perfectly calibrated", [(0, 0), (1, 1)], "guide")], []
+    lines, notes = [Line("perfectly calibrated", [(0, 0), (1, 1)], "guide")], []
     for model in MODELS:
         rows = frame[frame["model"] == model]
         if rows.empty:
@@ -299,18 +299,16 @@ def calibration_chart(run: Run) -> Markup | None:
         points = list(
             zip(rows["confidence"].astype(float), rows["precision"].astype(float), strict=True)
         )
-        lines.append(Line(NAMES[model], points, STYLES[model], dots=model == "finetuned"))
-        gap = float(
-            (rows["count"] * (rows["confidence"] - rows["precision"]).abs()).sum()
-            / rows["count"].sum()
-        )
-        said.append(f"{NAMES[model]}: {gap:.2f} off the diagonal on average")
-    if not said:
+        lines.append(Line(MODEL_TITLES[model], points, STYLES[model], dots=model == "finetuned"))
+        found = run.model_errors(model, "test")
+        if found and found.ece is not None:
+            notes.append(f"{MODEL_TITLES[model]}: {found.ece:.2f} off the diagonal on average")
+    if len(lines) == 1:
         return None
     return line_chart(
         "calibration",
         "Calibration",
-        "; ".join(said) + ".",
+        "; ".join(notes) + ".",
         lines,
         "score",
         "share that is right",
@@ -333,19 +331,24 @@ KIND_WORDS = {
 
 @dataclass(frozen=True)
 class Errors:
-    """Error kinds of the fine-tuned detector on the test set: a chart, a table, and AP at IoU 0.5
-    and ECE in words.
+    """Error kinds of the fine-tuned detector on the test set.
+
+    Attributes:
+        chart: what each kind takes from AP.
+        table: counts and costs by kind.
+        summary: AP at IoU 0.5 in words.
+        worst: kind -> id of the image with most of it, costliest kind first.
     """
 
     chart: Markup
     table: Table
-    said: str
-    kinds: list[str]
+    summary: str
+    worst: dict[str, int]
 
 
 def errors(run: Run) -> Errors | None:
-    """What each kind of error takes from AP at IoU 0.5, dearest first."""
-    found = run.errors.sets.get("test", {}).get("finetuned") if run.errors else None
+    """What each kind of error takes from AP at IoU 0.5, costliest first."""
+    found = run.model_errors("finetuned", "test")
     if found is None or found.ap_50 is None:
         return None
     kinds = sorted(found.kinds.items(), key=lambda item: (-(item[1].share or 0.0), item[0]))
@@ -372,13 +375,15 @@ def errors(run: Run) -> Errors | None:
         "Error kinds",
         "Error kinds, counted at any score (all detections, however unsure) and at the score where"
         " the class's F1 is highest. Gain: how much AP at IoU 0.5 rises when this kind alone is"
-        " mended. Share: the kind's part of what is missing from 1; shares add up to it.",
+        " fixed. Share: the kind's part of what is missing from 1; shares add up to it.",
         ("Kind", "What it is", "At any score", "At the best score", "Gain", "Share"),
         rows,
         (2, 3, 4, 5),
     )
-    said = (
+    summary = (
         f"AP at IoU 0.5 is {found.ap_50:.3f}. The kinds of error share among them the"
         f" {1 - found.ap_50:.3f} that is missing from 1."
     )
-    return Errors(chart, table, said, [kind for kind, row in kinds if row.confident])
+    return Errors(
+        chart, table, summary, {kind: row.worst[0].image_id for kind, row in kinds if row.worst}
+    )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from topwork.project.evaluate import MISTAKES
 from topwork.project.surgery import ChangedTensor, PlanRecord, PlanRow
-from topwork.report.pictures import Box, Picture, Shown, boxes_of, choose, draw, image_scores
+from topwork.report.pictures import Box, ChosenImage, Picture, boxes_of, choose, draw
 from topwork.report.run import Run
 from topwork.report.sections import Table
 
@@ -22,7 +22,6 @@ SPLIT_NAMES = {
     "source": "source",
     "replay": "replay",
 }
-SEVERITY_CSS = {"error": "bad", "warning": "mild", "note": ""}
 
 
 def named(frame: pd.DataFrame, names: Mapping[int, str]) -> pd.DataFrame:
@@ -67,15 +66,17 @@ def before_after(run: Run, count: int, thresholds: Thresholds) -> tuple[list[Pic
         return [], "The run has no test set, so there are no pictures of it."
     if tuned is None:
         return [], "evaluate left no predictions on the test set."
+    scores = run.image_f1("finetuned", "test")
+    if scores is None:
+        return [], "evaluate left no scores of single images."
     test = run.tables.split("test")
     truth = named(test.annotations, run.tables.names("test"))
     kinds = kinds_of(run)
     before = run.predictions("pretrained", "test")
     models = [] if before is None else [("Pretrained", thresholds.strong(before, "pretrained"))]
     models.append(("Fine-tuned", thresholds.strong(tuned, "finetuned")))
-    scores = image_scores(truth, models[-1][1], [int(key) for key in test.images["image_id"]])
     images = test.images.set_index("image_id")
-    shown: list[Shown] = []
+    chosen: list[ChosenImage] = []
     for index, image_id in enumerate(choose(scores, count)):
         image = images.loc[image_id]
         panels = [
@@ -95,20 +96,24 @@ def before_after(run: Run, count: int, thresholds: Thresholds) -> tuple[list[Pic
                     ),
                 )
             )
-        shown.append(
-            _shown(
+        chosen.append(
+            _chosen(
                 f"test-{index}",
                 f"{image['file_name']}: F1 {scores[image_id]:.2f}",
                 image,
                 tuple(panels),
             )
         )
-    return draw(run, shown), ""
+    return draw(run, chosen), ""
 
 
-def mistake_pictures(run: Run, kinds: Sequence[str], count: int) -> list[Picture]:
-    """The worst test image of each error kind, dearest kind first: what was annotated in grey, the
-    mistakes in amber.
+def mistake_pictures(run: Run, worst: Mapping[str, int], count: int) -> list[Picture]:
+    """The worst test image of each error kind: what was annotated in grey, the mistakes in amber.
+
+    Args:
+        run: the run.
+        worst: error kind -> id of its worst image, costliest kind first.
+        count: how many kinds at most.
     """
     boxes = run.frame(MISTAKES)
     if boxes is None or "test" not in run.tables.splits:
@@ -119,32 +124,27 @@ def mistake_pictures(run: Run, kinds: Sequence[str], count: int) -> list[Picture
         named(test.annotations, run.tables.names("test")),
         test.images.set_index("image_id"),
     )
-    shown: list[Shown] = []
-    for kind in kinds[:count]:
-        mine = boxes[boxes["kind"] == kind]
-        if mine.empty:
-            continue
-        counts = mine.groupby("image_id").size()
-        image_id = min(counts.index, key=lambda key: (-counts[key], key))
-        here = mine[mine["image_id"] == image_id]
+    chosen: list[ChosenImage] = []
+    for kind, image_id in list(worst.items())[:count]:
+        here = boxes[(boxes["kind"] == kind) & (boxes["image_id"] == image_id)]
         wrong = boxes_of(here.drop(columns="score") if kind == "missed" else here, lambda _: "new")
         known = boxes_of(truth[truth["image_id"] == image_id], lambda _: "other")
-        shown.append(
-            _shown(
-                f"mistake-{len(shown)}",
+        chosen.append(
+            _chosen(
+                f"mistake-{len(chosen)}",
                 f"{kind}: {images.loc[image_id]['file_name']}",
                 images.loc[image_id],
                 (("Annotated dashed, mistakes amber", (*known, *wrong)),),
             )
         )
-    return draw(run, shown)
+    return draw(run, chosen)
 
 
-def _shown(
+def _chosen(
     key: str, name: str, image: Any, panels: tuple[tuple[str, tuple[Box, ...]], ...]
-) -> Shown:
+) -> ChosenImage:
     size = int(image["width"]), int(image["height"])
-    return Shown(key, name, str(image["image_root"]), str(image["file_name"]), *size, panels)
+    return ChosenImage(key, name, str(image["image_root"]), str(image["file_name"]), *size, panels)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def data_story(run: Run, pictures: int) -> DataStory:
         first = found[found["rule"] == rule].iloc[0]
         findings_rows.append([rule, severity, f"{count:,}", str(first.get("message", ""))])
     by_severity = found.groupby("severity").size()
-    said = ", ".join(
+    numbers = ", ".join(
         f"{by_severity.get(severity, 0):,}"
         f" {severity}{'s' if by_severity.get(severity, 0) != 1 else ''}"
         for severity in order
@@ -214,7 +214,11 @@ def data_story(run: Run, pictures: int) -> DataStory:
         (2,),
     )
     return DataStory(
-        sizes, table, f"The data gate found {said}.", finding_pictures(run, pictures), dropped
+        sizes,
+        table,
+        f"The data gate found {numbers}.",
+        finding_pictures(run, pictures),
+        dropped,
     )
 
 
@@ -224,7 +228,7 @@ def finding_pictures(run: Run, count: int) -> list[Picture]:
     if count == 0 or rows.empty or "image_id" not in rows:
         return []
     images = run.tables.images.set_index(["split", "image_id"])
-    shown: list[Shown] = []
+    chosen: list[ChosenImage] = []
     seen: set[str] = set()
     order = {"error": 0, "warning": 1, "note": 2}
     for _, row in (
@@ -232,7 +236,7 @@ def finding_pictures(run: Run, count: int) -> list[Picture]:
     ):
         if (
             row["rule"] in seen
-            or len(shown) >= count
+            or len(chosen) >= count
             or pd.isna(row["image_id"])
             or pd.isna(row.get("x"))
         ):
@@ -250,15 +254,15 @@ def finding_pictures(run: Run, count: int) -> list[Picture]:
             "new",
         )
         seen.add(row["rule"])
-        shown.append(
-            _shown(
-                f"finding-{len(shown)}",
+        chosen.append(
+            _chosen(
+                f"finding-{len(chosen)}",
                 f"{row['rule']}: {image['file_name']}",
                 image,
                 (("Finding", (box,)),),
             )
         )
-    return draw(run, shown)
+    return draw(run, chosen)
 
 
 def unlabelled_pictures(run: Run, count: int) -> list[Picture]:
@@ -274,20 +278,20 @@ def unlabelled_pictures(run: Run, count: int) -> list[Picture]:
     ids = list(
         dict.fromkeys(boxes.sort_values("score", ascending=False, kind="stable")["image_id"])
     )
-    shown: list[Shown] = []
+    chosen: list[ChosenImage] = []
     for image_id in [image_id for image_id in ids if image_id in images.index][:count]:
         image = images.loc[image_id]
         found = boxes_of(boxes[boxes["image_id"] == image_id], lambda _: "new")
         known = boxes_of(truth[truth["image_id"] == image_id], lambda _: "other")
-        shown.append(
-            _shown(
-                f"unlabelled-{len(shown)}",
+        chosen.append(
+            _chosen(
+                f"unlabelled-{len(chosen)}",
                 str(image["file_name"]),
                 image,
                 (("Labelled: dashed; perhaps missing: amber", (*known, *found)),),
             )
         )
-    return draw(run, shown)
+    return draw(run, chosen)
 
 
 @dataclass(frozen=True)
@@ -300,7 +304,7 @@ class Surgery:
 
 
 def surgery_story(run: Run) -> Surgery | None:
-    """What the graft kept, seeded, started anew and dropped."""
+    """What the graft kept, seeded, started new and dropped."""
     receipt = run.receipt
     if receipt is None or not receipt.tensors:
         return None

@@ -46,7 +46,6 @@ class Row:
 
     name: str
     marks: Sequence[Mark] = field(default_factory=tuple)
-    note: str = ""
 
 
 def number(value: float) -> str:
@@ -191,7 +190,7 @@ def bar_chart(
     width: int = 480,
     style: str = "tuned",
 ) -> Markup:
-    """Horizontal bars: (name, value, what stands beside the bar)."""
+    """Horizontal bars: (name, value, the text next to the bar)."""
     left, right, top, step = 118, 64, 6, 26
     height = top + step * len(bars) + 24
     highest = max([value for _, value, _ in bars if math.isfinite(value)] + [1e-12])

@@ -12,7 +12,7 @@ from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
 from topwork.files import HeldInputs, atomic_path
 from topwork.inference.device import choose_device
-from topwork.inference.predict import no_detections
+from topwork.inference.prediction import no_detections
 from topwork.inference.run import predict_splits, record_of, write_run
 from topwork.metrics.sets import held_out
 from topwork.params.predict import PredictParams

@@ -2,16 +2,17 @@
 
 Reads params `evaluate`, `retention` and `surgery.classes`, the tables of `validate`, and the
 predictions of `baseline` and `predict`. Writes out/metrics.json (what one decides by, for DVC) and
-out/evaluate: table.json, classes.json, verdict.json and plots/ (for `dvc plots`). Runs no model;
-repeats to the byte. Stopped by a contract that can't be measured and by inputs that change
-meanwhile; a contract that is breached doesn't stop it: the stage `gate` does.
+out/evaluate: table.json, classes.json, verdict.json, images.parquet (F1 of each image) and plots/
+(for `dvc plots`). Runs no model; repeats to the byte. Stopped by a contract that can't be measured
+and by inputs that change meanwhile; a contract that is breached doesn't stop it: the stage `gate`
+does.
 """
 
 import pandas as pd
 from rich.console import Console
 
 from topwork.dataset.tables import Tables
-from topwork.evaluation.assess import assess
+from topwork.evaluation.assessment import assess
 from topwork.evaluation.console import print_classes
 from topwork.evaluation.contract import check_measurable
 from topwork.evaluation.outputs import write_evaluation

@@ -13,7 +13,7 @@ from topwork.classes import ClassPlan, label_of
 from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
 from topwork.errors import TrainingError
-from topwork.inference.predict import predict
+from topwork.inference.prediction import predict
 from topwork.metrics.coco import score
 from topwork.metrics.truth import detections_of, truth_of
 from topwork.params.finetune import FinetuneParams

@@ -1,4 +1,4 @@
-"""Boxes on pictures: class and score beside each, a colour a class, legible on light and dark."""
+"""Boxes on pictures: class and score next to each, a colour a class, legible on light and dark."""
 
 import hashlib
 from pathlib import Path

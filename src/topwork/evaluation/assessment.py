@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,10 @@ from numpy.typing import NDArray
 
 from topwork.classes import ClassPlan
 from topwork.evaluation.calibration import expected_error
+from topwork.evaluation.confusion import confident
 from topwork.evaluation.retention import Verdict, ratio, ratio_interval, verdict_of
-from topwork.metrics.bootstrap import Interval, draw_weights, interval, mean_of_classes, weighted_ap
-from topwork.metrics.coco import IouType, Scores, score
+from topwork.metrics.bootstrap import Interval, draw_weights, interval, weighted_ap
+from topwork.metrics.coco import Scores, score
 from topwork.metrics.curves import BestThreshold, best_threshold
 from topwork.metrics.matching import Matches, match
 from topwork.metrics.truth import Detections, Truth, detections_of
@@ -64,17 +66,16 @@ class Assessment:
         """Interval of a class's AP."""
         return interval(self.resampled[name], self.confidence) if name in self.resampled else None
 
-    def map_interval(self) -> Interval | None:
-        """Interval of the mean AP."""
-        return (
-            interval(mean_of_classes(list(self.resampled.values())), self.confidence)
-            if self.resampled
-            else None
-        )
-
     def threshold(self, name: str) -> BestThreshold:
         """Where a class's F1 is highest, at IoU 0.5."""
         return best_threshold(self.matches, self.truth.classes.index(name) + 1)
+
+    @cached_property
+    def confident(self) -> NDArray[np.bool_]:
+        """bool[D]: detections that reach their class's best threshold."""
+        return confident(
+            self.matches, {name: self.threshold(name).threshold for name in self.classes}
+        )
 
 
 def assess(
@@ -84,24 +85,22 @@ def assess(
     *,
     classes: Sequence[str] | None = None,
     what: str = "predictions",
-    iou_type: IouType = "bbox",
 ) -> Assessment:
     """Hold predictions against the truth.
 
     Args:
         truth: the ground truth.
-        predictions: table of `predict.predict`.
+        predictions: table of `prediction.predict`.
         params: resamples, confidence, seed.
         classes: the truth's classes that the model has; all where left out.
         what: where the predictions come from, for messages.
-        iou_type: boxes or masks.
 
     Raises:
         EvaluationError: the predictions aren't sound (see `truth.detections_of`).
     """
     truth = truth if classes is None else truth.only(classes)
     detections = detections_of(predictions, truth, what=what)
-    matches = match(truth, detections, iou_type)
+    matches = match(truth, detections)
     objects = truth.objects
     weights = draw_weights(len(truth.image_ids), params.bootstrap, params.seed)
     resampled = {
@@ -110,7 +109,7 @@ def assess(
         if params.bootstrap and objects[name]
     }
     return Assessment(
-        truth, detections, score(truth, detections, iou_type), matches, resampled, params.confidence
+        truth, detections, score(truth, detections), matches, resampled, params.confidence
     )
 
 
