@@ -69,11 +69,7 @@ def test_names_that_contradict_the_weights_own_are_shown_side_by_side() -> None:
 
 @pytest.mark.parametrize("name", CATEGORY_SETS)
 def test_every_set_says_where_it_is_from(root: Path, name: str) -> None:
-    assert (
-        (root / f"src/topwork/category_sets/{name}.txt")
-        .read_text()
-        .startswith("# Source: ")
-    )
+    assert (root / f"src/topwork/category_sets/{name}.txt").read_text().startswith("# Source: ")
 
 
 def test_lists_and_files(tmp_path: Path) -> None:

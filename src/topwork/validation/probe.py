@@ -27,7 +27,7 @@ from topwork.dataset.images import BOMB_BYTES, BOMB_RATIO, MAX_PIXELS, ImageStor
 from topwork.errors import DataError, TopworkError
 from topwork.files import atomic_path
 
-VERSION = "1"
+VERSION = "2"
 SMALL = 8  # so few are read one after another
 CHUNK = 16  # images that a process is handed at once
 AHEAD = 3  # such handfuls that wait for each process
@@ -42,7 +42,7 @@ class Probe:
 
     Attributes:
         file_name, size, mtime: what it's known by; size and mtime are -1 where it's missing.
-        state: `fine`, `missing`, `unreadable`, `truncated` or `bomb`; `said` has the decoder's
+        state: `fine`, `missing`, `unreadable`, `truncated` or `bomb`; `message` has the decoder's
             words.
         width, height, mode, format, orientation, frames: as stored; 0 or empty where it can't be
             opened.
@@ -56,7 +56,7 @@ class Probe:
     size: int
     mtime: int
     state: str
-    said: str = ""
+    message: str = ""
     width: int = 0
     height: int = 0
     mode: str = ""
@@ -144,11 +144,11 @@ def probe(store: ImageStore, name: str, size: int, mtime: int) -> Probe:
     except Image.DecompressionBombError as error:
         return Probe(name, size, mtime, "bomb", str(error), sha256=digest)
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise almost anything on broken data
-        said = (
+        message = (
             f"begins with {data[:8]!r}" if isinstance(error, UnidentifiedImageError) else str(error)
         )
         return Probe(
-            name, size, mtime, "unreadable", "has 0 bytes" if not data else said, sha256=digest
+            name, size, mtime, "unreadable", "has 0 bytes" if not data else message, sha256=digest
         )
     with image:
         width, height, mode, kind = image.width, image.height, image.mode, image.format or ""
@@ -301,8 +301,3 @@ def _save(place: Path, probes: dict[str, Probe]) -> None:
             pq.write_table(table, temporary)
     except TopworkError:
         pass  # a cache that can't be kept costs time, never the run
-
-
-def bits(hashes: Sequence[str]) -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
-    """Hex hashes as 64-bit numbers."""
-    return np.array([int(text, 16) for text in hashes], np.uint64)
