@@ -1,5 +1,5 @@
-"""weights.lock: the SHA-256 of each weights source, as first seen. Committed beside params.yaml;
-enforced ever after.
+"""weights.lock: the SHA-256 of each weights source, as first seen. Committed with params.yaml;
+enforced from then on.
 """
 
 import hashlib
@@ -72,10 +72,10 @@ class Known:
         source: as the lock writes it.
         pinned: SHA-256 of fetch.sha256, None without one.
         locked: SHA-256 of weights.lock, None at first use.
-        digits: hex digits that the source itself promises: the first eight (torchvision) or all
+        digits: hex digits that the source itself declares: the first eight (torchvision) or all
             (the hub), else empty.
-        promise: where it promises them.
-        accept: a change of the locked hash is welcome.
+        promise: where it declares them.
+        accept: a change of the locked hash is accepted.
         given: as the user wrote the source, where the lock doesn't write it so.
     """
 
@@ -93,8 +93,8 @@ class Known:
         whole = self.digits if len(self.digits) == 64 else None
         return self.pinned or (None if self.accept else self.locked) or whole
 
-    def judge(self, found: str) -> None:
-        """Hold a SHA-256 against what is known.
+    def verify(self, found: str) -> None:
+        """Compare a SHA-256 with what is known.
 
         Raises:
             ChecksumError: they differ; both are shown, and what accepts the new one.

@@ -16,13 +16,13 @@ SPLITS_TABLE = FOLDER / "splits.csv"
 
 
 def table_paths() -> dict[str, Path]:
-    """The tables that later stages read, by name: what they hold as inputs."""
+    """The tables that later stages read, by name: their inputs."""
     return {path.stem: path for path in (IMAGES, ANNOTATIONS, CATEGORIES)}
 
 
 class FindingRecord(Record):
     """One fault: which rule, where, what was found; box is xywh in pixels, None for a number that
-    JSON can't say.
+    JSON doesn't have.
     """
 
     rule: str
