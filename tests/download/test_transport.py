@@ -192,10 +192,11 @@ def test_credentials_from_the_environment(
     monkeypatch.setenv("TOPWORK_TOKEN_127_0_0_1", "s3cret")
     get(f"{server.url}/w")
     assert [request.headers["authorization"] for request in server.seen] == ["Bearer s3cret"] * 2
+    assert get.messages  # type: ignore[attr-defined]
     assert "s3cret" not in "".join(get.messages)  # type: ignore[attr-defined]
     monkeypatch.setenv("TOPWORK_TOKEN_127_0_0_1", "me:s3cret")
     server.plan["/x"] = Reply(status=403)
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError, match="the server answers 403") as caught:
         get(f"{server.url}/x")
     assert (
         base64.b64decode(server.seen[-1].headers["authorization"].removeprefix("Basic "))

@@ -387,7 +387,7 @@ def test_the_summary_fits_a_screen(
 
 
 def test_workers_are_a_number_from_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         main(["validate", "train.json", "--workers", "-3"])
     assert "found '-3', expected a whole number from 1" in capsys.readouterr().err
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 LINES = 23  # of a screen, less one for the next prompt
 WIDEST = 280  # characters of a message, eight lines of the table's last column
-CACHE = Path(".topwork/scratch/images")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -233,8 +232,10 @@ def _guess(path: Path) -> Path | None:
 
 def _cache() -> Path:
     """A project's scratch folder, or the user's cache folder outside of one."""
+    from topwork.project.validate import IMAGE_CACHE
+
     if Path("params.yaml").is_file():
-        return CACHE
+        return IMAGE_CACHE
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topwork" / "images"
 
 

@@ -12,13 +12,14 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from topwork.download.cache import Cache, Cached, Notify
-from topwork.download.lock import LOCK_FILE, Known, read_lock
+from topwork.download.lock import Known, read_lock
 from topwork.download.torchvision_enums import entry_of
 from topwork.download.transfer import GIB, Policy, download
 from topwork.download.transport import authorization, check_url, private, shown
 from topwork.errors import WeightsError
 from topwork.files import sha256_file
 from topwork.params.fetch import FetchParams
+from topwork.project.fetch import WEIGHTS_LOCK
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class FetchContext:
     """What every kind of source needs: params, lock, cache, and how to notify the user."""
 
     params: FetchParams
-    lock: Path = LOCK_FILE
+    lock: Path = WEIGHTS_LOCK
     also_known: Path | None = None
     cache: Cache = field(default_factory=Cache.default)
     accept: bool = False

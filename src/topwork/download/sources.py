@@ -10,11 +10,12 @@ from safetensors import SafetensorError, safe_open
 
 from topwork.download.cache import Cache, Notify
 from topwork.download.locate import FetchContext, Located, locate
-from topwork.download.lock import LOCK_FILE, read_lock, record
+from topwork.download.lock import read_lock, record
 from topwork.download.shipped import demo_source
 from topwork.errors import ChecksumError, NotWeightsError, WeightsError
 from topwork.files import sha256_file
 from topwork.params.fetch import FetchParams
+from topwork.project.fetch import WEIGHTS_LOCK
 from topwork.weights.categories import check_same_names, columns_of
 from topwork.weights.format import Weights, read_weights
 from topwork.weights.load_raw import read_state_dict
@@ -28,7 +29,7 @@ def notify_on_stderr(text: str) -> None:
 def fetch(
     params: FetchParams,
     *,
-    lock: Path = LOCK_FILE,
+    lock: Path = WEIGHTS_LOCK,
     also_known: Path | None = None,
     accept: bool = False,
     cache: Cache | None = None,

@@ -13,6 +13,10 @@ FINDINGS = FOLDER / "findings.json"
 FINDINGS_TABLE = FOLDER / "findings.parquet"
 SUMMARY = FOLDER / "summary.json"
 SPLITS_TABLE = FOLDER / "splits.csv"
+REFUSED = Path(".topwork/findings")
+"""Findings of data that stopped the stage: scratch, for a look."""
+IMAGE_CACHE = Path(".topwork/scratch/images")
+"""What is known of images between runs."""
 
 
 def table_paths() -> dict[str, Path]:

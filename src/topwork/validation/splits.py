@@ -17,6 +17,7 @@ from typing import Any
 
 from topwork.errors import DataError, ParamsError
 from topwork.project.names import CUSTOM_SPLITS
+from topwork.project.validate import SPLITS_TABLE
 
 
 def groups_of(
@@ -167,7 +168,7 @@ def read_places(path: Path) -> dict[str, str]:
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: no such file, and dataset.split.assigned names it. Copy"
-            " out/validate/splits.csv of an earlier run there."
+            f" {SPLITS_TABLE.as_posix()} of an earlier run there."
         ) from error
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
