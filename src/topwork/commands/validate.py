@@ -40,7 +40,7 @@ Exit code: 0 fine, 1 findings of the severity --fail-on or above, 2 wrong usage.
         type=Path,
         help="folder, zip or tar with the images (COCO; found by itself next to the JSON)",
     )
-    parser.add_argument("--no-images", action="store_true", help="look at the annotations alone")
+    parser.add_argument("--no-images", action="store_true", help="check only the annotations")
     parser.add_argument(
         "--against", type=Path, metavar="PATH", help="a second set, for leakage between the two"
     )

@@ -117,9 +117,8 @@ def _pack(images: Path, archive: Path) -> None:
         zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED) as packed,
     ):
         for file in sorted(images.iterdir()):
-            packed.writestr(
-                zipfile.ZipInfo(file.name), file.read_bytes()
-            )  # a ZipInfo's own date is the same every day
+            # a ZipInfo's own date is the same every day
+            packed.writestr(zipfile.ZipInfo(file.name), file.read_bytes())
 
 
 def image_name(world: World, split: str, index: int) -> str:

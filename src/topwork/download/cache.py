@@ -157,7 +157,7 @@ class Cache:
         with.
 
         Returns:
-            Bytes freed, and the keys left alone because they are busy.
+            Bytes freed, and the keys skipped because they are busy.
         """
         # Only names that the cache gives: other files in the folder TOPWORK_CACHE stay.
         own = [path for path in self.root.glob("files/*") if _HASH.fullmatch(path.name)]

@@ -311,16 +311,14 @@ def _ask_hub(
     )
     check_url(endpoint)
     token = os.environ.get("HF_TOKEN", "").strip() if private(endpoint) else ""
-    authorization(
-        endpoint, token
-    )  # raises for a token that can't stand in a header, which the library would print
+    # raises for a token that can't stand in a header, which the library would print
+    authorization(endpoint, token)
     try:
         info = HfApi(endpoint=endpoint, token=token or False).model_info(
             repo, revision=revision, files_metadata=True, timeout=context.policy.timeout_s
         )
-    except (
-        Exception
-    ) as error:  # the library's own errors, and those of whichever HTTP library it uses
+    # the library's own errors, and those of the HTTP library that it uses
+    except Exception as error:
         raise WeightsError(
             f"{name}: the hub at {shown(endpoint)} doesn't give it ({_reason(error)}). Check"
             " repository, revision and network; a private repository needs HF_TOKEN in the"

@@ -131,9 +131,8 @@ def _read(located: Located, params: FetchParams) -> Weights:
         if value
     }
     zero_eps = located.facts.get("frozen_batch_norm_eps") if params.builder is None else None
-    own_args = (
-        {} if zero_eps is None else {"frozen_batch_norm": zero_eps}
-    )  # as torchvision builds it when it downloads them itself
+    # as torchvision builds it when it downloads them itself
+    own_args = {} if zero_eps is None else {"frozen_batch_norm": zero_eps}
     return Weights(
         state_dict, columns, builder, {**own_args, **params.builder_args}, provenance=provenance
     )

@@ -34,7 +34,7 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}
 
 
 def write_gallery(found: Validation, base: Path, folder: Path, per_rule: int = PER_RULE) -> Path:
-    """Write index.html and its pictures; at most so many pictures a rule. Gives the page's path."""
+    """Write index.html with at most `per_rule` pictures a rule; returns the page's path."""
     pictures = _Pictures(found, base)
     sections = []
     order = list(dict.fromkeys(row.rule for row in found.findings))
@@ -134,9 +134,8 @@ def _picture(row: Finding, pictures: _Pictures) -> Image.Image | None:
             min(right + 2, image.width - 1),
             min(bottom + 2, image.height - 1),
         )
-        if (
-            edges[0] <= edges[2] and edges[1] <= edges[3]
-        ):  # a box outside of its image has nothing to show
+        # a box outside of its image has nothing to show
+        if edges[0] <= edges[2] and edges[1] <= edges[3]:
             ImageDraw.Draw(image).rectangle(edges, outline=(255, 40, 40), width=2)
     other = pictures.open(row.other_split, row.other_image_id)
     return image if other is None else _side_by_side(image, other[0])

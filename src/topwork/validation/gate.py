@@ -214,9 +214,8 @@ def _wanted(
             if key == (row.annotation_id if name == "drop" else row.image_id)
         ]
         if not split and not named:
-            named = sorted(
-                set(found_in)
-            )  # a record that couldn't be put in the tables can still be dropped by its id
+            # a record that couldn't be put in the tables can still be dropped by its id
+            named = sorted(set(found_in))
         if not split and len(named) > 1:
             choices = " or ".join(f"`{other}:{key}`" for other in named)
             raise DataError(

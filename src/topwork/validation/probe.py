@@ -28,9 +28,9 @@ from topwork.errors import DataError, TopworkError
 from topwork.files import atomic_path
 
 VERSION = "2"
-SMALL = 8  # so few are read one after another
-CHUNK = 16  # images that a process is handed at once
-AHEAD = 3  # such handfuls that wait for each process
+SMALL = 8  # fewer are read one after another
+CHUNK = 16  # images that a process gets at once
+AHEAD = 3  # chunks that wait for each process
 # below, starting them costs more than they save; Pillow decodes outside the interpreter lock
 PROCESSES_FROM = 1024
 ORIENTATION = 0x0112
@@ -104,9 +104,8 @@ def probe_images(
         else:
             todo.append((name, *stamp))
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Pillow warns of odd metadata and large images; what matters becomes a finding
+        # Pillow warns of odd metadata and large images; what matters becomes a finding
+        warnings.simplefilter("ignore")
         for result in _probe_all(store, todo, workers or os.cpu_count() or 1):
             found[result.file_name] = result
     if todo and place is not None:
@@ -231,16 +230,14 @@ def _probe_all(store: ImageStore, todo: list[tuple[str, int, int]], workers: int
     left = deque(todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK))
     own: list[Probe] = []
     given: list[Future[list[Probe]]] = []
-    context = get_context(
-        "forkserver"
-    )  # a fork of this process would copy locks that other threads hold
+    # a fork of this process would copy locks that other threads hold
+    context = get_context("forkserver")
     try:
         with ProcessPoolExecutor(
             workers - 1, mp_context=context, initializer=_hold, initargs=(store,)
         ) as pool:
-            while (
-                left
-            ):  # this process is a worker too, from the start on, while the others still import
+            # this process works too, from the start on, while the others still import
+            while left:
                 while left and sum(
                     not wait.done() for wait in given[-AHEAD * workers :]
                 ) < AHEAD * (workers - 1):

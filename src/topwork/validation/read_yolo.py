@@ -149,9 +149,8 @@ def _images(folder: Path, prefix: Any, entry: Any, key: str) -> list[Path]:
     """
     if not isinstance(entry, str):
         raise _NotYolo(f"`{key}:` is {entry!r}, expected a folder or a text file")
-    plain = entry.removeprefix("../").removeprefix(
-        "./"
-    )  # Roboflow writes ../train/images for train/images
+    # Roboflow writes ../train/images for train/images
+    plain = entry.removeprefix("../").removeprefix("./")
     below = [str(prefix)] if isinstance(prefix, str) and prefix not in (".", "") else []
     for place in [folder.joinpath(*below, entry), folder / entry, folder / plain]:
         try:

@@ -14,9 +14,8 @@ AREA_SLACK = 1.02
 MAX_LAG = 40
 
 
-@np.errstate(
-    invalid="ignore", over="ignore", divide="ignore"
-)  # coordinates may be anything; what overflows compares as false
+# coordinates may be anything; what overflows compares as false
+@np.errstate(invalid="ignore", over="ignore", divide="ignore")
 def check_boxes(raw: RawSplit) -> None:
     """All rules on boxes, areas and crowds of one split."""
     if not len(raw.annotation_id):
@@ -49,9 +48,8 @@ def check_boxes(raw: RawSplit) -> None:
         )
     usable = sound & ~negative & ~zero
     rows = raw.image_rows()
-    if not _check_normalised(
-        raw, usable, rows
-    ):  # in pixels, all of these would be tiny, and twins of each other
+    # taken as pixels, normalised boxes would all be tiny, and twins of each other
+    if not _check_normalised(raw, usable, rows):
         _check_places(raw, usable, rows)
         _check_shapes(raw, usable, rows)
         _check_twins(raw, usable & (rows >= 0))

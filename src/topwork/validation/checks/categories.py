@@ -68,7 +68,7 @@ def check_aliases(raw_splits: Sequence[RawSplit], aliases: Mapping[str, str]) ->
 
 
 def check_across(raw_splits: Sequence[RawSplit]) -> None:
-    """Rules that hold train, val and test against each other."""
+    """Rules that compare train, val and test."""
     of_set = {raw.split: raw for raw in raw_splits if raw.split in CUSTOM_SPLITS and raw.readable}
     counts = {split: _counts(raw) for split, raw in of_set.items()}
     everything = sorted({name for raw in of_set.values() for name in raw.category_name})

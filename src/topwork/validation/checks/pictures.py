@@ -75,7 +75,7 @@ def check_store(raw: RawSplit, store: ImageStore, listed: set[str]) -> None:
     for name in store.refused:
         raw.find(
             "archive-path-outside",
-            f"{raw.root}: member {name!r} leads out of the archive; it's left alone",
+            f"{raw.root}: member {name!r} leads out of the archive; it isn't read",
         )
     others = [name for name in store.names() if name not in listed]
     if others:

@@ -35,9 +35,8 @@ _DECODER = msgspec.json.Decoder(list[Polygons | Rle | None])
 _SINGLE = msgspec.json.Decoder(Polygons | Rle | None)
 
 
-@np.errstate(
-    invalid="ignore", over="ignore", divide="ignore"
-)  # coordinates may be anything; what overflows compares as false
+# coordinates may be anything; what overflows compares as false
+@np.errstate(invalid="ignore", over="ignore", divide="ignore")
 def check_segmentations(raw: RawSplit) -> None:
     """All rules on segmentations of one split."""
     if raw.segmentation is None or not len(raw.annotation_id):
