@@ -36,7 +36,7 @@ from topwork.download.transfer import download
 from topwork.download.lock import Known
 url, folder = sys.argv[1:]
 start, cpu = time.perf_counter(), time.process_time()
-cached = download(url, url, Cache(Path(folder)), Known(url).judge)
+cached = download(url, url, Cache(Path(folder)), Known(url).verify)
 wall, cpu = time.perf_counter() - start, time.process_time() - cpu
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"wall": wall, "cpu": cpu, "peak": peak, "sha256": cached.sha256}))

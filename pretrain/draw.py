@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from topwork.demo.worlds import draw_street
+from topwork.demo.worlds import STREET, draw_split
 
 SPLITS = {"pretrain": "train", "pretrain_val": "val", "pretrain_test": "test"}
 """Split of the world -> the key of params.yaml that says how many images."""
@@ -17,7 +17,7 @@ def main() -> None:
     """Draw every split."""
     params = YAML(typ="safe").load(Path("params.yaml"))
     for split, key in SPLITS.items():
-        draw_street(Path("data"), split, params["draw"][key], params["seed"], params["draw"]["processes"])
+        draw_split(STREET, Path("data"), split, params["draw"][key], params["seed"], params["draw"]["processes"])
 
 
 if __name__ == "__main__":

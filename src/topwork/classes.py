@@ -142,7 +142,7 @@ class ClassPlan:
         return cls(tuple(rows), dropped, prior, seed)  # type: ignore[arg-type]
 
     def check(self, columns: Sequence[str]) -> None:
-        """Hold the plan against the source head's columns.
+        """Compare the plan with the source head's columns.
 
         Raises:
             ClassPlanError: a source class that the head doesn't have (the nearest names are shown),
@@ -162,7 +162,7 @@ class ClassPlan:
                     )
                 elif count > 1:
                     faults.append(
-                        f"{row.name} wants {source!r}, which {count} columns of the weights bear"
+                        f"{row.name} wants {source!r}, which {count} columns of the weights have"
                     )
         if faults:
             raise ClassPlanError(

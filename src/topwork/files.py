@@ -41,15 +41,15 @@ def canonical_json(value: Any) -> str:
     refused.
 
     Raises:
-        ValueError: the value holds NaN or Infinity, which JSON can't say.
+        ValueError: the value holds NaN or Infinity, which JSON doesn't have.
     """
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` (same suffix) that takes its place only when the block ends
-    well.
+    """A temporary path next to `path` (same suffix) that replaces it only when the block ends
+    without an error.
 
     The file is flushed to disk before the rename, so that a power cut leaves the old file or the
     new one, never half of one.
@@ -83,7 +83,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place, whole, when the block ends well.
+    """A temporary folder next to `path` that replaces it, whole, when the block ends without an
+    error.
 
     Raises:
         TopworkError: the disk is full or the parent can't be written; what was at `path` is still
@@ -136,12 +137,11 @@ def read_json(path: Path) -> Any:
 
 
 class HeldInputs:
-    """What a stage reads: hashed before it is read, and held against that at the end.
+    """What a stage reads: hashed before it is read, and compared with that at the end.
 
-    DVC hashes a stage's deps after its command has run, so that an input edited meanwhile would be
-    recorded as if it had been
-    used. A stage therefore holds its inputs: `held = HeldInputs(paths)` first, `held.check()`
-    before the outputs are put in place.
+    DVC hashes a stage's deps after its command has run, so an input edited meanwhile would be
+    recorded as if it had been used. A stage therefore holds its inputs: `held = HeldInputs(paths)`
+    first, `held.check()` before the outputs are put in place.
 
     Args:
         paths: name -> file or folder.

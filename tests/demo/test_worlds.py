@@ -20,8 +20,7 @@ from topwork.demo.worlds import (
     STREET,
     YARD,
     World,
-    draw_street,
-    draw_yard,
+    draw_split,
     image_id,
     write_demo,
 )
@@ -80,7 +79,7 @@ def test_an_archive_repeats_to_the_byte(demo: Path, tmp_path: Path) -> None:
 def test_same_seed_gives_the_same_bytes_in_any_number_of_processes(
     demo: Path, tmp_path: Path
 ) -> None:
-    draw_yard(tmp_path / "yard", "train", 16, 5, processes=1)
+    draw_split(YARD, tmp_path / "yard", "train", 16, 5, processes=1)
     assert sha256_path(tmp_path / "yard" / "train") == sha256_path(demo / "yard" / "train")
     assert (tmp_path / "yard" / "train.json").read_bytes() == (
         demo / "yard" / "train.json"
@@ -88,14 +87,14 @@ def test_same_seed_gives_the_same_bytes_in_any_number_of_processes(
 
 
 def test_fewer_images_are_a_prefix_of_more(demo: Path, tmp_path: Path) -> None:
-    draw_street(tmp_path, "test", 3, 5, processes=1)
+    draw_split(STREET, tmp_path, "test", 3, 5, processes=1)
     for file in sorted((tmp_path / "test" / "images").iterdir()):
         assert file.read_bytes() == picture(demo, "street/test", file.name)
 
 
 def test_another_seed_or_split_gives_other_pictures(demo: Path, tmp_path: Path) -> None:
-    draw_yard(tmp_path / "a", "train", 1, 6, processes=1)
-    draw_yard(tmp_path / "b", "val", 1, 5, processes=1)
+    draw_split(YARD, tmp_path / "a", "train", 1, 6, processes=1)
+    draw_split(YARD, tmp_path / "b", "val", 1, 5, processes=1)
     first = (demo / "yard" / "train" / "images" / "yard_train_00000.jpg").read_bytes()
     assert (tmp_path / "a" / "train" / "images" / "yard_train_00000.jpg").read_bytes() != first
     assert (tmp_path / "b" / "val" / "images" / "yard_val_00000.jpg").read_bytes() != first
@@ -153,7 +152,7 @@ def test_no_split_number_is_used_twice() -> None:
 
 def test_an_unknown_split_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="split 'holdout' is unknown, must be one of train, val"):
-        draw_street(tmp_path, "holdout", 1, 1)
+        draw_split(STREET, tmp_path, "holdout", 1, 1)
 
 
 def test_the_yard_has_every_class_and_more_helmets_on_heads_than_bare_heads(demo: Path) -> None:

@@ -27,7 +27,7 @@ class Reply:
     heed_if_range: bool = True
     cut: int | None = None  # close the connection there
     reset: bool = False  # ... with a TCP reset
-    stall: int | None = None  # say nothing more from there
+    stall: int | None = None  # send nothing more from there
     rate: int | None = None  # bytes a second
     gate: threading.Event | None = None  # send a quarter, then wait for it
     extra_length: int = 0  # added to Content-Length

@@ -29,8 +29,8 @@ NERVOUS = Policy(tries=6, timeout_s=0.4, backoff_s=0.005)
 
 @pytest.fixture
 def get(server: Misbehaving, cache: Cache) -> Callable[..., Cached]:
-    """Download /w.pth quickly; what is said goes to `get.said`."""
-    said: list[str] = []
+    """Download /w.pth quickly; messages go to `get.messages`."""
+    messages: list[str] = []
 
     def run(
         sha256: str | None = None, path: str = "/w.pth", policy: Policy = QUICK, **kwargs: Any
@@ -40,14 +40,14 @@ def get(server: Misbehaving, cache: Cache) -> Callable[..., Cached]:
             shown(url),
             url,
             cache,
-            Known(url, locked=sha256).judge,
+            Known(url, locked=sha256).verify,
             expected=sha256,
             policy=policy,
-            say=said.append,
+            notify=messages.append,
             **kwargs,
         )
 
-    run.said = said  # type: ignore[attr-defined]
+    run.messages = messages  # type: ignore[attr-defined]
     return run
 
 
@@ -133,7 +133,7 @@ def test_stall(
 ) -> None:
     server.plan["/w.pth"] = [Reply(content, stall=150_000), Reply(content)]
     assert whole(get(policy=NERVOUS), content, cache)
-    assert any("no byte for 0.4 s" in line for line in get.said)  # type: ignore[attr-defined]
+    assert any("no byte for 0.4 s" in line for line in get.messages)  # type: ignore[attr-defined]
 
 
 def test_stalled_for_good(
@@ -156,7 +156,7 @@ def test_drip_counts_as_stall(
 ) -> None:
     server.plan["/w.pth"] = [Reply(content, rate=100), Reply(content)]
     assert whole(get(policy=NERVOUS), content, cache)
-    assert any(re.search(r"only \d+ bytes in 0 s", line) for line in get.said)  # type: ignore[attr-defined]
+    assert any(re.search(r"only \d+ bytes in 0 s", line) for line in get.messages)  # type: ignore[attr-defined]
 
 
 def test_last_modified_will_do(
@@ -259,7 +259,7 @@ def test_wrong_range_answer(
     assert whole(get(), content, cache)
     assert any(
         "asked for bytes 200000-, the server answers 206 with Content-Range" in line
-        for line in get.said
+        for line in get.messages
     )  # type: ignore[attr-defined]
     assert server.ranges()[2] is None, "no ranges from then on"
 
@@ -315,7 +315,7 @@ def test_nothing_is_missing(
     assert whole(get(), content, cache)
     assert server.ranges()[before:] == ["bytes=400000-"]
     assert sum(server.seen[-1].sent) == 0, (
-        "the server says that there is no more, and vouches for the rest"
+        "the server answers that there is no more, and the validators match"
     )
 
 
@@ -620,11 +620,11 @@ def test_secrets_of_the_address_stay_out_of_the_cache(
     left = [file for file in cache.root.rglob("*") if file.suffix == ".json"]
     assert left
     assert not any("s3cret" in file.read_text() for file in left)
-    assert not any("s3cret" in line for line in get.said)  # type: ignore[attr-defined]
+    assert not any("s3cret" in line for line in get.messages)  # type: ignore[attr-defined]
     renewed = path.replace("s3cret", "s3cret2")  # a signed address lasts for an hour or so
     server.plan[renewed] = Reply(content)
     url = server.url + renewed
-    assert whole(download(shown(url), url, cache, Known("w").judge, policy=QUICK), content, cache)
+    assert whole(download(shown(url), url, cache, Known("w").verify, policy=QUICK), content, cache)
     assert server.ranges()[-1] == "bytes=200000-"
 
 
@@ -639,7 +639,7 @@ def test_server_gone(cache: Cache) -> None:
                 r" progress\. Check the network"
             ),
         ):
-            download("w", url, cache, Known("w").judge, policy=QUICK, say=lambda text: None)
+            download("w", url, cache, Known("w").verify, policy=QUICK, notify=lambda text: None)
 
 
 def test_offline(
@@ -661,7 +661,7 @@ def test_damaged_cache_is_noticed(
     path.chmod(0o644)
     path.write_bytes(content[:-1] + b"?")
     assert whole(get(), content, cache)
-    assert "the cached file is damaged" in get.said[-1]  # type: ignore[attr-defined]
+    assert "the cached file is damaged" in get.messages[-1]  # type: ignore[attr-defined]
     assert len(server.seen) == 2
 
 
@@ -675,7 +675,7 @@ def test_a_known_hash_finds_any_cached_file(
         "elsewhere",
         "http://127.0.0.1:9/w",
         cache,
-        known.judge,
+        known.verify,
         expected=known.expected,
         policy=QUICK,
     )
@@ -690,7 +690,7 @@ def test_a_partial_of_another_address_is_not_taken_up(
         get()
     server.plan["/mirror/w.pth"] = Reply(content[::-1])
     cached = download(
-        f"{server.url}/w.pth", f"{server.url}/mirror/w.pth", cache, Known("w").judge, policy=QUICK
+        f"{server.url}/w.pth", f"{server.url}/mirror/w.pth", cache, Known("w").verify, policy=QUICK
     )
     assert whole(cached, content[::-1], cache)
     assert server.ranges()[-1] is None
@@ -728,7 +728,7 @@ def test_no_address(cache: Cache, url: str) -> None:
     with pytest.raises(
         WeightsError, match="expected an address that begins with https://"
     ) as caught:
-        download(url, url, cache, Known(url).judge)
+        download(url, url, cache, Known(url).verify)
     assert "s3cret" not in str(caught.value)
 
 

@@ -30,7 +30,7 @@ known = Known(sys.argv[1], locked=sys.argv[3] or None)
 try:
     cache, policy = Cache(Path(sys.argv[2])), Policy(backoff_s=0.01)
     source, expected = sys.argv[1], known.expected
-    cached = download(source, source, cache, known.judge, expected=expected, policy=policy)
+    cached = download(source, source, cache, known.verify, expected=expected, policy=policy)
 except TopworkError as error:
     print(error)
     sys.exit(1)
@@ -58,7 +58,7 @@ def finish(process: "subprocess.Popen[str]") -> str:
 
 
 def waiting(processes: "list[subprocess.Popen[str]]", count: int) -> None:
-    """Return when so many of the processes have said something (which is that they wait)."""
+    """Return when so many of the processes have printed something (that they wait)."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if len(select.select([process.stdout for process in processes], [], [], 0.05)[0]) >= count:

@@ -16,7 +16,7 @@ from pathlib import Path
 from topwork.download.cache import Cache
 from topwork.download.transfer import download
 from topwork.download.lock import Known
-download(sys.argv[1], sys.argv[1], Cache(Path("cache")), Known(sys.argv[1]).judge)
+download(sys.argv[1], sys.argv[1], Cache(Path("cache")), Known(sys.argv[1]).verify)
 """
 
 

@@ -87,26 +87,26 @@ def quiet(text: str) -> None:
 
 
 def test_local_file() -> None:
-    said: list[str] = []
+    messages: list[str] = []
     Path("w.pth").write_bytes(saved(tiny()))
-    weights = fetch(local(), say=said.append)
+    weights = fetch(local(), notify=messages.append)
     assert weights.columns == (BACKGROUND, "person", "dog")
     assert all(torch.equal(weights.state_dict[name], tensor) for name, tensor in tiny().items())
     digest = sha256(Path("w.pth").read_bytes())
     assert weights.provenance["sha256"] == digest
     assert weights.provenance["builder_sha256"] == sha256(BUILDER.encode())
     assert read_lock() == {"w.pth": digest}
-    assert said == [
+    assert messages == [
         f"w.pth: seen for the first time, SHA-256 {digest} written to weights.lock. Commit it: from"
         " now on no other content is accepted."
     ]
-    fetch(local(), say=said.append)
-    assert len(said) == 1
+    fetch(local(), notify=messages.append)
+    assert len(messages) == 1
 
 
 def test_changed_file_needs_to_be_accepted() -> None:
     Path("w.pth").write_bytes(saved(tiny()))
-    before = fetch(local(), say=quiet).provenance["sha256"]
+    before = fetch(local(), notify=quiet).provenance["sha256"]
     Path("w.pth").write_bytes(saved({name: tensor + 1 for name, tensor in tiny().items()}))
     after = sha256(Path("w.pth").read_bytes())
     with pytest.raises(
@@ -116,39 +116,39 @@ def test_changed_file_needs_to_be_accepted() -> None:
             r" w\.pth --accept"
         ),
     ):
-        fetch(local(), say=quiet)
+        fetch(local(), notify=quiet)
     assert read_lock() == {"w.pth": before}
-    said: list[str] = []
-    fetch(local(), accept=True, say=said.append)
+    messages: list[str] = []
+    fetch(local(), accept=True, notify=messages.append)
     assert read_lock() == {"w.pth": after}
-    assert f"changed (before: {before})" in said[0]
+    assert f"changed (before: {before})" in messages[0]
 
 
 def test_pinned_hash() -> None:
     Path("w.pth").write_bytes(saved(tiny()))
     digest = sha256(Path("w.pth").read_bytes())
-    fetch(local(sha256=digest.upper()), say=quiet)
+    fetch(local(sha256=digest.upper()), notify=quiet)
     with pytest.raises(
         ChecksumError,
         match=rf"found {digest}, expected {'0' * 64} \(fetch\.sha256 in params\.yaml\)",
     ):
-        fetch(local(sha256="0" * 64), accept=True, say=quiet)
+        fetch(local(sha256="0" * 64), accept=True, notify=quiet)
 
 
 def test_a_pin_that_contradicts_the_lock() -> None:
     Path("w.pth").write_bytes(saved(tiny()))
     digest = sha256(Path("w.pth").read_bytes())
     write_lock({"w.pth": "0" * 64})
-    said: list[str] = []
-    fetch(local(sha256=digest), say=said.append)
+    messages: list[str] = []
+    fetch(local(sha256=digest), notify=messages.append)
     assert read_lock() == {"w.pth": digest}, "params.yaml is the user's own word, and newer"
-    assert "changed (before: 000" in said[0]
+    assert "changed (before: 000" in messages[0]
 
 
 def test_nothing_is_locked_when_the_file_is_refused() -> None:
     Path("w.pth").write_bytes(saved(nn.Linear(2, 2)))
     with pytest.raises(WeightsError, match=r"w\.pth: refused"):
-        fetch(local(), say=quiet)
+        fetch(local(), notify=quiet)
     assert not Path("weights.lock").exists()
 
 
@@ -157,7 +157,7 @@ def test_nothing_is_locked_when_the_file_is_refused() -> None:
     [
         (
             {"builder": None},
-            r"w\.pth: says nothing about its detector\. Name it under fetch\.builder",
+            r"w\.pth: doesn't name its detector\. Name it under fetch\.builder",
         ),
         (
             {"classes": None},
@@ -178,18 +178,18 @@ def test_nothing_is_locked_when_the_file_is_refused() -> None:
 def test_what_is_missing_is_named(change: dict[str, Any], message: str) -> None:
     Path("w.pth").write_bytes(saved(tiny()))
     with pytest.raises(WeightsError, match=message):
-        fetch(local(**change), say=quiet)
+        fetch(local(**change), notify=quiet)
 
 
 def test_absolute_paths_stay_out_of_lock_and_provenance(tmp_path: Path) -> None:
     (tmp_path / "abs.pth").write_bytes(saved(tiny()))
-    weights = fetch(local(source=str(tmp_path / "abs.pth")), say=quiet)
+    weights = fetch(local(source=str(tmp_path / "abs.pth")), notify=quiet)
     assert str(tmp_path) not in json.dumps(weights.provenance) + Path("weights.lock").read_text()
 
 
 def test_prefix() -> None:
     Path("w.pth").write_bytes(saved({"state_dict": tiny(prefix="model."), "epoch": 3}))
-    weights = fetch(local(prefix="state_dict/model."), say=quiet)
+    weights = fetch(local(prefix="state_dict/model."), notify=quiet)
     assert weights.state_dict.keys() == tiny().keys()
     assert weights.provenance["prefix"] == "state_dict/model."
 
@@ -204,19 +204,19 @@ def test_own_weights_bring_everything() -> None:
             provenance={"source": "elsewhere"},
         ),
     )
-    weights = fetch(FetchParams(source="w.safetensors", builder="detector.py:build"), say=quiet)
+    weights = fetch(FetchParams(source="w.safetensors", builder="detector.py:build"), notify=quiet)
     assert weights.columns == (BACKGROUND, "person", "dog")
     assert weights.builder == "detector.py:build"
     assert weights.provenance["origin"] == {"source": "elsewhere"}
     with pytest.raises(WeightsError, match=r"fetch\.classes: found 91 columns, the weights have 3"):
         fetch(
             FetchParams(source="w.safetensors", builder="detector.py:build", classes="coco-91"),
-            say=quiet,
+            notify=quiet,
         )
     with pytest.raises(
         WeightsError,
         match=(
-            r"w\.safetensors: .* column 1 is 'person', fetch\.classes says 'dog'; column 2 is"
+            r"w\.safetensors: .* column 1 is 'person', fetch\.classes has 'dog'; column 2 is"
             r" 'dog', .*'person'"
         ),
     ):
@@ -224,7 +224,7 @@ def test_own_weights_bring_everything() -> None:
             FetchParams(
                 source="w.safetensors", builder="detector.py:build", classes=["dog", "person"]
             ),
-            say=quiet,
+            notify=quiet,
         )
 
 
@@ -254,7 +254,7 @@ def test_torchvisions_builders_need_no_word() -> None:
     write_weights(
         Path("w.safetensors"), Weights(tiny(), (BACKGROUND, "person", "dog"), "ssd300_vgg16")
     )
-    assert fetch(FetchParams(source="w.safetensors"), say=quiet).builder == "ssd300_vgg16"
+    assert fetch(FetchParams(source="w.safetensors"), notify=quiet).builder == "ssd300_vgg16"
 
 
 def test_the_command_that_accepts_names_the_file_as_given(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_the_command_that_accepts_names_the_file_as_given(tmp_path: Path) -> Non
     path.write_bytes(saved(tiny()))
     write_lock({"abs.pth": "0" * 64})
     with pytest.raises(ChecksumError, match=rf"^abs\.pth: SHA-256 .*topwork fetch {path} --accept"):
-        fetch(local(source=str(path)), say=quiet)
+        fetch(local(source=str(path)), notify=quiet)
 
 
 # lock
@@ -296,7 +296,7 @@ def test_lock_round_trip() -> None:
 
 def test_known_quotes_the_command() -> None:
     with pytest.raises(ChecksumError, match=r"topwork fetch 'my weights\.pth' --accept"):
-        Known("my weights.pth", locked="0" * 64).judge("1" * 64)
+        Known("my weights.pth", locked="0" * 64).verify("1" * 64)
 
 
 # http
@@ -306,12 +306,12 @@ def test_url(server: Misbehaving) -> None:
     content = saved(tiny())
     server.plan["/w.pth?token=s3cret"] = Reply(content)
     params = local(source=f"{server.url}/w.pth?token=s3cret")
-    weights = fetch(params, say=quiet)
+    weights = fetch(params, notify=quiet)
     assert weights.provenance["source"] == f"{server.url}/w.pth?token=***"
     assert weights.provenance["file"] == "w.pth"
     assert "s3cret" not in Path("weights.lock").read_text()
     assert (
-        fetch(params.model_copy(update={"offline": True}), say=quiet).provenance
+        fetch(params.model_copy(update={"offline": True}), notify=quiet).provenance
         == weights.provenance
     )
 
@@ -322,19 +322,19 @@ def test_url_whose_content_changes(
     old, new = saved(tiny()), saved({name: tensor + 1 for name, tensor in tiny().items()})
     url = f"{server.url}/w.pth"
     server.plan["/w.pth"] = Reply(old)
-    fetch(local(source=url), say=quiet)
+    fetch(local(source=url), notify=quiet)
     server.plan["/w.pth"] = Reply(new, etag='"v2"')
     monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / "another machine"))
     with pytest.raises(
         ChecksumError,
         match=f"found {sha256(new)}, expected {sha256(old)} .*topwork fetch {url} --accept",
     ):
-        fetch(local(source=url), say=quiet)
-    fetch(local(source=url), accept=True, say=quiet)
+        fetch(local(source=url), notify=quiet)
+    fetch(local(source=url), accept=True, notify=quiet)
     assert read_lock() == {url: sha256(new)}
     write_lock({url: sha256(old)})
     server.plan["/w.pth"] = Reply(old)
-    assert fetch(local(source=url), say=quiet).provenance["sha256"] == sha256(old), (
+    assert fetch(local(source=url), notify=quiet).provenance["sha256"] == sha256(old), (
         "a cache with other content doesn't stand in the way"
     )
 
@@ -345,8 +345,8 @@ def test_accept_goes_to_the_source_not_to_the_cache(server: Misbehaving) -> None
         Reply(saved(tiny())),
         Reply(saved({name: tensor + 1 for name, tensor in tiny().items()}), etag='"v2"'),
     ]
-    first = fetch(local(source=url), say=quiet).provenance["sha256"]
-    second = fetch(local(source=url), accept=True, say=quiet).provenance["sha256"]
+    first = fetch(local(source=url), notify=quiet).provenance["sha256"]
+    second = fetch(local(source=url), accept=True, notify=quiet).provenance["sha256"]
     assert first != second
     assert read_lock() == {url: second}
 
@@ -358,14 +358,14 @@ def test_a_refused_answer_isnt_taken_from_the_cache_ever_after(server: Misbehavi
     with pytest.raises(
         WeightsError, match=rf"{url}: begins with '<html>Si'.*looks like a web page"
     ):
-        fetch(local(source=url), say=quiet)
+        fetch(local(source=url), notify=quiet)
     assert not Path("weights.lock").exists()
-    assert fetch(local(source=url), say=quiet).provenance["sha256"] == sha256(saved(tiny()))
+    assert fetch(local(source=url), notify=quiet).provenance["sha256"] == sha256(saved(tiny()))
 
 
 def test_capitals_in_the_address(server: Misbehaving) -> None:
     server.plan["/w.pth"] = Reply(saved(tiny()))
-    weights = fetch(local(source=f"{server.url.replace('http', 'HTTP')}/w.pth"), say=quiet)
+    weights = fetch(local(source=f"{server.url.replace('http', 'HTTP')}/w.pth"), notify=quiet)
     assert weights.provenance["source"] == f"{server.url}/w.pth"
 
 
@@ -404,9 +404,9 @@ def test_offline_switch_of_the_environment(
     monkeypatch.setenv("TOPWORK_OFFLINE", value)
     if offline:
         with pytest.raises(WeightsError, match=r"not in the cache .*fetch\.offline is on"):
-            fetch(local(source=f"{server.url}/w.pth"), say=quiet)
+            fetch(local(source=f"{server.url}/w.pth"), notify=quiet)
     else:
-        fetch(local(source=f"{server.url}/w.pth"), say=quiet)
+        fetch(local(source=f"{server.url}/w.pth"), notify=quiet)
     assert len(server.seen) == (not offline)
 
 
@@ -416,9 +416,9 @@ def test_environment_switches(server: Misbehaving, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TOPWORK_MIRROR", f"{server.url}/m")
     monkeypatch.setenv("TOPWORK_OFFLINE", "1")
     with pytest.raises(WeightsError, match=r"https://weights\.example/a/w\.pth: not in the cache"):
-        fetch(params, say=quiet)
+        fetch(params, notify=quiet)
     monkeypatch.setenv("TOPWORK_OFFLINE", "0")
-    assert fetch(params, say=quiet).provenance["source"] == params.source
+    assert fetch(params, notify=quiet).provenance["source"] == params.source
 
 
 # dvc
@@ -442,7 +442,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def published_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DVC repository with two versions of best.pth, pushed to its remote beside it, its own cache
+    """A DVC repository with two versions of best.pth, pushed to a remote next to it, its own cache
     emptied.
     """
     from dvc.repo import Repo
@@ -486,14 +486,14 @@ def models(published_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_dvc(models: Path) -> None:
-    said: list[str] = []
-    first = fetch(local(source="dvc:../models#best.pth@v1"), say=said.append)
+    messages: list[str] = []
+    first = fetch(local(source="dvc:../models#best.pth@v1"), notify=messages.append)
     assert torch.equal(first.state_dict["head.bias"], tiny()["head.bias"])
     assert first.provenance["source"] == "dvc:../models#best.pth@v1"
-    newest = fetch(local(source="dvc:../models#best.pth"), say=said.append)
+    newest = fetch(local(source="dvc:../models#best.pth"), notify=messages.append)
     assert torch.equal(newest.state_dict["head.bias"], tiny()["head.bias"] + 1)
     shutil.rmtree(models)
-    again = fetch(local(source="dvc:../models#best.pth@v1", offline=True), say=said.append)
+    again = fetch(local(source="dvc:../models#best.pth@v1", offline=True), notify=messages.append)
     assert again.provenance == first.provenance
     assert set(read_lock()) == {"dvc:../models#best.pth@v1", "dvc:../models#best.pth"}
 
@@ -527,16 +527,16 @@ def test_dvc(models: Path) -> None:
 )
 def test_dvc_errors(models: Path, source: str, message: str) -> None:
     with pytest.raises(WeightsError, match=message) as caught:
-        fetch(local(source=source), say=quiet)
+        fetch(local(source=source), notify=quiet)
     assert "s3cret" not in str(caught.value)
     assert not list((models.parent / "cache").rglob("part"))
 
 
 def test_dvc_offline_and_too_big(models: Path) -> None:
     with pytest.raises(WeightsError, match=r"not in the cache .*fetch\.offline is on"):
-        fetch(local(source="dvc:../models#best.pth", offline=True), say=quiet)
+        fetch(local(source="dvc:../models#best.pth", offline=True), notify=quiet)
     with pytest.raises(WeightsError, match=r"bytes, the limit is 1,073\. Raise fetch\.max_gib"):
-        fetch(local(source="dvc:../models#best.pth", max_gib=1e-6), say=quiet)
+        fetch(local(source="dvc:../models#best.pth", max_gib=1e-6), notify=quiet)
 
 
 # hub
@@ -581,8 +581,8 @@ def test_hub(server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_s3cret")
     with hub(server, content, sha256(content)) as endpoint:
         params = local(source="hf:acme/tiny/sub/w.pth@v1", mirror=endpoint)
-        said: list[str] = []
-        weights = fetch(params, say=said.append)
+        messages: list[str] = []
+        weights = fetch(params, notify=messages.append)
     assert weights.provenance["source"] == "hf:acme/tiny/sub/w.pth@v1"
     assert weights.provenance["file"] == "w.pth"
     assert [
@@ -592,9 +592,9 @@ def test_hub(server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
         *[("/acme", "Bearer hf_s3cret"), ("/blob", None)] * 2,
     ], "the store has no business with the token"
     assert server.ranges()[-1] == "bytes=100-", "our own download, with all it can do"
-    assert "hf_s3cret" not in "".join(said)
+    assert "hf_s3cret" not in "".join(messages)
     assert (
-        fetch(params.model_copy(update={"offline": True}), say=quiet).provenance
+        fetch(params.model_copy(update={"offline": True}), notify=quiet).provenance
         == weights.provenance
     )
 
@@ -604,7 +604,7 @@ def test_hub_file_with_an_odd_name(server: Misbehaving) -> None:
     content = saved(tiny())
     with hub(server, content, sha256(content), file="sub/w 1+ä.pth") as endpoint:
         weights = fetch(
-            local(source="hf:acme/tiny/sub/w 1+ä.pth@v1", mirror=f"{endpoint}/"), say=quiet
+            local(source="hf:acme/tiny/sub/w 1+ä.pth@v1", mirror=f"{endpoint}/"), notify=quiet
         )
     assert weights.provenance["file"] == "w 1+ä.pth"
 
@@ -619,7 +619,7 @@ def test_hub_that_isnt_there(monkeypatch: pytest.MonkeyPatch) -> None:
             r" \(.*refused.*fetch\.mirror"
         ),
     ):
-        fetch(local(source="hf:acme/tiny/w.pth@v1", mirror="http://127.0.0.1:9"), say=quiet)
+        fetch(local(source="hf:acme/tiny/w.pth@v1", mirror="http://127.0.0.1:9"), notify=quiet)
 
 
 def test_hub_token_that_cant_stand_in_a_header(
@@ -630,7 +630,7 @@ def test_hub_token_that_cant_stand_in_a_header(
     with pytest.raises(
         WeightsError, match=r"the credentials for 127\.0\.0\.1 hold .*HF_TOKEN"
     ) as caught:
-        fetch(local(source="hf:acme/tiny/w.pth@v1", mirror=server.url), say=quiet)
+        fetch(local(source="hf:acme/tiny/w.pth@v1", mirror=server.url), notify=quiet)
     assert "s3cr" not in str(caught.value)
     assert server.seen == []
 
@@ -646,7 +646,7 @@ def test_hub_token_is_not_sent_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> 
     with proxy() as (address, asked):
         monkeypatch.setenv("HTTP_PROXY", address)
         with pytest.raises(WeightsError, match=r"the hub at http://hub\.example doesn't give it"):
-            fetch(local(source="hf:acme/tiny/w.pth@v1", mirror="http://hub.example"), say=quiet)
+            fetch(local(source="hf:acme/tiny/w.pth@v1", mirror="http://hub.example"), notify=quiet)
     hub_library.close_session()
     assert asked
     assert not any("authorization" in headers for _, headers in asked)
@@ -657,21 +657,21 @@ def test_hub_errors(server: Misbehaving) -> None:
     content = saved(tiny())
     with hub(server, content, "0" * 64) as endpoint:
         with pytest.raises(ChecksumError, match=f"found {sha256(content)}, expected {'0' * 64}"):
-            fetch(local(source="hf:acme/tiny/sub/w.pth@v1", mirror=endpoint), say=quiet)
+            fetch(local(source="hf:acme/tiny/sub/w.pth@v1", mirror=endpoint), notify=quiet)
         with pytest.raises(
             WeightsError,
             match=r"hf:acme/tiny/other\.pth@v1: found sub/w\.pth there, expected other\.pth",
         ):
-            fetch(local(source="hf:acme/tiny/other.pth@v1", mirror=endpoint), say=quiet)
+            fetch(local(source="hf:acme/tiny/other.pth@v1", mirror=endpoint), notify=quiet)
         with pytest.raises(
             WeightsError,
             match=r"hf:acme/tiny/sub/w\.pth@v9: the hub at \S+ doesn't give it .*HF_TOKEN",
         ):
-            fetch(local(source="hf:acme/tiny/sub/w.pth@v9", mirror=endpoint), say=quiet)
+            fetch(local(source="hf:acme/tiny/sub/w.pth@v9", mirror=endpoint), notify=quiet)
     with pytest.raises(WeightsError, match="expected hf:OWNER/REPO/FILE@REVISION"):
-        fetch(local(source="hf:acme/tiny"), say=quiet)
+        fetch(local(source="hf:acme/tiny"), notify=quiet)
     with pytest.raises(WeightsError, match=r"hf:acme/tiny/w\.pth@v1: not in the cache"):
-        fetch(local(source="hf:acme/tiny/w.pth@v1", offline=True), say=quiet)
+        fetch(local(source="hf:acme/tiny/w.pth@v1", offline=True), notify=quiet)
 
 
 # stage and command
@@ -701,19 +701,19 @@ def in_weights(content: bytes) -> FetchParams:
         (
             {"source": "w.pth"},
             (
-                r"fetch\.source: w\.pth: lies in the project where DVC doesn't watch it.*Move it to"
+                r"fetch\.source: w\.pth: is in the project where DVC doesn't watch it.*Move it to"
                 r" weights/ and write `weights/w\.pth`"
             ),
         ),
         (
             {"builder": "detector.py:build"},
-            r"fetch\.builder: detector\.py: lies in the project.*write `weights/detector\.py`",
+            r"fetch\.builder: detector\.py: is in the project.*write `weights/detector\.py`",
         ),
         (
             {"builder": "other_detector:build"},
-            r"fetch\.builder: .*other_detector\.py: lies in the project",
+            r"fetch\.builder: .*other_detector\.py: is in the project",
         ),
-        ({"classes": "names.txt"}, r"fetch\.classes: names\.txt: lies in the project"),
+        ({"classes": "names.txt"}, r"fetch\.classes: names\.txt: is in the project"),
     ],
     ids=["weights", "builder", "module", "names"],
 )
@@ -945,11 +945,11 @@ def test_command_lists_and_cleans(server: Misbehaving, capsys: pytest.CaptureFix
     assert main(["fetch", "--list"]) == 0
     assert "torchvision:fasterrcnn_resnet50_fpn/COCO_V1" in capsys.readouterr().out
     server.plan["/w.pth"] = Reply(saved(tiny()))
-    fetch(local(source=f"{server.url}/w.pth"), say=quiet)
+    fetch(local(source=f"{server.url}/w.pth"), notify=quiet)
     assert main(["fetch", "--clean-cache"]) == 0
     assert "0.0 MB removed" in capsys.readouterr().out
     with pytest.raises(WeightsError, match="not in the cache"):
-        fetch(local(source=f"{server.url}/w.pth", offline=True), say=quiet)
+        fetch(local(source=f"{server.url}/w.pth", offline=True), notify=quiet)
 
 
 def test_command_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,18 +121,20 @@ def published(
 
 
 def test_from_a_mirror(published: Callable[[], FetchParams], server: Misbehaving) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     params = published()
-    weights = fetch(params, say=said.append)
+    weights = fetch(params, notify=messages.append)
     assert weights.builder == "ssdlite320_mobilenet_v3_large"
     assert weights.columns == category_set("coco-91")
     assert weights.provenance["source"] == "torchvision:ssdlite320_mobilenet_v3_large/COCO_V1"
     assert weights.provenance["published"] == {"COCO-val2017": {"box_map": 21.3}}
     assert server.url not in str(weights.provenance), "the mirror leaves no trace"
-    assert "seen for the first time, SHA-256 " + weights.provenance["sha256"] in said[-1]
-    again = fetch(params.model_copy(update={"offline": True, "mirror": None}), say=said.append)
+    assert "seen for the first time, SHA-256 " + weights.provenance["sha256"] in messages[-1]
+    again = fetch(
+        params.model_copy(update={"offline": True, "mirror": None}), notify=messages.append
+    )
     assert again.provenance == weights.provenance
-    assert len(said) == 1
+    assert len(messages) == 1
     assert len(server.seen) == 1
 
 

@@ -24,15 +24,21 @@ QUICK = Policy(tries=2, timeout_s=2, backoff_s=0.005)
 
 @pytest.fixture
 def get(cache: Cache) -> Callable[..., Cached]:
-    """Download a URL quickly; what is said goes to `get.said`."""
-    said: list[str] = []
+    """Download a URL quickly; messages go to `get.messages`."""
+    messages: list[str] = []
 
     def run(url: str, **kwargs: Any) -> Cached:
         return download(
-            shown(url), url, cache, Known(shown(url)).judge, policy=QUICK, say=said.append, **kwargs
+            shown(url),
+            url,
+            cache,
+            Known(shown(url)).verify,
+            policy=QUICK,
+            notify=messages.append,
+            **kwargs,
         )
 
-    run.said = said  # type: ignore[attr-defined]
+    run.messages = messages  # type: ignore[attr-defined]
     return run
 
 
@@ -186,10 +192,11 @@ def test_credentials_from_the_environment(
     monkeypatch.setenv("TOPWORK_TOKEN_127_0_0_1", "s3cret")
     get(f"{server.url}/w")
     assert [request.headers["authorization"] for request in server.seen] == ["Bearer s3cret"] * 2
-    assert "s3cret" not in "".join(get.said)  # type: ignore[attr-defined]
+    assert get.messages  # type: ignore[attr-defined]
+    assert "s3cret" not in "".join(get.messages)  # type: ignore[attr-defined]
     monkeypatch.setenv("TOPWORK_TOKEN_127_0_0_1", "me:s3cret")
     server.plan["/x"] = Reply(status=403)
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError, match="the server answers 403") as caught:
         get(f"{server.url}/x")
     assert (
         base64.b64decode(server.seen[-1].headers["authorization"].removeprefix("Basic "))
@@ -217,7 +224,7 @@ def test_a_token_stays_with_its_host(cache: Cache, server: Misbehaving, content:
         "/b": Reply(content),
     }
     url = f"{server.url}/a"
-    download(url, url, cache, Known(url).judge, token="hf_s3cret", policy=QUICK)
+    download(url, url, cache, Known(url).verify, token="hf_s3cret", policy=QUICK)
     assert [request.headers.get("authorization") for request in server.seen] == [
         "Bearer hf_s3cret",
         "Bearer hf_s3cret",

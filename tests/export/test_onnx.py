@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from detectors.spread import spread_scores
-from topwork.demo.worlds import draw_street
+from topwork.demo.worlds import STREET, draw_split
 from topwork.detectors.builders import build, load, torchvision_builders
 from topwork.download.shipped import demo_weights
 from topwork.errors import ExportError
@@ -53,7 +53,7 @@ def test_the_demo_absorbed_agrees_and_names_its_classes(tmp_path: Path) -> None:
     """The shipped detector, trained, its head cut to three classes with the rest absorbed, on a
     street picture and a part of one.
     """
-    draw_street(tmp_path / "street", "test", 2, 7, processes=1)
+    draw_split(STREET, tmp_path / "street", "test", 2, 7, processes=1)
     pictures = [
         pil_to_tensor(Image.open(file)).float().div(255)
         for file in sorted((tmp_path / "street/test/images").iterdir())

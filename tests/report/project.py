@@ -16,7 +16,7 @@ import torch
 from topwork.classes import BACKGROUND
 from topwork.dataset.tables import Tables
 from topwork.demo.street import STREET_CLASSES
-from topwork.demo.worlds import draw_street, draw_yard
+from topwork.demo.worlds import STREET, YARD, draw_split
 from topwork.detectors.builders import build
 from topwork.files import write_json
 from topwork.inference.run import record_of, write_run
@@ -73,10 +73,10 @@ def build_project(
         json.dumps(document(**changes))
     )  # JSON is YAML; unsorted, since classes have an order
     data = root / "data/demo"
-    draw_yard(data / "yard", "train", train, 7, processes=1)
-    draw_yard(data / "yard", "test", test, 7, processes=1)
+    draw_split(YARD, data / "yard", "train", train, 7, processes=1)
+    draw_split(YARD, data / "yard", "test", test, 7, processes=1)
     if params.dataset.source is not None:
-        draw_street(data / "street", "test", source, 7, processes=1)
+        draw_split(STREET, data / "street", "test", source, 7, processes=1)
     _spoil(data / "yard/train.json")
     validate.run(params, root)
     torch.manual_seed(0)

@@ -424,7 +424,7 @@ def test_a_doubled_class_is_not_called_exact(points):
 
 def test_a_name_that_two_columns_bear(points):
     with pytest.raises(
-        ClassPlanError, match="car wants 'car', which 2 columns of the weights bear"
+        ClassPlanError, match="car wants 'car', which 2 columns of the weights have"
     ):
         graft(
             points,

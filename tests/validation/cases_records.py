@@ -21,7 +21,7 @@ def rare(scene: Scene, kept: int) -> Scene:
 
 
 def imbalanced(scene: Scene, count: int) -> Scene:
-    """So many helmets beside ten forklifts, each with a box of its own."""
+    """So many helmets and ten forklifts, each with a box of its own."""
     rare(scene, 10)
     for number in range(count - 12):
         x, y = number % 40 * 2, number // 40 * 2
@@ -70,7 +70,7 @@ def group_field(scene: Scene, *groups: str | None) -> Scene:
 
 
 def leaking(scene: Scene, val_site: str) -> Scene:
-    """Two given splits whose images bear a site."""
+    """Two given splits whose images have a site."""
     scene.other()
     for place in range(4):
         scene.image(place, site="north")

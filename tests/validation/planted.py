@@ -1,7 +1,7 @@
-"""Demo sets with a fault of every rule planted side by side, each in an image or annotation of its
+"""Demo sets with a fault of every rule planted together, each in an image or annotation of its
 own, and the list of what was planted.
 
-One set can hold but one fault of a whole file, so the few that leave nothing else to look at have
+One set can have only one fault of a whole file, so the few that leave nothing else to check have
 two further sets of their own.
 """
 
@@ -22,14 +22,14 @@ SURGERY = "surgery:\n  classes: {helmet: keep}\n"
 
 
 class Planted:
-    """A project being spoiled: `said` is what the gate must find, no more and no less."""
+    """A project being spoiled: `expected` is what the gate must find, no more and no less."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.scene = Scene(folder)
-        self.said: Counter[Fault] = Counter()
+        self.expected: Counter[Fault] = Counter()
 
-    def say(
+    def expect(
         self,
         rule: str,
         split: str = "train",
@@ -37,7 +37,7 @@ class Planted:
         annotation: int | None = None,
         times: int = 1,
     ) -> None:
-        self.said[rule, split, image, annotation] += times
+        self.expected[rule, split, image, annotation] += times
 
     def params(self, dataset: dict[str, Any]) -> None:
         (self.folder / "params.yaml").write_text(
@@ -111,12 +111,12 @@ def side_by_side(folder: Path) -> Planted:
         place = next(after)
         image, key = place + 1, 10 * (place + 1)
         scene.box(6 * place, 3, 5, 12, 14).annotation(6 * place, **values)
-        planted.say(rule, "train", values.get("image_id", image), key)
-    planted.say("file-nan-token")
+        planted.expect(rule, "train", values.get("image_id", image), key)
+    planted.expect("file-nan-token")
     for rule, data in PICTURES.items():
         place = next(after)
         scene.file(f"train/north-{place:02}.jpg", data)
-        planted.say(rule, "train", place + 1)
+        planted.expect(rule, "train", place + 1)
     _more_boxes(planted, after)
     _more_pictures(planted, after)
     _names(planted, after)
@@ -126,8 +126,8 @@ def side_by_side(folder: Path) -> Planted:
     text = json.dumps(scene.sets["train"])
     assert text.count('"twice": 0') == 1
     scene.raw_bytes["train"] = text.replace('"twice": 0', '"iscrowd": 0').encode("utf-8-sig")
-    planted.say("file-encoding")
-    planted.say("file-key-twice")
+    planted.expect("file-encoding")
+    planted.expect("file-key-twice")
     scene.write()
     planted.params(
         {
@@ -141,8 +141,8 @@ def side_by_side(folder: Path) -> Planted:
             "drop": [999_999],
         }
     )
-    planted.say("category-alias-unknown")
-    planted.say("drop-unknown", "")
+    planted.expect("category-alias-unknown")
+    planted.expect("drop-unknown", "")
     return planted
 
 
@@ -158,19 +158,19 @@ def _more_boxes(planted: Planted, after: Any) -> None:
         scene.box(6 * place, *box).box(6 * place + 1, *other).annotation(
             6 * place + 1, category_id=category
         )
-        planted.say(rule, "train", place + 1, 10 * (place + 1) + 1)
+        planted.expect(rule, "train", place + 1, 10 * (place + 1) + 1)
     place = next(after)
     scene.image(place, width=200).file(
         f"train/north-{place:02}.jpg", encoded(picture(906, (200, HEIGHT)))
     )
     scene.box(6 * place, 0, 5, 105, 2)
-    planted.say("box-slim", "train", place + 1, 10 * (place + 1))
+    planted.expect("box-slim", "train", place + 1, 10 * (place + 1))
     place = next(after)
     scene.box(6 * place, -2, 5, 12, 14).mask(6 * place, [[-2, 5, 10, 5, 10, 19, -2, 19]])
     for rule in ("segmentation-outside", "box-beyond"):
-        planted.say(rule, "train", place + 1, 10 * (place + 1))
+        planted.expect(rule, "train", place + 1, 10 * (place + 1))
     scene.annotation(6 * next(after), area=ABSENT)
-    planted.say("area-missing")
+    planted.expect("area-missing")
 
 
 def _more_pictures(planted: Planted, after: Any) -> None:
@@ -178,36 +178,36 @@ def _more_pictures(planted: Planted, after: Any) -> None:
     scene = planted.scene
     place = next(after)
     scene.image(place, width=WIDTH + 1)
-    planted.say("image-size-differs", "train", place + 1)
+    planted.expect("image-size-differs", "train", place + 1)
     place = next(after)
     scene.file(
         f"train/north-{place:02}.jpg",
         encoded(picture(907), "GIF", save_all=True, append_images=[picture(908)]),
     )
     for rule in ("image-animated", "image-alpha"):  # a GIF has a palette
-        planted.say(rule, "train", place + 1)
+        planted.expect(rule, "train", place + 1)
     place = next(after)
     scene.image(place, width=31, height=40).file(
         f"train/north-{place:02}.jpg", encoded(picture(909, (31, 40)))
     )
     for index in range(6):
         scene.box(6 * place + index, 2 * index, 3 * index, 10, 9)
-    planted.say("image-tiny", "train", place + 1)
+    planted.expect("image-tiny", "train", place + 1)
     scene.file("train/extra.png", encoded(picture(910), "PNG"))
-    planted.say("image-unlisted")  # and the one whose name differs in case
+    planted.expect("image-unlisted")  # and the one whose name differs in case
     first, second, third, alike = (next(after) for _ in range(4))
     for copy in (second, third):
         scene.file(f"train/north-{copy:02}.jpg", scene.files[f"train/north-{first:02}.jpg"])
-        planted.say("duplicate-image", "train", copy + 1)
+        planted.expect("duplicate-image", "train", copy + 1)
     records = scene.sets["train"]["annotations"]
     for index in range(6):
         for copy in (second, third):
             same = {key: records[6 * first + index][key] for key in ("bbox", "area", "category_id")}
             scene.annotation(6 * copy + index, **same)
     scene.box(6 * third, 1, 40, 9, 30)
-    planted.say("duplicate-labels-differ", "train", third + 1)
+    planted.expect("duplicate-labels-differ", "train", third + 1)
     scene.file(f"train/north-{alike:02}.jpg", brighter(first, 9))
-    planted.say("near-duplicate", "train", alike + 1)
+    planted.expect("near-duplicate", "train", alike + 1)
 
 
 def _names(planted: Planted, after: Any) -> None:
@@ -220,26 +220,26 @@ def _names(planted: Planted, after: Any) -> None:
         place = next(after)
         scene.image(place, file_name=name)
         del scene.files[f"train/north-{place:02}.jpg"]
-        planted.say(rule, "train", place + 1)
+        planted.expect(rule, "train", place + 1)
     place = next(after)
     scene.image(place, file_name=f"a\\north-{place}.jpg").files[f"train/a\\north-{place}.jpg"] = (
         scene.files.pop(f"train/north-{place:02}.jpg")
     )
-    planted.say("path-backslash", "train", place + 1)
+    planted.expect("path-backslash", "train", place + 1)
     place = next(after)
     scene.files["elsewhere.jpg"] = scene.files[f"train/north-{place:02}.jpg"]
     scene.link(f"train/north-{place:02}.jpg", "../elsewhere.jpg")
-    planted.say("path-symlink-out", "train", place + 1)
+    planted.expect("path-symlink-out", "train", place + 1)
     for name in ("north-1a.jpg", "north-1A.jpg"):
         place = next(after)
         scene.image(place, file_name=name).files[f"train/{name}"] = scene.files.pop(
             f"train/north-{place:02}.jpg"
         )
-    planted.say("path-case-twins")
+    planted.expect("path-case-twins")
     place = next(after)
     scene.image(place, file_name=f"north-{place:02}.JPG")
     for rule in ("path-case-differs", "image-missing"):
-        planted.say(rule, "train", place + 1)
+        planted.expect(rule, "train", place + 1)
 
 
 def _records(planted: Planted, after: Any) -> None:
@@ -247,19 +247,19 @@ def _records(planted: Planted, after: Any) -> None:
     scene, place = planted.scene, next(after)
     image, row = place + 1, 6 * place
     scene.annotation(row, image_id=None)
-    planted.say("record-malformed", "train", None, 10 * image)
+    planted.expect("record-malformed", "train", None, 10 * image)
     scene.annotation(row + 1, id=10 * image + 2)
-    planted.say("annotation-id-twice", "train", image, 10 * image + 2, times=2)
+    planted.expect("annotation-id-twice", "train", image, 10 * image + 2, times=2)
     scene.annotation(row + 3, id=ABSENT)
     scene.annotation(row + 4, id=str(10 * image + 4))
-    planted.say("id-text")
+    planted.expect("id-text")
     scene.annotation(row + 5, id=-7)
-    planted.say("id-negative", "train", image, -7)
+    planted.expect("id-negative", "train", image, -7)
     place = next(after)
     scene.image(place, width=ABSENT).annotation(6 * place, iscrowd=ABSENT, twice=0).annotation(
         6 * place, **{"iscrowd": 0}
     )
-    planted.say("image-size-missing", "train", place + 1)
+    planted.expect("image-size-missing", "train", place + 1)
     for key, name in (
         (800, "north-80.jpg"),
         (800, "north-81.jpg"),
@@ -269,9 +269,9 @@ def _records(planted: Planted, after: Any) -> None:
     ):
         scene.add("images", {"id": key, "file_name": name, "width": WIDTH, "height": HEIGHT})
         scene.files[f"train/{name}"] = encoded(picture(800 + int(name[6:8])))
-    planted.say("image-id-twice", "train", 800, times=2)
+    planted.expect("image-id-twice", "train", 800, times=2)
     for key in (810, 811):
-        planted.say("image-listed-twice", "train", key)
+        planted.expect("image-listed-twice", "train", key)
     for key in (800, 810, 811):  # 820 has none
         scene.add(
             "annotations",
@@ -284,9 +284,9 @@ def _records(planted: Planted, after: Any) -> None:
                 "iscrowd": 0,
             },
         )
-    planted.say("image-empty")
+    planted.expect("image-empty")
     following = max(int(record.get("id", 0)) for record in scene.sets["train"]["annotations"]) + 1
-    planted.say("annotation-id-missing", "train", image, following)
+    planted.expect("annotation-id-missing", "train", image, following)
 
 
 def _categories(planted: Planted) -> None:
@@ -307,8 +307,8 @@ def _categories(planted: Planted) -> None:
     ):
         scene.add("categories", {"id": key, "name": name})
         if key not in (3, 4):
-            planted.say("category-unused")
-    planted.say("category-id-twice", times=2)
+            planted.expect("category-unused")
+    planted.expect("category-id-twice", times=2)
     for rule in (
         "category-name-twice",
         "category-name-case",
@@ -316,7 +316,7 @@ def _categories(planted: Planted) -> None:
         "category-name-reserved",
         "category-id-zero",
     ):
-        planted.say(rule)
+        planted.expect(rule)
     for key, image, category, crowd in (
         (900, 61, 4, 0),
         *((901 + number, 62 + number % 2, 3, 1) for number in range(4)),
@@ -333,9 +333,9 @@ def _categories(planted: Planted) -> None:
                 "iscrowd": crowd,
             },
         )
-    planted.say("crowd-many")  # all cones
-    planted.say("category-rare", times=2)
-    planted.say("category-imbalance")  # ladder beside helmet
+    planted.expect("crowd-many")  # all cones
+    planted.expect("category-rare", times=2)
+    planted.expect("category-imbalance")  # ladder against helmet
 
 
 def _other_sets(planted: Planted) -> None:
@@ -345,9 +345,9 @@ def _other_sets(planted: Planted) -> None:
     scene = planted.scene
     copied = scene.files["train/north-00.jpg"]
     scene.file("val/south-00.jpg", copied).file("val/south-01.jpg", brighter(1, 9))
-    planted.say("duplicate-image-across", "val", 1)
-    planted.say("duplicate-labels-differ", "val", 1)  # in train one of its boxes is missing
-    planted.say("near-duplicate-across", "val", 2)
+    planted.expect("duplicate-image-across", "val", 1)
+    planted.expect("duplicate-labels-differ", "val", 1)  # in train one of its boxes is missing
+    planted.expect("near-duplicate-across", "val", 2)
     scene.image(2, "val", file_name="north-99.jpg").image(3, "val", file_name="nowhere.jpg").image(
         4, "val", file_name="bomb.jpg"
     )
@@ -361,20 +361,20 @@ def _other_sets(planted: Planted) -> None:
     }
     del members["south-04.jpg"]
     scene.archives["val.zip"] = {**members, "bomb.jpg": b"\0" * (300 << 20)}
-    planted.say("split-group-leak", "val")
-    planted.say("split-ungrouped", "val", 4)
-    planted.say("archive-bomb", "val", 5)
-    planted.say("split-ungrouped", "val", 5)
-    planted.say("archive-path-outside", "val")
+    planted.expect("split-group-leak", "val")
+    planted.expect("split-ungrouped", "val", 4)
+    planted.expect("archive-bomb", "val", 5)
+    planted.expect("split-ungrouped", "val", 5)
+    planted.expect("archive-path-outside", "val")
     for index in range(30, 72):  # most boxes written as corners
         x, y = 55 + index % 6, 45 + index // 6
         scene.annotation(index, "val", bbox=[x, y, x + 20, y + 15], area=100)
-        planted.say("box-beyond", "val", index // 6 + 1, 10 * (index // 6 + 1) + index % 6)
-    planted.say("box-xyxy", "val")
+        planted.expect("box-beyond", "val", index // 6 + 1, 10 * (index // 6 + 1) + index % 6)
+    planted.expect("box-xyxy", "val")
     scene.category(1, "val", id=5)
     for record in scene.sets["val"]["annotations"]:
         record["category_id"] = {1: 1, 2: 5}[record["category_id"]]
-    planted.say("category-ids-differ", "val")
+    planted.expect("category-ids-differ", "val")
     for place, stem in enumerate(("east-1", "east-2")):
         objects = [
             voc_object(name, (left, 21, left + 20, 50))
@@ -405,20 +405,20 @@ def _other_sets(planted: Planted) -> None:
         "yolo/labels/train/a.txt", b""
     )
     scene.file("yolo/labels/train/b.txt", b"0 0.5 0.5 0.2 0.2\n")
-    planted.say("file-not-voc", "test", 3)
-    planted.say("category-ids-differ", "test", times=2)
+    planted.expect("file-not-voc", "test", 3)
+    planted.expect("category-ids-differ", "test", times=2)
     for rule in ("archive-unreadable", "box-normalised", "category-off-by-one"):
-        planted.say(rule, "source")
+        planted.expect(rule, "source")
     for rule in (
         "set-unannotated",
         "category-id-zero",
         "category-coco80-ids",
         "label-without-image",
     ):
-        planted.say(rule, "replay")
+        planted.expect(rule, "replay")
     for split in ("val", "test"):
-        planted.say("category-sets-differ", split)
-        planted.say("category-missing-from-split", split, times=2)  # cone, ladder
+        planted.expect("category-sets-differ", split)
+        planted.expect("category-missing-from-split", split, times=2)  # cone, ladder
 
 
 def whole_files(folder: Path) -> list[Planted]:
@@ -441,9 +441,9 @@ def whole_files(folder: Path) -> list[Planted]:
         ("category-none", "replay"),
         ("set-unannotated", "replay"),
     ):
-        one.say(rule, split)
+        one.expect(rule, split)
     for key in range(1, 5):
-        one.say("image-missing", "replay", key)
+        one.expect("image-missing", "replay", key)
     two.scene.sets["source"] = {**small_set(), "images": [], "annotations": []}
     two.scene.write()
     two.params(
@@ -454,9 +454,9 @@ def whole_files(folder: Path) -> list[Planted]:
             "replay": {"annotations": "nowhere.json"},
         }
     )
-    two.say("split-empty", "val")
-    two.say("category-missing-from-split", "val", times=2)
-    two.say("set-empty", "source")
-    two.say("image-unlisted", "source")  # its images' folder is the whole project's
-    two.say("file-unreadable", "replay")
+    two.expect("split-empty", "val")
+    two.expect("category-missing-from-split", "val", times=2)
+    two.expect("set-empty", "source")
+    two.expect("image-unlisted", "source")  # its images' folder is the whole project's
+    two.expect("file-unreadable", "replay")
     return [one, two]

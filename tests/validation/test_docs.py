@@ -9,7 +9,7 @@ def test_the_table_of_rules_is_the_registry(root: Path) -> None:
     text = (root / "docs" / "data.md").read_text()
     shown = text.split("<!-- rules: ", 1)[1].split("-->\n", 1)[1].split("<!-- end of rules -->")[0]
     assert shown.strip() == rules_table().strip(), (
-        "docs/data.md: print the table anew, its comment says how"
+        "docs/data.md: print the table again, its comment has the command"
     )
 
 

@@ -75,7 +75,7 @@ def check(dataset: DatasetParams, folder: Path, segmentation: bool = True) -> Va
     )
     listed = json.loads(canonical_json(findings_record(found.findings, found.dropped).document()))
     assert listed["counts"]["total"] == len(found.findings) == len(found.findings.frame())
-    if len(found.findings) % 10 == 3:  # one in some: writing is slow beside the rest
+    if len(found.findings) % 10 == 3:  # one in some: writing is slow next to the rest
         with tempfile.TemporaryDirectory() as name:
             write_all(found, Path(name))
             assert len(Tables.read(Path(name)).annotations) == len(found.tables.annotations)
@@ -130,20 +130,20 @@ def _coco_records(
         )  # half a surrogate pair is no text; nothing else in here makes a file unreadable
         return
     rows = Counter(found.tables.annotations["annotation_id"].tolist())
-    told = Counter(
+    malformed = Counter(
         row.message.split(":")[0] for row in found.findings if row.rule == "record-malformed"
     )
     given_ = [(index, record) for index, record in enumerate(data["annotations"])]
-    in_findings = sum(f"annotations[{index}]" in told for index, _ in given_)
+    in_findings = sum(f"annotations[{index}]" in malformed for index, _ in given_)
     assert len(found.tables.annotations) + in_findings == len(given_)
     for index, record in given_:
         if (
-            f"annotations[{index}]" not in told
+            f"annotations[{index}]" not in malformed
             and isinstance(record.get("id"), int)
             and not isinstance(record["id"], bool)
         ):
             assert rows[record["id"]] >= 1
-    images = sum(f"images[{index}]" in told for index in range(len(data["images"])))
+    images = sum(f"images[{index}]" in malformed for index in range(len(data["images"])))
     named = sum(
         row.rule == "record-malformed" and row.message.startswith("images[")
         for row in found.findings
@@ -211,9 +211,9 @@ def _yolo(folder: Path, lines: list[str], data: str) -> None:
     )
     if data == DATA_YAML:
         rows = [line for line in "\n".join(lines).split("\n") if line.strip()]
-        told = [row for row in found.findings if row.rule == "record-malformed"]
-        whole_file = any("can't be read" in row.message for row in told)
-        assert whole_file or len(found.tables.annotations) + len(told) == len(rows)
+        malformed = [row for row in found.findings if row.rule == "record-malformed"]
+        whole_file = any("can't be read" in row.message for row in malformed)
+        assert whole_file or len(found.tables.annotations) + len(malformed) == len(rows)
 
 
 NUMBER = st.one_of(

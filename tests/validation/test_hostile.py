@@ -87,7 +87,7 @@ def test_nan_and_infinity_cost_one_annotation_each(tmp_path: Path) -> None:
     assert [row.annotation_id for row in found.findings if row.rule == "box-nan"] == [10, 11, 12]
     assert (
         "3 times" in first(found, "file-nan-token").message
-        or "stands" in first(found, "file-nan-token").message
+        or "occurs" in first(found, "file-nan-token").message
     )
     assert len(found.tables.annotations) == 24
 
@@ -136,7 +136,7 @@ def test_keys_written_twice(text: str, expected: list[tuple[str, str]]) -> None:
 
 def test_the_second_list_of_annotations_is_no_silent_drop(tmp_path: Path) -> None:
     found = Scene(tmp_path).edit('"annotations": [', '"annotations": [], "annotations": [').run()
-    assert "the key 'annotations' stands 2 times" in first(found, "file-key-twice").message
+    assert "the key 'annotations' occurs 2 times" in first(found, "file-key-twice").message
 
 
 def test_a_folder_for_a_file(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_broken_member_is_named_once(tmp_path: Path) -> None:
     ids=["version", "compression"],
 )
 def test_a_zip_of_a_kind_that_python_does_not_know(tmp_path: Path, place: int, words: str) -> None:
-    """zipfile says NotImplementedError: to an unknown version when it opens the archive, to an
+    """zipfile raises NotImplementedError: for an unknown version when it opens the archive, for an
     unknown compression when it reads the member.
     """
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:

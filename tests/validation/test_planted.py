@@ -14,16 +14,16 @@ from validation.planted import Fault, Planted, side_by_side, whole_files
 def found(
     planted: Planted, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Counter[Fault]:
-    """What the command says of a project, once it's clear that it changed nothing there."""
+    """What the command finds in a project, which it must not change."""
     before = {path: path.stat().st_mtime_ns for path in planted.folder.rglob("*")}
     monkeypatch.chdir(planted.folder)
     assert main(["validate", "--format", "json", "--no-cache"]) == 1
     assert {path: path.stat().st_mtime_ns for path in planted.folder.rglob("*")} == before
-    said = json.loads(capsys.readouterr().out)
-    assert not said["left_out"]
+    record = json.loads(capsys.readouterr().out)
+    assert not record["left_out"]
     return Counter(
         (row["rule"], row["split"], row["image_id"], row["annotation_id"])
-        for row in said["findings"]
+        for row in record["findings"]
     )
 
 
@@ -33,6 +33,6 @@ def test_every_planted_fault_is_found_and_nothing_else(
     sets = [side_by_side(tmp_path / "yard"), *whole_files(tmp_path)]
     for planted in sets:
         actual = found(planted, capsys, monkeypatch)
-        assert (planted.said - actual, actual - planted.said) == (Counter(), Counter())
-    assert len({rule for rule, *_ in sets[0].said}) == 94
-    assert {rule for planted in sets for rule, *_ in planted.said} == set(RULES)
+        assert (planted.expected - actual, actual - planted.expected) == (Counter(), Counter())
+    assert len({rule for rule, *_ in sets[0].expected}) == 94
+    assert {rule for planted in sets for rule, *_ in planted.expected} == set(RULES)

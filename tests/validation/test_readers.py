@@ -55,16 +55,16 @@ def test_a_missing_annotation_id_is_the_next_free_one(tmp_path: Path) -> None:
 def test_a_malformed_record_costs_itself_alone(tmp_path: Path) -> None:
     found = Scene(tmp_path).annotation(2, category_id="cone").add("annotations", "nonsense").run()
     assert len(found.tables.annotations) == 23
-    told = [row for row in found.findings if row.rule == "record-malformed"]
-    assert [row.message for row in told] == [
+    malformed = [row for row in found.findings if row.rule == "record-malformed"]
+    assert [row.message for row in malformed] == [
         (
             "annotations[24]: found 'nonsense', expected an object with id, image_id, category_id"
             " and bbox"
         ),
         "annotations[2]: category_id is 'cone', expected a whole number below 2^63",
     ]
-    assert told[1].annotation_id == 12
-    assert told[1].box == (31.0, 23.0, 12.0, 16.0)
+    assert malformed[1].annotation_id == 12
+    assert malformed[1].box == (31.0, 23.0, 12.0, 16.0)
 
 
 def test_missing_sizes_come_from_the_image(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 import re
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topwork.errors import DataError, ParamsError
-from topwork.validation.splits import SPLITS, assign, groups_of, place, read_places
+from topwork.params.dataset import DatasetParams, SetParams
+from topwork.project.names import CUSTOM_SPLITS, SPLITS
+from topwork.validation.splits import assign, groups_of, place, read_places
 from validation.scene import Scene, encoded, picture
 
 PLACES = [
@@ -96,7 +99,7 @@ def test_groups_stay_together(earlier: dict[str, str] | None) -> None:
         group: {p for g, p in zip(groups, places, strict=True) if g == group} for group in groups
     }
     assert all(len(home) == 1 for home in homes.values())
-    assert set(places) == set(SPLITS)
+    assert set(places) == set(CUSTOM_SPLITS)
 
 
 def test_groups_by_field_and_by_pattern() -> None:
@@ -161,3 +164,12 @@ def test_a_list_of_places_at_fault(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("image,where\na,dev\n")
     with pytest.raises(DataError, match=r"q\.csv: not a CSV with the columns group and split"):
         read_places(tmp_path / "q.csv")
+
+
+def test_the_splits_are_the_sets_of_the_params() -> None:
+    sets = [
+        name
+        for name, field in DatasetParams.model_fields.items()
+        if SetParams in get_args(field.annotation) or field.annotation is SetParams
+    ]
+    assert tuple(sets) == SPLITS

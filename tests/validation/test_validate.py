@@ -125,10 +125,10 @@ def test_dropping_by_list_lets_the_stage_go_on(tmp_path: Path) -> None:
     ]
 
 
-def test_an_id_in_two_splits_must_say_which(tmp_path: Path) -> None:
+def test_an_id_in_two_splits_must_name_the_split(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"dataset\.drop: the id 10 stands in train and val; write `train:10` or `val:10`",
+        match=r"dataset\.drop: the id 10 is in train and val; write `train:10` or `val:10`",
     ):
         Scene(tmp_path).other().option(drop=[10]).run()
     with pytest.raises(
@@ -290,7 +290,7 @@ def test_two_images_that_look_the_same_stand_side_by_side(
     [
         pytest.param(
             ["--fix-list", "train.json"],
-            "train.json: there already, and no list of ids",
+            "train.json: exists, and isn't a list of ids",
             id="over-the-annotations",
         ),
         pytest.param(
@@ -320,7 +320,7 @@ def test_what_is_written_takes_the_place_of_nothing(
     assert words in err
     assert out == ""
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    for _ in range(2):  # its own files it may write anew
+    for _ in range(2):  # its own files may be written again
         assert (
             main(
                 [
@@ -387,7 +387,7 @@ def test_the_summary_fits_a_screen(
 
 
 def test_workers_are_a_number_from_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         main(["validate", "train.json", "--workers", "-3"])
     assert "found '-3', expected a whole number from 1" in capsys.readouterr().err
 
@@ -422,4 +422,4 @@ def test_few_findings_are_said_in_whole_sentences(
     out, err = capsys.readouterr()
     assert "a bare list may be detection results or another format" in " ".join(out.split())
     assert out.splitlines()[-1] == "1 error, 0 warnings, 0 notes"
-    assert err == ""  # where it can't be read, that its images weren't found is beside the point
+    assert err == ""  # where it can't be read, missing images don't matter

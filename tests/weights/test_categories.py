@@ -56,7 +56,7 @@ def test_names_that_contradict_the_weights_own_are_shown_side_by_side() -> None:
     with pytest.raises(
         WeightsError,
         match=(
-            r"w\.pth: .* column 12 is 'N/A', fetch\.classes says 'stop sign'; column 13 is .*; and"
+            r"w\.pth: .* column 12 is 'N/A', fetch\.classes has 'stop sign'; column 13 is .*; and"
             r" 73 more"
         ),
     ):

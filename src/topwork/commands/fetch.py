@@ -21,7 +21,7 @@ Examples:
   topwork fetch --list
   topwork fetch --clean-cache
 
-The SHA-256 of a source is written to weights.lock when it is first seen, and enforced ever after.
+The SHA-256 of a source is written to weights.lock when it is first seen, and enforced from then on.
 Downloads go to a cache that all projects share ($TOPWORK_CACHE, else ~/.cache/topwork).
 Proxies and CA bundle: HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE.
 Credentials: TOPWORK_TOKEN_<HOST> (HF_TOKEN for the hub)."""
@@ -65,11 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mirror", metavar="PREFIX", help="put in place of the source's scheme and host"
     )
-    parser.add_argument("--offline", action="store_true", help="use the cache alone")
+    parser.add_argument("--offline", action="store_true", help="use only the cache")
     parser.add_argument(
         "--accept",
         action="store_true",
-        help="fetch afresh and accept changed content into weights.lock",
+        help="fetch again and accept changed content into weights.lock",
     )
     parser.add_argument(
         "--list",
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clean-cache",
         action="store_true",
-        help="remove every cached download that isn't under way",
+        help="remove every cached download that isn't in progress",
     )
 
 
@@ -113,8 +113,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _params(args: argparse.Namespace) -> "FetchParams":
-    """Section `fetch` of params.yaml where it speaks of this source, with the command line's own
-    words in place of it.
+    """Section `fetch` of params.yaml if it names this source; arguments of the command line
+    replace its values.
     """
     from pydantic import ValidationError
 
@@ -199,6 +199,6 @@ def _clean() -> int:
     freed, busy = cache.clean()
     print(
         f"{cache.root}: {freed / 1e6:.1f} MB removed"
-        + (f"; {len(busy)} download(s) under way left alone" if busy else "")
+        + (f"; {len(busy)} download(s) in progress kept" if busy else "")
     )
     return 0

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 LINES = 23  # of a screen, less one for the next prompt
 WIDEST = 280  # characters of a message, eight lines of the table's last column
-CACHE = Path(".topwork/scratch/images")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +38,9 @@ Exit code: 0 fine, 1 findings of the severity --fail-on or above, 2 wrong usage.
     parser.add_argument(
         "--images",
         type=Path,
-        help="folder, zip or tar with the images (COCO; guessed where it stands beside the JSON)",
+        help="folder, zip or tar with the images (COCO; found by itself next to the JSON)",
     )
-    parser.add_argument("--no-images", action="store_true", help="look at the annotations alone")
+    parser.add_argument("--no-images", action="store_true", help="check only the annotations")
     parser.add_argument(
         "--against", type=Path, metavar="PATH", help="a second set, for leakage between the two"
     )
@@ -79,7 +78,7 @@ Exit code: 0 fine, 1 findings of the severity --fail-on or above, 2 wrong usage.
     parser.add_argument(
         "--no-cache",
         action="store_true",
-        help="read every image, whatever is known of it from earlier runs",
+        help="read every image, even if it is known from earlier runs",
     )
 
 
@@ -91,7 +90,7 @@ def _positive(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, say what was found, and tell by the exit code."""
+    """Check, print what was found, and return the exit code."""
     from topwork.validation.gate import stops, validate
 
     _check_outputs(args)
@@ -101,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     found = validate(dataset, base, cache=cache, images=with_images, workers=args.workers)
     if lacking is not None and found.readable and not args.no_images and args.format == "text":
         print(
-            f"note: found no images beside {lacking}, so that only annotations are checked; give"
+            f"note: found no images next to {lacking}, so only annotations are checked; give"
             " their folder by --images.",
             file=sys.stderr,
         )
@@ -122,8 +121,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """What is to be written must not take the place of anything else: a slip such as `--fix-list
-    train.json` would cost the data.
+    """An output must not replace another file: a slip such as `--fix-list train.json` would cost
+    the data.
 
     Raises:
         DataError: it would.
@@ -139,7 +138,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
         and not listed.read_bytes().startswith(b"dataset:\n")
     ):
         raise DataError(
-            f"{listed}: there already, and no list of ids that this command wrote; --fix-list takes"
+            f"{listed}: exists, and isn't a list of ids that this command wrote; --fix-list takes"
             " a new file."
         )
     if page is not None and page.is_dir() and any(page.iterdir()):
@@ -157,6 +156,7 @@ def _dataset(args: argparse.Namespace) -> tuple["DatasetParams", Path, Path | No
     """
     from topwork.params.dataset import DatasetParams
     from topwork.params.document import load_params
+    from topwork.project.names import CUSTOM_SPLITS
 
     if args.path is None:
         if args.images is not None or args.against is not None:
@@ -166,7 +166,7 @@ def _dataset(args: argparse.Namespace) -> tuple["DatasetParams", Path, Path | No
             )
         return load_params().dataset, Path(), None
     sets: dict[str, Any] = {}
-    sets |= _sets(args.path, args.images, ("train", "val", "test"))
+    sets |= _sets(args.path, args.images, CUSTOM_SPLITS)
     if args.against is not None:
         free = next(name for name in ("test", "source", "replay") if name not in sets)
         sets |= _sets(args.against, args.against_images, (free,))
@@ -204,7 +204,7 @@ def _sets(path: Path, images: Path | None, names: tuple[str, ...]) -> dict[str, 
 
 
 def _guess(path: Path) -> Path | None:
-    """Where a COCO file's images are: the place beside it that has most of the first hundred."""
+    """Where a COCO file's images are: the place next to it that has most of the first hundred."""
     from topwork.validation.read_coco import first_names
 
     names = first_names(path, 100)
@@ -232,8 +232,10 @@ def _guess(path: Path) -> Path | None:
 
 def _cache() -> Path:
     """A project's scratch folder, or the user's cache folder outside of one."""
+    from topwork.project.validate import IMAGE_CACHE
+
     if Path("params.yaml").is_file():
-        return CACHE
+        return IMAGE_CACHE
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topwork" / "images"
 
 
@@ -260,15 +262,15 @@ def _print_text(found: "Validation", with_images: bool) -> None:
     console = Console(highlight=False, soft_wrap=False)
     tables = found.tables
     for split in tables.splits:
-        part = tables.split(split)
+        chosen = tables.split(split)
         images, boxes = (
-            _counted(len(part.images), "image"),
-            _counted(len(part.annotations), "box", "boxes"),
+            _counted(len(chosen.images), "image"),
+            _counted(len(chosen.annotations), "box", "boxes"),
         )
         console.print(
             Text(
                 f"{split}: {images}, {boxes},"
-                f" {_counted(part.categories['name'].nunique(), 'class', 'classes')}"
+                f" {_counted(chosen.categories['name'].nunique(), 'class', 'classes')}"
             )
         )
     counts = found.findings.by_rule()
@@ -301,8 +303,8 @@ def _print_text(found: "Validation", with_images: bool) -> None:
     looked = (
         f"; {_counted(known, 'image')} looked at, {read} read in this run" if with_images else ""
     )
-    said = ", ".join(_counted(number, severity) for severity, number in numbers.items())
-    console.print(Text(f"{said}{looked}"))
+    counted = ", ".join(_counted(number, severity) for severity, number in numbers.items())
+    console.print(Text(f"{counted}{looked}"))
 
 
 def _counted(number: int, one: str, many: str = "") -> str:

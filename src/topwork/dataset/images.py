@@ -1,7 +1,7 @@
 """Where image bytes come from: a folder, a zip or a tar archive, read without unpacking.
 
 EXIF orientation is left alone, as torchvision's decoders leave it: boxes are drawn on pixels as
-stored (rule image-exif-rotated tells).
+stored (rule image-exif-rotated reports it).
 """
 
 import hashlib
@@ -115,9 +115,9 @@ class ImageStore:
         return self.root / file_name
 
     def stamp(self, file_name: str) -> tuple[int, int] | None:
-        """(size, mtime in ns) by which an unchanged image is known again; None where it's missing.
+        """(size, mtime in ns) by which an unchanged image is recognized; None where it's missing.
 
-        An archive's members bear its mtime.
+        An archive's members have its mtime.
         """
         try:
             if self.kind == "folder":
@@ -236,7 +236,7 @@ class ImageStore:
             NotImplementedError,
         ) as error:
             raise DataError(
-                f"{self.root}: not a whole {self.kind} archive ({error}). Make it anew; compressed"
+                f"{self.root}: not a whole {self.kind} archive ({error}). Make it again; compressed"
                 " tar can't be read at random."
             ) from error
         for name, member in entries:
@@ -248,9 +248,8 @@ class ImageStore:
 
     def _read_member(self, file_name: str, member: Member) -> bytes:
         with self._lock:
-            if (
-                self._pid != os.getpid()
-            ):  # a handle must not be shared with a forked process: they'd share its position
+            # a handle must not be shared with a forked process: they'd share its position
+            if self._pid != os.getpid():
                 self._handle = (
                     zipfile.ZipFile(self.root) if self.kind == "zip" else self.root.open("rb")
                 )

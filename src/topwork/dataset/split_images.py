@@ -40,8 +40,8 @@ class SplitImages:
         ]
 
     def stamps(self, splits: Iterable[str]) -> dict[str, list[Stamp]]:
-        """Split -> size and modification time of each image: equal before and after, if nobody
-        touched them meanwhile.
+        """Split -> size and modification time of each image: equal before and after, if they
+        didn't change.
         """
         return {
             split: [self._store(image_root).stamp(name) for image_root, name in self._names(split)]

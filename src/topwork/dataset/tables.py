@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 
 from topwork.errors import DataError
 from topwork.files import atomic_path
-
-SPLIT_ORDER = ("train", "val", "test", "source", "replay")
+from topwork.project.names import SPLITS
 
 IMAGE_COLUMNS: dict[str, pa.DataType] = {
     "split": pa.string(),
@@ -69,11 +68,11 @@ class Tables:
         found = {str(name) for name in self.images["split"].unique()} | {
             str(name) for name in self.categories["split"].unique()
         }
-        known = [name for name in SPLIT_ORDER if name in found]
+        known = [name for name in SPLITS if name in found]
         return known + sorted(found.difference(known))
 
     def split(self, name: str) -> "Tables":
-        """The rows of one split, numbered anew from 0.
+        """The rows of one split, numbered again from 0.
 
         Raises:
             DataError: no such split.
@@ -134,20 +133,20 @@ class Tables:
         return cls(*frames)
 
     @classmethod
-    def join(cls, parts: Sequence["Tables"]) -> "Tables":
-        """Rows of several tables, one after another; no parts give empty tables."""
-        if not parts:
+    def join(cls, tables: Sequence["Tables"]) -> "Tables":
+        """Rows of several tables, one after another; none give empty tables."""
+        if not tables:
             return cls(
                 *(
                     pa.schema(list(columns.items())).empty_table().to_pandas()
                     for columns in SCHEMAS.values()
                 )
             )
-        if len(parts) == 1:
-            return parts[0]
+        if len(tables) == 1:
+            return tables[0]
         return cls(
             *(
-                pd.concat([getattr(part, name) for part in parts], ignore_index=True)
+                pd.concat([getattr(entry, name) for entry in tables], ignore_index=True)
                 for name in SCHEMAS
             )
         )

@@ -1,4 +1,4 @@
-"""A canvas that paints a picture and, beside it, which object each pixel belongs to.
+"""A canvas that paints a picture and records which object each pixel belongs to.
 
 Everything is a polygon in the object's own metres (x right, y up, the ground at 0); the brush turns
 it into pixels. The same polygon goes into the picture and into the identity mask, so that an

@@ -58,13 +58,14 @@ STREET = World("street", STREET_CLASSES, street_scene)
 YARD = World("yard", YARD_CLASSES, yard_scene)
 
 
-def draw_street(
-    folder: Path, split: str, count: int, seed: int, processes: int = PROCESSES
+def draw_split(
+    world: World, folder: Path, split: str, count: int, seed: int, processes: int = PROCESSES
 ) -> Path:
-    """Draw `count` street images into `folder`/`split`/images and their annotations into
+    """Draw `count` images of a world into `folder`/`split`/images and their annotations into
     `folder`/`split`.json.
 
     Args:
+        world: STREET or YARD.
         folder: where the world's splits lie; made if it is missing.
         split: a name of SPLITS.
         count: how many images; fewer give a prefix of more.
@@ -79,23 +80,18 @@ def draw_street(
         TopworkError: the files can't be written.
     """
     with _drawers(processes) as draw_all:
-        return _draw_world(STREET, folder, split, count, seed, draw_all)
-
-
-def draw_yard(folder: Path, split: str, count: int, seed: int, processes: int = PROCESSES) -> Path:
-    """Draw `count` building-yard images; arguments, files and errors as for `draw_street`."""
-    with _drawers(processes) as draw_all:
-        return _draw_world(YARD, folder, split, count, seed, draw_all)
+        return _draw_split(world, folder, split, count, seed, draw_all)
 
 
 def write_demo(
     folder: Path,
     seed: int,
-    street_test: int = 150,
-    yard_train: int = 120,
-    yard_val: int = 60,
-    yard_test: int = 150,
-    street_replay: int = 400,
+    *,
+    street_test: int,
+    yard_train: int,
+    yard_val: int,
+    yard_test: int,
+    street_replay: int,
     processes: int = PROCESSES,
 ) -> None:
     """Write the whole demo: the yard's three splits, a held-out street test set and a street replay
@@ -107,9 +103,9 @@ def write_demo(
     """
     with _drawers(processes) as draw_all:
         for split, count in (("train", yard_train), ("val", yard_val), ("test", yard_test)):
-            _draw_world(YARD, folder / "yard", split, count, seed, draw_all)
+            _draw_split(YARD, folder / "yard", split, count, seed, draw_all)
         for split, count in (("test", street_test), ("replay", street_replay)):
-            _draw_world(STREET, folder / "street", split, count, seed, draw_all)
+            _draw_split(STREET, folder / "street", split, count, seed, draw_all)
             _pack(folder / "street" / split / "images", folder / "street" / f"{split}.zip")
             shutil.rmtree(folder / "street" / split)
 
@@ -121,9 +117,8 @@ def _pack(images: Path, archive: Path) -> None:
         zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED) as packed,
     ):
         for file in sorted(images.iterdir()):
-            packed.writestr(
-                zipfile.ZipInfo(file.name), file.read_bytes()
-            )  # a ZipInfo's own date is the same every day
+            # a ZipInfo's own date is the same every day
+            packed.writestr(zipfile.ZipInfo(file.name), file.read_bytes())
 
 
 def image_name(world: World, split: str, index: int) -> str:
@@ -161,7 +156,7 @@ def _drawers(processes: int) -> Iterator[MapImages]:
         yield lambda draw, indices: list(pool.map(draw, indices, chunksize=4))
 
 
-def _draw_world(
+def _draw_split(
     world: World, folder: Path, split: str, count: int, seed: int, draw_all: MapImages
 ) -> Path:
     """Draw a split; the images and then the table take their places whole."""

@@ -1,12 +1,12 @@
 """The shared cache of downloads: content by its hash, so that a file in it never changes under a
 reader.
 
-It lies beside DVC's cache, outside any project: `TOPWORK_CACHE`, else `XDG_CACHE_HOME/topwork`,
+It is outside any project, like DVC's cache: `TOPWORK_CACHE`, else `XDG_CACHE_HOME/topwork`,
 else `~/.cache/topwork`.
 
     files/SHA256/NAME     whole files
     sources/KEY.json      which hash a source had when it was last fetched
-    partial/KEY/          a download under way, and the validators it may be resumed with
+    partial/KEY/          a download in progress, and the validators it may be resumed with
     locks/KEY.lock        one download of a source at a time, across processes
 """
 
@@ -23,6 +23,9 @@ from filelock import FileLock, Timeout
 
 from topwork.errors import TopworkError, WeightsError
 from topwork.files import read_json, sha256_file, write_json
+
+Notify = Callable[[str], None]
+"""Receives each line that the user should read."""
 
 _HASH = re.compile("[0-9a-f]{64}")
 _KEY = re.compile("[0-9a-f]{32}")
@@ -55,10 +58,10 @@ class Cache:
         return cls(cache_root())
 
     def partial(self, source: str) -> Path:
-        """The folder of a source's download under way."""
+        """The folder of a source's download in progress."""
         return self.root / "partial" / key_of(source)
 
-    def find(self, source: str, expected: str | None, say: Callable[[str], None]) -> Cached | None:
+    def find(self, source: str, expected: str | None, notify: Notify) -> Cached | None:
         """The cached file with hash `expected` or, without one, the file that `source` had last;
         its bytes are hashed again.
         """
@@ -78,7 +81,7 @@ class Cache:
             return None
         found = sha256_file(path)
         if found != digest:
-            say(
+            notify(
                 f"{path}: the cached file is damaged (SHA-256 found {found}, expected {digest}); it"
                 " is removed and fetched again."
             )
@@ -87,7 +90,7 @@ class Cache:
         return Cached(path, digest)
 
     def _last(self, source: str) -> str | None:
-        """The hash that a source had last; a damaged record is as good as none."""
+        """The hash that a source had last; a damaged record counts as none."""
         try:
             digest = read_json(self._record(source))["sha256"]
         except (TopworkError, KeyError, TypeError):
@@ -101,20 +104,20 @@ class Cache:
         """The next fetch of a source without a known hash asks the source again."""
         self._record(source).unlink(missing_ok=True)
 
-    def keep(self, source: str, part: Path, digest: str, name: str) -> Cached:
-        """Move a whole, checked file into its place and remember it for `source`."""
+    def keep(self, source: str, partial: Path, digest: str, name: str) -> Cached:
+        """Move a whole, checked file into its place and record it for `source`."""
         path = self.root / "files" / digest / safe_name(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("rb+") as stream:
+            with partial.open("rb+") as stream:
                 os.fsync(stream.fileno())
-            # Remembered before it's moved: killed in between, the next run finds a partial file
-            # that is whole, and killed after it, the file.
+            # Recorded before the move: after a kill in between, the next run finds a complete
+            # partial file; after a later kill, the file.
             write_json(
                 self._record(source),
-                {"source": source, "sha256": digest, "bytes": part.stat().st_size},
+                {"source": source, "sha256": digest, "bytes": partial.stat().st_size},
             )
-            part.replace(path)
+            partial.replace(path)
             path.chmod(0o444)
         except OSError as error:
             raise WeightsError(
@@ -124,7 +127,7 @@ class Cache:
         return Cached(path, digest)
 
     @contextmanager
-    def held(self, source: str, say: Callable[[str], None]) -> Iterator[None]:
+    def held(self, source: str, notify: Notify) -> Iterator[None]:
         """Only one process at a time is in this block for a source; the operating system frees the
         lock when a process dies.
 
@@ -137,7 +140,7 @@ class Cache:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                say(f"{source}: another process is fetching it; waiting.")
+                notify(f"{source}: another process is fetching it; waiting.")
                 lock.acquire()
         except OSError as error:
             raise WeightsError(
@@ -150,14 +153,13 @@ class Cache:
             lock.release()
 
     def clean(self) -> tuple[int, list[str]]:
-        """Remove every file of the cache's own making, but downloads that another process is busy
+        """Remove every file that the cache made, except downloads that another process is busy
         with.
 
         Returns:
-            Bytes freed, and the keys left alone because they are busy.
+            Bytes freed, and the keys skipped because they are busy.
         """
-        # By its own names: were TOPWORK_CACHE a folder that holds other things as well, these would
-        # stay.
+        # Only names that the cache gives: other files in the folder TOPWORK_CACHE stay.
         own = [path for path in self.root.glob("files/*") if _HASH.fullmatch(path.name)]
         own += [path for path in self.root.glob("sources/*.json") if _KEY.fullmatch(path.stem)]
         freed, busy = sum(_remove(path) for path in own), []
@@ -172,8 +174,8 @@ class Cache:
         return freed, busy
 
     def tidy(self, source: str) -> None:
-        """Remove what a process left that was killed when its file was already in place; not where
-        another is busy or nothing may be written.
+        """Remove what a process left behind that was killed after its file was in place; nothing
+        happens if another process is busy or the folder isn't writable.
         """
         folder = self.partial(source)
         if folder.is_dir():
@@ -202,6 +204,6 @@ def key_of(source: str) -> str:
 
 
 def safe_name(name: str) -> str:
-    """The last part of an address as a file name: letters, digits, dot, dash, underscore."""
+    """The last segment of an address as a file name: letters, digits, dot, dash, underscore."""
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[-120:]
     return cleaned or "weights"

@@ -11,22 +11,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from topwork.download.cache import Cache, Cached
-from topwork.download.lock import LOCK_FILE, Known, read_lock
+from topwork.download.cache import Cache, Cached, Notify
+from topwork.download.lock import Known, read_lock
 from topwork.download.torchvision_enums import entry_of
 from topwork.download.transfer import GIB, Policy, download
 from topwork.download.transport import authorization, check_url, private, shown
 from topwork.errors import WeightsError
 from topwork.files import sha256_file
 from topwork.params.fetch import FetchParams
-
-Say = Callable[[str], None]
+from topwork.project.fetch import WEIGHTS_LOCK
 
 
 @dataclass(frozen=True)
 class Located:
-    """A source's file on this machine, its hash held against what is known, and what the source
-    itself says about it.
+    """A source's file on this machine, its verified hash, and what the source
+    itself declares about it.
 
     Attributes:
         path: the file.
@@ -48,15 +47,15 @@ class Located:
 
 
 @dataclass(frozen=True)
-class Desk:
-    """What every kind of source works with."""
+class FetchContext:
+    """What every kind of source needs: params, lock, cache, and how to notify the user."""
 
     params: FetchParams
-    lock: Path = LOCK_FILE
+    lock: Path = WEIGHTS_LOCK
     also_known: Path | None = None
     cache: Cache = field(default_factory=Cache.default)
     accept: bool = False
-    say: Say = print
+    notify: Notify = print
 
     @property
     def offline(self) -> bool:
@@ -101,21 +100,21 @@ class Desk:
             known.source,
             url,
             self.cache,
-            known.judge,
+            known.verify,
             expected=known.expected,
             token=token,
             refresh=self.accept,
             offline=self.offline,
             policy=self.policy,
-            say=self.say,
+            notify=self.notify,
         )
 
     @contextlib.contextmanager
     def cached_or(self, known: Known) -> Iterator[Cached | None]:
-        """For sources that other libraries fetch: the cached file, or None while this process alone
-        may fetch it.
+        """For sources that other libraries fetch: the cached file, or None while this process holds
+        the lock to fetch it.
         """
-        cached = None if self.accept else self.cache.find(known.source, known.expected, self.say)
+        cached = None if self.accept else self.cache.find(known.source, known.expected, self.notify)
         if cached is None and self.offline:
             raise WeightsError(
                 f"{known.source}: not in the cache {self.cache.root}, and fetch.offline is on."
@@ -123,28 +122,30 @@ class Desk:
                 " (TOPWORK_CACHE=FOLDER)."
             )
         if cached is not None:
-            known.judge(cached.sha256)
+            known.verify(cached.sha256)
             yield cached
             return
-        with self.cache.held(known.source, self.say):
-            yield None if self.accept else self.cache.find(known.source, known.expected, self.say)
+        with self.cache.held(known.source, self.notify):
+            yield (
+                None if self.accept else self.cache.find(known.source, known.expected, self.notify)
+            )
 
 
-def locate(desk: Desk) -> Located:
+def locate(context: FetchContext) -> Located:
     """Find the file that fetch.source names, by the kind that its name begins with.
 
     Raises:
         ChecksumError: the file isn't the known one.
-        WeightsError: it can't be had.
+        WeightsError: it can't be fetched.
     """
-    kind, colon, rest = desk.params.source.partition(":")
+    kind, colon, rest = context.params.source.partition(":")
     if colon and kind.lower() in _KINDS:
-        return _KINDS[kind.lower()](desk, rest)
-    return _local(desk)
+        return _KINDS[kind.lower()](context, rest)
+    return _local(context)
 
 
-def _local(desk: Desk) -> Located:
-    source = desk.params.source
+def _local(context: FetchContext) -> Located:
+    source = context.params.source
     path = Path(source)
     if not path.is_file():
         raise WeightsError(
@@ -152,24 +153,24 @@ def _local(desk: Desk) -> Located:
             " expected a file, or a source of another kind (demo, torchvision:BUILDER/ENTRY,"
             " https://..., dvc:REPO#PATH@REV, hf:REPO/FILE@REVISION). Mend it in params.yaml."
         )
-    # An absolute path says nothing on another machine, and doesn't belong into what is committed.
+    # An absolute path means nothing on another machine, so it isn't committed.
     name = path.name if path.is_absolute() else source
     digest = sha256_file(path)
-    desk.known(name, given=source).judge(digest)
+    context.known(name, given=source).verify(digest)
     return Located(path, name, digest, path.name)
 
 
-def _url(desk: Desk, rest: str) -> Located:
-    url = desk.params.source
+def _url(context: FetchContext, rest: str) -> Located:
+    url = context.params.source
     name = shown(url)
-    cached = desk.download(desk.known(name), desk.mirrored(url))
+    cached = context.download(context.known(name), context.mirrored(url))
     return Located(cached.path, name, cached.sha256, Path(urlsplit(url).path).name)
 
 
-def _torchvision(desk: Desk, rest: str) -> Located:
+def _torchvision(context: FetchContext, rest: str) -> Located:
     entry = entry_of(rest)
     name = f"torchvision:{entry.name}"
-    cached = desk.download(desk.known(name, entry.digits), desk.mirrored(entry.url))
+    cached = context.download(context.known(name, entry.digits), context.mirrored(entry.url))
     return Located(
         cached.path,
         name,
@@ -181,7 +182,7 @@ def _torchvision(desk: Desk, rest: str) -> Located:
     )
 
 
-def _dvc(desk: Desk, rest: str) -> Located:
+def _dvc(context: FetchContext, rest: str) -> Located:
     """A file that a DVC (or plain git) repository tracks: `dvc:REPO#PATH@REV`."""
     repo, hash_sign, tail = rest.rpartition("#")
     path, _, revision = tail.partition("@")
@@ -195,22 +196,22 @@ def _dvc(desk: Desk, rest: str) -> Located:
     name = f"dvc:{shown(repo) if '://' in repo else repo}#{path}" + (
         f"@{revision}" if revision else ""
     )
-    known = desk.known(name)
-    with desk.cached_or(known) as cached:
+    known = context.known(name)
+    with context.cached_or(known) as cached:
         if cached is None:
-            where = desk.mirrored(repo) if repo.startswith(("http://", "https://")) else repo
-            with _scratch(desk, name) as part:
-                _get_from_dvc(desk, name, where, path, revision or None, part)
-                digest = sha256_file(part)
-                known.judge(digest)
-                cached = desk.cache.keep(name, part, digest, Path(path).name)
+            where = context.mirrored(repo) if repo.startswith(("http://", "https://")) else repo
+            with _scratch(context, name) as partial:
+                _get_from_dvc(context, name, where, path, revision or None, partial)
+                digest = sha256_file(partial)
+                known.verify(digest)
+                cached = context.cache.keep(name, partial, digest, Path(path).name)
     return Located(cached.path, name, cached.sha256, Path(path).name)
 
 
 @contextlib.contextmanager
-def _scratch(desk: Desk, name: str) -> Iterator[Path]:
+def _scratch(context: FetchContext, name: str) -> Iterator[Path]:
     """A path for a file that another library writes; removed with its folder at the end."""
-    folder = desk.cache.partial(name)
+    folder = context.cache.partial(name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -220,7 +221,7 @@ def _scratch(desk: Desk, name: str) -> Iterator[Path]:
 
 
 def _get_from_dvc(
-    desk: Desk, name: str, repo: str, path: str, revision: str | None, part: Path
+    context: FetchContext, name: str, repo: str, path: str, revision: str | None, partial: Path
 ) -> None:
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -229,17 +230,17 @@ def _get_from_dvc(
     try:
         system = DVCFileSystem(url=repo, rev=revision)
         size = system.info(path).get("size")
-        if size is not None and size > desk.policy.max_bytes:
+        if size is not None and size > context.policy.max_bytes:
             raise WeightsError(
-                f"{name}: {size:,} bytes, the limit is {desk.policy.max_bytes:,}. Raise"
+                f"{name}: {size:,} bytes, the limit is {context.policy.max_bytes:,}. Raise"
                 " fetch.max_gib in params.yaml if that is right."
             )
-        desk.say(
+        context.notify(
             f"{name}: fetching {size:,} bytes by DVC."
             if size is not None
             else f"{name}: fetching by DVC."
         )
-        system.get_file(path, str(part))
+        system.get_file(path, str(partial))
     except FileNotFoundError as error:
         raise WeightsError(
             f"{name}: {path} not found in {shown(repo) if '://' in repo else repo} at"
@@ -265,7 +266,7 @@ def _reason(error: BaseException | None) -> str:
     return reason if len(reason) <= 400 else f"{reason[:200]} ... {reason[-200:]}"
 
 
-def _hub(desk: Desk, rest: str) -> Located:
+def _hub(context: FetchContext, rest: str) -> Located:
     """A file of the Hugging Face hub: `hf:OWNER/REPO/FILE@REVISION`; downloaded by our own code, at
     the commit the hub's library finds.
     """
@@ -278,22 +279,22 @@ def _hub(desk: Desk, rest: str) -> Located:
         )
     repo, file = "/".join(parts[:2]), "/".join(parts[2:])
     name = f"hf:{place}@{revision or 'main'}"
-    known = desk.known(name)
-    if not desk.accept and (cached := desk.cache.find(name, known.expected, desk.say)):
-        known.judge(cached.sha256)
+    known = context.known(name)
+    if not context.accept and (cached := context.cache.find(name, known.expected, context.notify)):
+        known.verify(cached.sha256)
         return Located(cached.path, name, cached.sha256, parts[-1])
-    if desk.offline:
-        desk.download(known, f"https://huggingface.co/{repo}")  # says what is missing
-    url, token, digest = _ask_hub(desk, name, repo, file, revision or "main")
+    if context.offline:
+        context.download(known, f"https://huggingface.co/{repo}")  # raises, naming what is missing
+    url, token, digest = _ask_hub(context, name, repo, file, revision or "main")
     if digest is not None:
-        known.judge(digest)  # before any byte: the hub itself says which content it has
-        known = replace(known, digits=digest, promise="what the hub says of it")
-    cached = desk.download(known, url, token)
+        known.verify(digest)  # before any byte: the hub declares which content it has
+        known = replace(known, digits=digest, promise="the hub's own record")
+    cached = context.download(known, url, token)
     return Located(cached.path, name, cached.sha256, parts[-1])
 
 
 def _ask_hub(
-    desk: Desk, name: str, repo: str, file: str, revision: str
+    context: FetchContext, name: str, repo: str, file: str, revision: str
 ) -> tuple[str, str | None, str | None]:
     """Address at the commit that the revision means, token from the environment, SHA-256 where the
     hub knows it.
@@ -305,21 +306,19 @@ def _ask_hub(
             f"{name}: needs the hub's library, which isn't installed. Run: pip install"
             " 'topwork[hub]'"
         ) from error
-    endpoint = (desk.mirror or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip(
+    endpoint = (context.mirror or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip(
         "/"
     )
     check_url(endpoint)
     token = os.environ.get("HF_TOKEN", "").strip() if private(endpoint) else ""
-    authorization(
-        endpoint, token
-    )  # raises for a token that can't stand in a header, which the library would print
+    # raises for a token that can't stand in a header, which the library would print
+    authorization(endpoint, token)
     try:
         info = HfApi(endpoint=endpoint, token=token or False).model_info(
-            repo, revision=revision, files_metadata=True, timeout=desk.policy.timeout_s
+            repo, revision=revision, files_metadata=True, timeout=context.policy.timeout_s
         )
-    except (
-        Exception
-    ) as error:  # the library's own errors, and those of whichever HTTP library it uses
+    # the library's own errors, and those of the HTTP library that it uses
+    except Exception as error:
         raise WeightsError(
             f"{name}: the hub at {shown(endpoint)} doesn't give it ({_reason(error)}). Check"
             " repository, revision and network; a private repository needs HF_TOKEN in the"
@@ -336,7 +335,7 @@ def _ask_hub(
     return url, token or None, entry.lfs.sha256 if entry.lfs else None
 
 
-_KINDS: dict[str, Callable[[Desk, str], Located]] = {
+_KINDS: dict[str, Callable[[FetchContext, str], Located]] = {
     "http": _url,
     "https": _url,
     "torchvision": _torchvision,

@@ -1,5 +1,5 @@
-"""weights.lock: the SHA-256 of each weights source, as first seen. Committed beside params.yaml;
-enforced ever after.
+"""weights.lock: the SHA-256 of each weights source, as first seen. Committed with params.yaml;
+enforced from then on.
 """
 
 import hashlib
@@ -16,14 +16,13 @@ from topwork.errors import ChecksumError, WeightsError
 from topwork.files import write_text
 from topwork.project.fetch import WEIGHTS_LOCK
 
-LOCK_FILE = WEIGHTS_LOCK
 _HEADER = (
     "# SHA-256 of each weights source, as first seen by `topwork fetch`. Commit this file. Accept a"
     " change: topwork fetch SOURCE --accept\n"
 )
 
 
-def read_lock(path: Path = LOCK_FILE) -> dict[str, str]:
+def read_lock(path: Path = WEIGHTS_LOCK) -> dict[str, str]:
     """Source -> SHA-256; empty where there is no lock file yet.
 
     Raises:
@@ -55,7 +54,7 @@ def _is_sha256(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
-def write_lock(lock: dict[str, str], path: Path = LOCK_FILE) -> None:
+def write_lock(lock: dict[str, str], path: Path = WEIGHTS_LOCK) -> None:
     """Write the lock file, sources sorted, whole or not at all."""
     lines = [
         f"{json.dumps(source, ensure_ascii=False)}: {json.dumps(lock[source])}\n"
@@ -72,10 +71,10 @@ class Known:
         source: as the lock writes it.
         pinned: SHA-256 of fetch.sha256, None without one.
         locked: SHA-256 of weights.lock, None at first use.
-        digits: hex digits that the source itself promises: the first eight (torchvision) or all
+        digits: hex digits that the source itself declares: the first eight (torchvision) or all
             (the hub), else empty.
-        promise: where it promises them.
-        accept: a change of the locked hash is welcome.
+        promise: where it declares them.
+        accept: a change of the locked hash is accepted.
         given: as the user wrote the source, where the lock doesn't write it so.
     """
 
@@ -93,8 +92,8 @@ class Known:
         whole = self.digits if len(self.digits) == 64 else None
         return self.pinned or (None if self.accept else self.locked) or whole
 
-    def judge(self, found: str) -> None:
-        """Hold a SHA-256 against what is known.
+    def verify(self, found: str) -> None:
+        """Compare a SHA-256 with what is known.
 
         Raises:
             ChecksumError: they differ; both are shown, and what accepts the new one.
@@ -125,7 +124,7 @@ class Known:
             )
 
 
-def record(source: str, digest: str, path: Path = LOCK_FILE) -> None:
+def record(source: str, digest: str, path: Path = WEIGHTS_LOCK) -> None:
     """Write a source's hash into the lock, if it isn't there; processes take turns."""
     if read_lock(path).get(source) == digest:
         return
@@ -133,7 +132,7 @@ def record(source: str, digest: str, path: Path = LOCK_FILE) -> None:
         write_lock({**read_lock(path), source: digest}, path)
 
 
-def keep_lock(path: Path = LOCK_FILE) -> None:
+def keep_lock(path: Path = WEIGHTS_LOCK) -> None:
     """Make sure that there is a lock file, empty where nothing was learned: DVC tracks it as an out
     of `fetch`.
     """
@@ -141,7 +140,7 @@ def keep_lock(path: Path = LOCK_FILE) -> None:
         write_lock({}, path)
 
 
-def parent_lock(path: Path = LOCK_FILE) -> Path | None:
+def parent_lock(path: Path = WEIGHTS_LOCK) -> Path | None:
     """The lock of the project that this one is a copy of, None where it's none: DVC runs queued and
     temporary experiments in a copy of what git tracks, which lacks a lock that isn't committed yet,
     and names the original in DVC_ROOT.

@@ -28,11 +28,11 @@ SYNC_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Validators:
-    """What tells whether the server still holds the same content.
+    """What shows whether the server still has the same content.
 
     Attributes:
         url: where the bytes come from, as `shown`: the record lies on disk.
-        etag: a strong ETag; weak ones don't vouch for bytes.
+        etag: a strong ETag; weak ones don't identify bytes.
         modified: Last-Modified.
         total: announced length in bytes.
     """
@@ -83,7 +83,7 @@ class Partial:
             shutil.rmtree(self.path.parent, ignore_errors=True)
 
     def _recover(self) -> None:
-        """Take up what an earlier process left, if it came from the same address."""
+        """Resume what an earlier process left, if it came from the same address."""
         if not self._record.is_file() or not self.path.is_file():
             return
         try:
@@ -100,7 +100,7 @@ class Partial:
         self.joined = True
 
     def begin(self, validators: Validators) -> None:
-        """Start from the first byte; the record is on disk before any byte that it vouches for."""
+        """Start from the first byte; the record is on disk before the bytes that it describes."""
         self.drop()
         with self._disk_errors():
             if validators.total is not None:
@@ -143,7 +143,7 @@ class Partial:
         return self._digest.hexdigest()
 
     def close(self) -> None:
-        """Let go of the file; its bytes stay."""
+        """Close the file; its bytes stay."""
         self._settle()
         stream, self._stream = self._stream, None
         if stream is not None:
@@ -180,7 +180,7 @@ class Partial:
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        """A full or unwritable disk ends the download, and frees what it had taken up."""
+        """A full or unwritable disk ends the download, and frees the space it had used."""
         try:
             yield
         except OSError as error:

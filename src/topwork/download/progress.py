@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, on a terminal; silence elsewhere."""
+"""A progress bar with rate and time left, on a terminal; nothing elsewhere."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar(label: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr while the block runs; the block calls what it is given with the bytes
-    done so far.
+    """Show a bar on stderr while the block runs; the block reports the bytes done so far to the
+    function it gets.
     """
     if not sys.stderr.isatty():
         yield lambda done: None

@@ -1,4 +1,4 @@
-"""The detector that topwork ships for its demo: torchvision's SSDLite320, trained from nothing on
+"""The detector that topwork ships for its demo: torchvision's SSDLite320, trained from scratch on
 the drawn street (`pretrain/`).
 """
 

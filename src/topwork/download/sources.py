@@ -8,31 +8,32 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from topwork.download.cache import Cache
-from topwork.download.locate import Desk, Located, Say, locate
-from topwork.download.lock import LOCK_FILE, read_lock, record
+from topwork.download.cache import Cache, Notify
+from topwork.download.locate import FetchContext, Located, locate
+from topwork.download.lock import read_lock, record
 from topwork.download.shipped import demo_source
 from topwork.errors import ChecksumError, NotWeightsError, WeightsError
 from topwork.files import sha256_file
 from topwork.params.fetch import FetchParams
+from topwork.project.fetch import WEIGHTS_LOCK
 from topwork.weights.categories import check_same_names, columns_of
 from topwork.weights.format import Weights, read_weights
 from topwork.weights.load_raw import read_state_dict
 
 
-def say_on_stderr(text: str) -> None:
-    """The default way to tell the user something that isn't an error."""
+def notify_on_stderr(text: str) -> None:
+    """The default `notify`: a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def fetch(
     params: FetchParams,
     *,
-    lock: Path = LOCK_FILE,
+    lock: Path = WEIGHTS_LOCK,
     also_known: Path | None = None,
     accept: bool = False,
     cache: Cache | None = None,
-    say: Say = say_on_stderr,
+    notify: Notify = notify_on_stderr,
 ) -> Weights:
     """Get the weights that `params` names: whole, known, and as plain tensors.
 
@@ -41,14 +42,14 @@ def fetch(
         lock: the lock file that holds each source's SHA-256; a source seen for the first time is
             added when all is well.
         also_known: a second lock file whose hashes hold, too; it is never written.
-        accept: fetch afresh, and write a changed hash into the lock instead of refusing it.
+        accept: fetch again, and write a changed hash into the lock instead of refusing it.
         cache: downloads go here; the user's shared cache by default.
-        say: called with each line that the user should read.
+        notify: called with each line that the user should read.
 
     Raises:
         ChecksumError: the file isn't the pinned or locked one.
-        WeightsError: it can't be had, isn't plain tensors, or comes without builder or class names
-            and `params` gives none.
+        WeightsError: it can't be fetched, isn't plain tensors, or has no builder or class
+            names and `params` gives none.
     """
     if params.source == "demo":
         demo = demo_source()
@@ -59,27 +60,26 @@ def fetch(
                 " install the version of topwork that it was written for."
             )
         return _overridden(demo, params, params.source)
-    desk = Desk(params, lock, also_known, cache or Cache.default(), accept, say)
-    located = locate(desk)
+    context = FetchContext(params, lock, also_known, cache or Cache.default(), accept, notify)
+    located = locate(context)
     try:
         weights = _read(located, params)
     except NotWeightsError:
-        desk.cache.forget(
-            located.source
-        )  # a login page, say: what the source has next time may be better
+        # a login page, for example; the next fetch asks the source again
+        context.cache.forget(located.source)
         raise
-    _remember(located, lock, say)
+    _remember(located, lock, notify)
     return weights
 
 
-def _remember(located: Located, lock: Path, say: Say) -> None:
-    """Trust on first use, said aloud."""
+def _remember(located: Located, lock: Path, notify: Notify) -> None:
+    """Trust on first use, with a message to the user."""
     before = read_lock(lock).get(located.source)
     if before == located.sha256:
         return
     record(located.source, located.sha256, lock)
     what = "seen for the first time" if before is None else f"changed (before: {before})"
-    say(
+    notify(
         f"{located.source}: {what}, SHA-256 {located.sha256} written to {lock.name}. Commit it:"
         " from now on no other content is accepted."
     )
@@ -112,7 +112,7 @@ def _read(located: Located, params: FetchParams) -> Weights:
         check_same_names(columns, located.columns, located.source)
     if builder is None:
         raise WeightsError(
-            f"{located.source}: says nothing about its detector. Name it under fetch.builder in"
+            f"{located.source}: doesn't name its detector. Name it under fetch.builder in"
             " params.yaml (or --builder): a torchvision builder such as"
             " `ssdlite320_mobilenet_v3_large`, `module:function` or `path/to/file.py:function`."
         )
@@ -131,9 +131,8 @@ def _read(located: Located, params: FetchParams) -> Weights:
         if value
     }
     zero_eps = located.facts.get("frozen_batch_norm_eps") if params.builder is None else None
-    own_args = (
-        {} if zero_eps is None else {"frozen_batch_norm": zero_eps}
-    )  # as torchvision builds it when it downloads them itself
+    # as torchvision builds it when it downloads them itself
+    own_args = {} if zero_eps is None else {"frozen_batch_norm": zero_eps}
     return Weights(
         state_dict, columns, builder, {**own_args, **params.builder_args}, provenance=provenance
     )
@@ -173,8 +172,8 @@ def _own_weights(path: Path) -> Weights | None:
 
 
 def _overridden(weights: Weights, params: FetchParams, source: str) -> Weights:
-    """Weights that know their builder and columns, with the builder that params.yaml says in place
-    of their own.
+    """Weights that know their builder and columns; the builder of params.yaml replaces
+    their own.
     """
     if params.classes is not None:
         check_same_names(columns_of(params.classes), weights.columns, source)

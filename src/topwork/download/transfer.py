@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from topwork.download.cache import Cache, Cached
+from topwork.download.cache import Cache, Cached, Notify
 from topwork.download.partial import Partial, Validators
 from topwork.download.progress import bar
 from topwork.download.transport import TransientError, Transport, check_url, shown
@@ -28,8 +28,7 @@ CHUNK_BYTES = 1 << 20
 MIN_RATE = 1024  # bytes a second; less, over a whole timeout, is a stall
 GIB = 1 << 30
 
-Say = Callable[[str], None]
-Judge = Callable[[str], None]
+Verify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,37 +57,37 @@ def download(
     source: str,
     url: str,
     cache: Cache,
-    judge: Judge,
+    verify: Verify,
     *,
     expected: str | None = None,
     token: str | None = None,
     refresh: bool = False,
     offline: bool = False,
     policy: Policy = DEFAULT_POLICY,
-    say: Say = print,
+    notify: Notify = print,
 ) -> Cached:
-    """Get a file from the cache or, failing that, over HTTP; one process at a time a source.
+    """Get a file from the cache, else over HTTP; one process at a time per source.
 
     Args:
         source: its name in the cache and in messages, whatever mirror `url` points to.
         url: http or https.
         cache: where it ends up.
-        judge: raises ChecksumError for a SHA-256 that isn't the known one.
+        verify: raises ChecksumError for a SHA-256 that isn't the known one.
         expected: the known SHA-256: any cached file that has it will do.
         token: a bearer token for the host of `url` alone.
-        refresh: pass the cache over.
-        offline: use the cache alone.
+        refresh: ignore the cache.
+        offline: use only the cache.
         policy: patience and limits.
-        say: called with each line that the user should read.
+        notify: called with each line that the user should read.
 
     Raises:
         ChecksumError: whole, but not the known content.
-        WeightsError: can't be had; the message names the address, what was found, what was expected
-            and the next step.
+        WeightsError: it can't be fetched; the message has the address, what was found and
+            expected, and the next step.
     """
     check_url(url)
-    if not refresh and (cached := cache.find(source, expected, say)):
-        judge(cached.sha256)
+    if not refresh and (cached := cache.find(source, expected, notify)):
+        verify(cached.sha256)
         cache.tidy(source)
         return cached
     if offline:
@@ -96,16 +95,23 @@ def download(
             f"{source}: not in the cache {cache.root}, and fetch.offline is on. Fetch it once with"
             " a network, or copy the cache folder of a machine that has it (TOPWORK_CACHE=FOLDER)."
         )
-    with cache.held(source, say):
-        if not refresh and (cached := cache.find(source, expected, say)):
-            judge(cached.sha256)
+    with cache.held(source, notify):
+        if not refresh and (cached := cache.find(source, expected, notify)):
+            verify(cached.sha256)
             return cached
         with (
             Transport(policy.timeout_s) as transport,
             Partial(cache.partial(source), shown(url)) as partial,
         ):
             job = _Job(
-                url, token, transport, partial, policy, judge, known=expected is not None, say=say
+                url,
+                token,
+                transport,
+                partial,
+                policy,
+                verify,
+                known=expected is not None,
+                notify=notify,
             )
             digest = job.run()
             partial.close()
@@ -114,16 +120,16 @@ def download(
 
 @dataclass
 class _Job:
-    """One download: try, go on or begin again, until it is whole or hopeless."""
+    """One download: try, go on or begin again, until it is whole or fails for good."""
 
     url: str
     token: str | None
     transport: Transport
     partial: Partial
     policy: Policy
-    judge: Judge
+    verify: Verify
     known: bool
-    say: Say
+    notify: Notify
     ranges: bool = True
 
     def run(self) -> str:
@@ -132,16 +138,16 @@ class _Job:
         while True:
             try:
                 self._try()
-                return self._judged()
+                return self._verified()
             except TransientError as error:
                 failures = 1 if self._advanced(best) else failures + 1
                 best = max(best, self.partial.size)
                 self._wait(failures, error)
 
-    def _judged(self) -> str:
+    def _verified(self) -> str:
         digest = self.partial.hexdigest()
         try:
-            self.judge(digest)
+            self.verify(digest)
         except ChecksumError:
             joined = self.partial.joined
             self.partial.drop()
@@ -149,7 +155,7 @@ class _Job:
                 raise
             self.ranges = False
             raise TransientError(
-                "the parts of several tries don't make up the known content, so it begins again",
+                "the pieces of several tries don't add up to the known content, so it begins again",
                 0.0,
             ) from None
         return digest
@@ -183,7 +189,7 @@ class _Job:
             policy.backoff_cap_s, policy.backoff_s * 2 ** (failures - 1)
         ) * random.uniform(0.5, 1.0)
         wait = backoff if error.wait_s is None else error.wait_s + min(backoff, 0.1 * error.wait_s)
-        self.say(
+        self.notify(
             f"{shown(self.url)}: {error}; {where}. Try {failures + 1} of {policy.tries} in"
             f" {wait:.1f} s."
         )
@@ -210,21 +216,21 @@ class _Job:
             response.close()
 
     def _range(self) -> dict[str, str]:
-        """Headers that ask for the rest, where there is a rest and something will tell whether it
-        belongs to what we have.
+        """Headers that ask for the rest, where there is a rest and validators or a known hash show
+        whether it belongs to what we have.
         """
         held = self.partial.validators
-        vouched = held.etag or held.modified
-        if not self.partial.size or not self.ranges or not (vouched or self.known):
+        validator = held.etag or held.modified
+        if not self.partial.size or not self.ranges or not (validator or self.known):
             return {}
         return {
             "Range": f"bytes={self.partial.size}-",
-            **({"If-Range": vouched} if vouched else {}),
+            **({"If-Range": validator} if validator else {}),
         }
 
     def _nothing_missing(self, response: urllib3.BaseHTTPResponse) -> bool:
-        """Asked for the rest, the server says that there is none: an earlier process died between
-        the last byte and the move.
+        """Asked for the rest, the server answers that there is none: an earlier process died
+        between the last byte and the move.
         """
         size = self.partial.size
         right = (
@@ -269,7 +275,7 @@ class _Job:
         )
 
     def _announced(self, response: urllib3.BaseHTTPResponse) -> Validators:
-        """What a whole answer says about itself, checked against the limits."""
+        """What a whole answer declares about itself, checked against the limits."""
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", "gzip", "x-gzip", ""):
             raise WeightsError(
@@ -374,7 +380,7 @@ class _Watch:
 
 
 def _etag(response: urllib3.BaseHTTPResponse) -> str | None:
-    """The strong ETag; a weak one (`W/`) doesn't vouch for bytes."""
+    """The strong ETag; a weak one (`W/`) doesn't identify bytes."""
     etag = response.headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else None
 

@@ -33,7 +33,7 @@ _SECRET = re.compile(r"token|sig|key|secret|pass|cred|auth|session", re.IGNORECA
 
 
 class TransientError(Exception):
-    """A fault that may pass: try again, after `wait_s` seconds where the server said so."""
+    """A fault that may pass: try again, after `wait_s` seconds where the server asks for that."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
@@ -189,7 +189,7 @@ class Transport:
         if target in seen:
             raise WeightsError(
                 f"{shown(seen[0])}: the redirects run in a circle: {chain}; expected a file at"
-                " their end. Tell the server's keeper, or use another address."
+                " their end. Contact the server's operator, or use another address."
             )
         if len(seen) > MAX_REDIRECTS:
             raise WeightsError(
@@ -271,7 +271,7 @@ class Transport:
         )
 
     def _tls(self) -> ssl.SSLContext:
-        """Made when it is first needed: reading the system's CAs takes a tenth of a second."""
+        """Made on first use: reading the system's CAs takes a tenth of a second."""
         if self._context is None:
             bundle = ca_bundle()
             if bundle is not None and not Path(bundle).exists():
@@ -319,7 +319,7 @@ def authorization(url: str, token: str | None = None) -> dict[str, str]:
 
 
 def private(url: str) -> bool:
-    """Nobody on the way can read what is sent there: https, or this machine."""
+    """Nothing between can read what is sent there: https, or this machine."""
     parts = urlsplit(url)
     return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
@@ -335,7 +335,7 @@ def _advice(status: int, url: str) -> str:
         return " The proxy wants credentials: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT."
     if status in (404, 410):
         return " Mend fetch.source (or fetch.mirror) in params.yaml."
-    return " Use another address, or ask the server's keeper."
+    return " Use another address, or ask the server's operator."
 
 
 def _tls_message(url: str, error: Exception) -> str:
@@ -354,7 +354,7 @@ def _tls_message(url: str, error: Exception) -> str:
 
 
 def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
-    """Seconds that the server asks to wait (a number, or a date), None where it doesn't say."""
+    """Seconds that the server asks to wait (a number, or a date), None where it doesn't."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdigit():
         return float(value)

@@ -1,4 +1,4 @@
-"""Local files that params `fetch` name: a file of the project has to lie where DVC watches it."""
+"""Local files that params `fetch` name: a file of the project has to be where DVC watches it."""
 
 import os
 from importlib.util import find_spec
@@ -22,11 +22,11 @@ def files_named(params: FetchParams) -> dict[str, Path]:
 
 
 def check_watched(params: FetchParams, root: Path = Path()) -> None:
-    """Refuse a file of the project that a change of would go unseen, and one that an experiment's
-    copy of the project lacks.
+    """Refuse a file of the project whose change DVC wouldn't see, and one that is missing from an
+    experiment's copy of the project.
 
     Raises:
-        WeightsError: a file lies in the project but not in `weights/`, or isn't tracked and so
+        WeightsError: a file is in the project but not in `weights/`, or isn't tracked and so
             isn't in this copy.
     """
     _check_copied(params)
@@ -36,8 +36,8 @@ def check_watched(params: FetchParams, root: Path = Path()) -> None:
         if place.is_relative_to(inside) and not place.is_relative_to(inside / OWN_WEIGHTS):
             name = path.name
             raise WeightsError(
-                f"{key}: {path}: lies in the project where DVC doesn't watch it, so that a change"
-                f" of it would go unseen. Move it to {OWN_WEIGHTS}/ and write"
+                f"{key}: {path}: is in the project where DVC doesn't watch it, so DVC wouldn't see"
+                f" a change of it. Move it to {OWN_WEIGHTS}/ and write"
                 f" `{OWN_WEIGHTS / name}`."
             )
 

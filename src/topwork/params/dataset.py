@@ -14,7 +14,7 @@ class SetParams(Section):
     annotations: Path
     """COCO instances JSON, a Pascal VOC folder, or a YOLO data.yaml."""
     images: Path | None = None
-    """Folder, zip or tar with the images; left out where the format says it (VOC, YOLO)."""
+    """Folder, zip or tar with the images; left out where the format defines it (VOC, YOLO)."""
     subset: str | None = None
     """Which list of a VOC (ImageSets/Main/NAME.txt) or YOLO set (train, val, test); left out, the
     one named like the split.
@@ -22,7 +22,7 @@ class SetParams(Section):
 
 
 class SplitParams(Section):
-    """How to part a set that comes unsplit (only `train` is given)."""
+    """How to divide a set that comes unsplit (only `train` is given)."""
 
     val: float = Field(default=0.15, ge=0, lt=1)
     """Share of images for validation."""
@@ -54,8 +54,8 @@ class DatasetParams(Section):
     replay: SetParams | None = None
     """Training images of the source domain, mixed into fine-tuning."""
     split: SplitParams | None = None
-    """With `train` alone: how it is parted. With several splits only `group_by` is looked at: no
-    group may stand in two of them.
+    """With `train` alone: how it is divided. With several splits only `group_by` is used: no
+    group may be in two of them.
     """
     aliases: dict[str, str] = {}
     """Category name in the data -> name used here, where the two differ."""
@@ -70,7 +70,7 @@ class DatasetParams(Section):
 
     @model_validator(mode="after")
     def _join_root(self) -> "DatasetParams":
-        """Put `root` before every path, so that nobody else needs to."""
+        """Put `root` before every path, in this one place."""
         joined = {
             name: given.model_copy(
                 update={
@@ -78,8 +78,8 @@ class DatasetParams(Section):
                     "images": self.root / given.images if given.images else None,
                 }
             )
-            for name in ("train", "val", "test", "source", "replay")
-            if (given := getattr(self, name)) is not None
+            for name, given in self
+            if isinstance(given, SetParams)
         }
         for name, value in joined.items():
             object.__setattr__(self, name, value)

@@ -18,17 +18,17 @@ class FetchParams(Section):
     """Pinned SHA-256 (64 hex digits); without it weights.lock holds the one seen first."""
     builder: str | None = None
     """torchvision builder name, `module:function` or `path/to/file.py:function`; left out where the
-    source says it.
+    source declares it.
     """
     builder_args: dict[str, Any] = {}
     """Further keyword arguments of the builder."""
     classes: list[str] | str | None = None
     """Names of the class columns, or a category set (`coco-91`, `coco-80`, `voc-21`,
-    `open-images-601`) or a text file; left out where the source says it.
+    `open-images-601`) or a text file; left out where the source declares it.
     """
     prefix: str | None = None
     """Prefix to strip from tensor names (`module.`), or the key of a nested state_dict
-    (`state_dict`): never done unasked.
+    (`state_dict`): never done by default.
     """
     mirror: str | None = None
     """Prefix put in place of the source's scheme and host (also: TOPWORK_MIRROR)."""

@@ -10,7 +10,7 @@ from topwork.params.section import Section
 class FinetuneParams(Section):
     """Fine-tuning: read by `finetune`.
 
-    What each option of protection is worth stands in docs/training.md.
+    docs/training.md measures what each option of protection is worth.
     """
 
     epochs: int = Field(default=12, ge=0)
@@ -22,8 +22,8 @@ class FinetuneParams(Section):
     batch_size: int = Field(default=8, ge=1)
     """Images a step and process."""
     accumulate: int = Field(default=1, ge=1)
-    """Micro-batches that a step's images are parted into, their gradients added up; less memory,
-    the same step.
+    """Micro-batches that a step's images are divided into, their gradients added up; less
+    memory, the same step.
     """
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """SGD with momentum, or AdamW."""
@@ -61,8 +61,8 @@ class FinetuneParams(Section):
     freeze_batch_norm: bool = True
     """Leave the running statistics and scales of batch norm as pretrained."""
     distill: float = Field(default=1.0, ge=0)
-    """Weight of a loss that holds the logits of pretrained classes (kept and absorbed) to what the
-    pretrained detector says of the same image.
+    """Weight of a loss that holds the logits of pretrained classes (kept and absorbed) to the
+    pretrained detector's output for the same image.
     """
     distill_boxes: float = Field(default=1.0, ge=0)
     """The same for box regression where the pretrained detector sees an object; times `distill`."""

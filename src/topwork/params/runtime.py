@@ -21,4 +21,4 @@ class RuntimeParams(Section):
     image_cache_mib: int = Field(default=512, ge=0)
     """Memory for decoded training images; a set that fits is decoded once."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints, beside one an epoch."""
+    """Steps between checkpoints; there is one per epoch in any case."""

@@ -23,7 +23,7 @@ class Section(BaseModel):
 
 
 class Sections(BaseModel):
-    """The sections that one stage reads; the file's others are left aside."""
+    """The sections that one stage reads; the file's others are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -32,7 +32,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_document(path: Path = PARAMS_FILE) -> dict[str, Any]:
-    """Read params.yaml without a look at what its keys mean.
+    """Read params.yaml; its keys aren't checked yet.
 
     Raises:
         ParamsError: the file is missing, isn't YAML, or has no sections.

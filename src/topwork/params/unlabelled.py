@@ -13,5 +13,6 @@ class UnlabelledParams(Section):
     max_iou: float = Field(default=0.3, ge=0, le=1)
     """A box that overlaps an annotation of its class by more is taken as labelled."""
     max_inside: float = Field(default=0.5, ge=0, le=1)
-    """So is a box of which a larger part lies in an annotation of its class: a torso in its person.
+    """So is a box of which a larger fraction lies in an annotation of its class: a torso in its
+    person.
     """

@@ -8,8 +8,8 @@ VERDICT = Path("out/check/verdict.json")
 
 
 class CheckRecord(Record):
-    """What was held against each other and fits; a fault is an error instead, so that the file says
-    the same whenever it is there.
+    """What was compared and fits; a fault is an error instead, so that the file is always
+    the same.
     """
 
     checked: tuple[str, ...]

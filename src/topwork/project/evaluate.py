@@ -25,7 +25,7 @@ Interval = tuple[float, float]
 
 
 class ContractRecord(Record):
-    """What became of one class's retention contract.
+    """The outcome of one class's retention contract.
 
     Attributes:
         name: the class (`class` in the file).
@@ -38,7 +38,7 @@ class ContractRecord(Record):
         interval: of the retention.
         holds: whether the contract does; an undefined retention never holds.
         note: why it's undefined, or None.
-        sentence: all of it in words and figures.
+        sentence: all of it as one line of text.
     """
 
     name: str = Field(alias="class")
@@ -144,7 +144,7 @@ class KindRecord(Record):
         count: how many there are, at any score.
         confident: how many at the score at which the class's F1 is highest.
         cost: how much AP at IoU 0.5 rises when this kind alone is fixed.
-        share: the kind's part of what is missing from 1.
+        share: the kind's fraction of what is missing from 1.
         classes: class -> confident ones.
         worst: images that hold most.
     """

@@ -29,7 +29,7 @@ def record_path(model: str) -> Path:
 
 
 class PredictionRecord(Record):
-    """How predictions were computed: figures can be held against each other where these agree.
+    """How predictions were computed: figures can be compared where these agree.
 
     Attributes:
         machine: device, threads, instruction set, versions of torch and torchvision.

@@ -19,11 +19,11 @@ Activation = Literal["softmax", "sigmoid"]
 Init = Literal["prior", "reference", "zero"]
 
 
-class _Part(Record):
+class _StrictRecord(Record):
     model_config = ConfigDict(strict=True)
 
 
-class SourceRows(_Part):
+class SourceRows(_StrictRecord):
     """Source rows of one class; one entry with weight 1 and the same hash where a row is a
     bit-identical copy.
     """
@@ -34,7 +34,7 @@ class SourceRows(_Part):
     sha256: Hash
 
 
-class TargetRows(_Part):
+class TargetRows(_StrictRecord):
     """The rows of one target column in a class-dependent tensor: indices along the class axis, and
     where they come from.
     """
@@ -47,7 +47,7 @@ class TargetRows(_Part):
     sources: list[SourceRows] = Field(alias="from")
 
 
-class LayoutRecord(_Part):
+class LayoutRecord(_StrictRecord):
     """How classes lie along the axis: [outer, columns, inner], flattened."""
 
     name: str
@@ -56,7 +56,7 @@ class LayoutRecord(_Part):
     multiplicity: int
 
 
-class ProofRecord(_Part):
+class ProofRecord(_StrictRecord):
     """How the layout was proved."""
 
     method: Literal["gradient"]
@@ -64,7 +64,7 @@ class ProofRecord(_Part):
     activation: Activation
 
 
-class UntouchedTensor(_Part):
+class UntouchedTensor(_StrictRecord):
     """A tensor that doesn't depend on the classes: its hash is the same before and after."""
 
     name: str
@@ -76,7 +76,7 @@ class UntouchedTensor(_Part):
     status: Literal["untouched"]
 
 
-class ChangedTensor(_Part):
+class ChangedTensor(_StrictRecord):
     """A class-dependent tensor, row by row."""
 
     name: str
@@ -93,7 +93,7 @@ class ChangedTensor(_Part):
     rows: list[TargetRows]
 
 
-class SourceFile(_Part):
+class SourceFile(_StrictRecord):
     """The weights before: names of columns, a hash over `NAME NUL HASH LF` of all tensors by name,
     and the file's own.
     """
@@ -104,7 +104,7 @@ class SourceFile(_Part):
     file_sha256: Hash | None
 
 
-class ResultFile(_Part):
+class ResultFile(_StrictRecord):
     """The weights after."""
 
     columns: list[str]
@@ -112,7 +112,7 @@ class ResultFile(_Part):
     file_sha256: Hash | None
 
 
-class PlanRow(_Part):
+class PlanRow(_StrictRecord):
     """One target class of the plan."""
 
     name: str
@@ -121,7 +121,7 @@ class PlanRow(_Part):
     init: Init | None
 
 
-class PlanRecord(_Part):
+class PlanRecord(_StrictRecord):
     """The class plan."""
 
     classes: Annotated[list[PlanRow], Field(min_length=1)]
@@ -130,7 +130,7 @@ class PlanRecord(_Part):
     seed: int
 
 
-class DroppedRecord(_Part):
+class DroppedRecord(_StrictRecord):
     """Source columns that no target class keeps.
 
     `exact`: whether kept classes' probabilities are what they were, but for new rows (false where
@@ -143,7 +143,7 @@ class DroppedRecord(_Part):
     classes: list[str]
 
 
-class ReceiptRecord(_Part):
+class ReceiptRecord(_StrictRecord):
     """receipt.json: what a graft did to every tensor and row of a detector's weights.
 
     `topwork verify-graft` computes all of it again from the two files. `sha256` is over this

@@ -13,16 +13,20 @@ FINDINGS = FOLDER / "findings.json"
 FINDINGS_TABLE = FOLDER / "findings.parquet"
 SUMMARY = FOLDER / "summary.json"
 SPLITS_TABLE = FOLDER / "splits.csv"
+REFUSED = Path(".topwork/findings")
+"""Findings of data that stopped the stage: scratch, for a look."""
+IMAGE_CACHE = Path(".topwork/scratch/images")
+"""What is known of images between runs."""
 
 
 def table_paths() -> dict[str, Path]:
-    """The tables that later stages read, by name: what they hold as inputs."""
+    """The tables that later stages read, by name: their inputs."""
     return {path.stem: path for path in (IMAGES, ANNOTATIONS, CATEGORIES)}
 
 
 class FindingRecord(Record):
     """One fault: which rule, where, what was found; box is xywh in pixels, None for a number that
-    JSON can't say.
+    JSON doesn't have.
     """
 
     rule: str

@@ -15,13 +15,10 @@ from topwork.files import HeldInputs, atomic_folder
 from topwork.params.dataset import DatasetParams
 from topwork.params.section import Sections
 from topwork.project.names import SPLITS
-from topwork.project.validate import FOLDER
+from topwork.project.validate import FOLDER, IMAGE_CACHE, REFUSED
 from topwork.stages import in_project, main_of
 from topwork.validation.gate import changed_images, paragraph, stops, validate
 from topwork.validation.outputs import write_all, write_findings
-
-CACHE = Path(".topwork/scratch/images")
-STOPPED = Path(".topwork/findings")
 
 
 class Params(Sections):
@@ -39,12 +36,12 @@ def run(params: Params) -> None:
     """
     dataset = params.dataset
     held = HeldInputs({str(path): path for path in _annotation_files(dataset)})
-    found = validate(dataset, Path(), cache=CACHE)
+    found = validate(dataset, Path(), cache=IMAGE_CACHE)
     severities = stops(found.findings, dataset.fail_on)
     if severities:
-        write_findings(found.findings, found.dropped, STOPPED)
+        write_findings(found.findings, found.dropped, REFUSED)
         raise DataError(
-            paragraph(found.findings, severities, (STOPPED / "findings.json").as_posix())
+            paragraph(found.findings, severities, (REFUSED / "findings.json").as_posix())
         )
     held.check()
     changed = changed_images(found, Path())

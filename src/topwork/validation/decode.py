@@ -1,7 +1,7 @@
 """From a file's bytes to JSON records: encodings, typed decoding, and what to do when it fails.
 
 The fast way decodes straight into typed records (msgspec) and leaves segmentations as unread bytes.
-Whatever doesn't fit is decoded record by record, so that one wrong field costs one finding and
+What doesn't fit is decoded record by record, so that one wrong field costs one finding and
 never a file.
 """
 
@@ -87,13 +87,13 @@ class LooseFile(msgspec.Struct, gc=False):
 
 
 class ImageFields(msgspec.Struct, gc=False):
-    """Only the image records, with whatever fields they have."""
+    """Only the image records, with all the fields they have."""
 
     images: list[dict[str, Any]]
 
 
 class Unreadable(Exception):
-    """The bytes can't be read as JSON records; `rule` says how, the text what was found."""
+    """The bytes can't be read as JSON records; `rule` names the fault, the text what was found."""
 
     def __init__(self, rule: str, text: str) -> None:
         super().__init__(text)
@@ -124,7 +124,7 @@ def load_bytes(path: Path) -> Buffer:
             raise Unreadable(
                 "file-unreadable",
                 f"has {size / 2**30:.1f} GiB, and only {free / 2**30:.1f} GiB of memory are free;"
-                " part the file",
+                " split the file",
             )
         if size > MAP_BYTES:
             with path.open("rb") as stream:
@@ -153,7 +153,7 @@ def to_utf8(data: Buffer) -> tuple[Buffer, str | None]:
     """The text as UTF-8 without a byte order mark, and what it was if it wasn't that.
 
     Raises:
-        Unreadable: a byte order mark promises what the bytes don't hold.
+        Unreadable: the bytes aren't in the encoding that their byte order mark declares.
     """
     head = data[:4]
     marked = next(
@@ -216,7 +216,7 @@ def decode(data: Buffer, kind: type[Any]) -> Any:
 
 
 def duplicate_keys(data: Buffer, limit: int = 1000) -> Iterator[tuple[str, str]]:
-    """(where, key) of every key that stands twice in one object; slow, so for files that were found
+    """(where, key) of every key that occurs twice in one object; slow, so only for files that look
     suspicious.
 
     `where` is a path such as `annotations[12]`; at most `limit` are given.
@@ -262,7 +262,7 @@ def _path(stack: list[tuple[bool, set[bytes], list[Any]]]) -> str:
 
 
 def _free_memory() -> int:
-    """Bytes of memory that can still be had; generous where the system doesn't tell."""
+    """Bytes of free memory; a generous guess where the system doesn't report it."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

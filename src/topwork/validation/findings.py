@@ -1,4 +1,4 @@
-"""Findings: what the checks say about a data set, rule by rule."""
+"""Findings: what the checks found in a data set, rule by rule."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -45,7 +45,7 @@ class Finding(NamedTuple):
         return f"{self.file}: {self.message}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; NaN in a box becomes None, since JSON can't say it."""
+        """Plain values; NaN in a box becomes None, since JSON has no NaN."""
         box = (
             None
             if self.box is None

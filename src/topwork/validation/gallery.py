@@ -34,7 +34,7 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}
 
 
 def write_gallery(found: Validation, base: Path, folder: Path, per_rule: int = PER_RULE) -> Path:
-    """Write index.html and its pictures; at most so many pictures a rule. Gives the page's path."""
+    """Write index.html with at most `per_rule` pictures a rule; returns the page's path."""
     pictures = _Pictures(found, base)
     sections = []
     order = list(dict.fromkeys(row.rule for row in found.findings))
@@ -92,7 +92,7 @@ class _Pictures:
         self, split: str | None, image_id: int | None, name: str | None = None
     ) -> tuple[Image.Image, float] | None:
         """An image (of that file name, where ids are there twice), and how much it was scaled; None
-        where there's none to show.
+        where there is none to show.
         """
         if (split, image_id) not in self.places:
             return None
@@ -117,7 +117,7 @@ class _Pictures:
 
 
 def _picture(row: Finding, pictures: _Pictures) -> Image.Image | None:
-    """The finding's image with its box, beside the one that it looks like; None where there's no
+    """The finding's image with its box, next to the one that it looks like; None where there's no
     image to show.
     """
     opened = None if row.image is None else pictures.open(row.split, row.image_id, row.image)
@@ -134,15 +134,14 @@ def _picture(row: Finding, pictures: _Pictures) -> Image.Image | None:
             min(right + 2, image.width - 1),
             min(bottom + 2, image.height - 1),
         )
-        if (
-            edges[0] <= edges[2] and edges[1] <= edges[3]
-        ):  # a box outside of its image has nothing to show
+        # a box outside of its image has nothing to show
+        if edges[0] <= edges[2] and edges[1] <= edges[3]:
             ImageDraw.Draw(image).rectangle(edges, outline=(255, 40, 40), width=2)
     other = pictures.open(row.other_split, row.other_image_id)
-    return image if other is None else _beside(image, other[0])
+    return image if other is None else _side_by_side(image, other[0])
 
 
-def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     """Two pictures side by side, the finding's own first."""
     both = Image.new(
         "RGB", (left.width + GAP_PX + right.width, max(left.height, right.height)), "white"
@@ -167,15 +166,15 @@ def _contents(found: Validation, order: list[str]) -> str:
 def _histograms(found: Validation) -> str:
     tables, pieces = found.tables, []
     for split in tables.splits:
-        part, names = tables.split(split), tables.names(split)
+        chosen, names = tables.split(split), tables.names(split)
         classes = Counter(
-            names.get(int(key), f"category {key}") for key in part.annotations["category_id"]
+            names.get(int(key), f"category {key}") for key in chosen.annotations["category_id"]
         )
         pieces.append(
             f"<h2>{html.escape(split)}: boxes by class</h2>{_bars(classes.most_common(100))}"
         )
         sides = np.sqrt(
-            (part.annotations["width"] * part.annotations["height"])
+            (chosen.annotations["width"] * chosen.annotations["height"])
             .clip(lower=0)
             .fillna(0)
             .to_numpy(np.float64)

@@ -1,5 +1,5 @@
-"""The data gate as one story: read every split, drop what was named, check, part, check across;
-hand out tables and findings.
+"""The data gate as one story: read every split, drop what was named, check, divide, check across;
+return tables and findings.
 """
 
 from collections import Counter
@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from topwork.dataset.images import ImageStore
-from topwork.dataset.tables import SPLIT_ORDER, Tables
+from topwork.dataset.tables import Tables
 from topwork.errors import DataError
 from topwork.params.dataset import DatasetParams, SplitParams
+from topwork.project.names import CUSTOM_SPLITS, SPLITS
 from topwork.validation.checks.boxes import check_boxes
 from topwork.validation.checks.categories import check_across, check_aliases, check_categories
 from topwork.validation.checks.ids import check_ids
@@ -23,10 +24,10 @@ from topwork.validation.checks.pictures import check_images, check_names, check_
 from topwork.validation.checks.segmentation import check_segmentations
 from topwork.validation.findings import Findings
 from topwork.validation.probe import Probe, probe_images
-from topwork.validation.raw_split import Bools, Part
-from topwork.validation.reader import read_part
+from topwork.validation.raw_split import Bools, RawSplit
+from topwork.validation.reader import read_split
 from topwork.validation.rules import RULES
-from topwork.validation.splits import SPLITS, assign, groups_of, read_places
+from topwork.validation.splits import assign, groups_of, read_places
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Validation:
         tables: all splits, without what was dropped.
         findings: every fault, errors first.
         dropped: what the explicit lists took out.
-        places: (group, split, file name) of each image where the gate parted the set itself; else
+        places: (group, split, file name) of each image where the gate divided the set itself; else
             empty.
         probed: images known, and images that had to be read in this run.
         readable: False when a whole split couldn't be read.
@@ -73,28 +74,30 @@ def validate(
         workers: processes for image checks; None takes all cores.
     """
     findings = Findings()
-    given = {name: entry for name in SPLIT_ORDER if (entry := getattr(dataset, name)) is not None}
-    parting = dataset.split if [name for name in given if name in SPLITS] == ["train"] else None
+    given = {name: entry for name in SPLITS if (entry := getattr(dataset, name)) is not None}
+    split_params = (
+        dataset.split if [name for name in given if name in CUSTOM_SPLITS] == ["train"] else None
+    )
     fields = dataset.split is not None and dataset.split.group_by is not None
-    parts = [
-        read_part(entry, split, base, findings, segmentation=segmentation, fields=fields)
+    raw_splits = [
+        read_split(entry, split, base, findings, segmentation=segmentation, fields=fields)
         for split, entry in given.items()
     ]
-    dropped = drop(parts, dataset, findings)
-    readable = [part for part in parts if part.readable]
-    for part in readable:
-        check_ids(part)
-        check_boxes(part)
-        check_names(part)
-        check_categories(part)
-        check_segmentations(part)
+    dropped = drop(raw_splits, dataset, findings)
+    readable = [raw for raw in raw_splits if raw.readable]
+    for raw in readable:
+        check_ids(raw)
+        check_boxes(raw)
+        check_names(raw)
+        check_categories(raw)
+        check_segmentations(raw)
     check_aliases(readable, dataset.aliases)
-    for part in readable:
-        _rename(part, dataset.aliases)
+    for raw in readable:
+        _rename(raw, dataset.aliases)
     probes, probed = _look_at_images(readable, base, cache, workers) if images else ({}, (0, 0))
     places: list[tuple[str, str, str]] = []
-    if parting is not None and readable and readable[0].split == "train":
-        fresh, places = part_set(readable[0], parting, probes.get(readable[0].root, {}), base)
+    if split_params is not None and readable and readable[0].split == "train":
+        fresh, places = split_set(readable[0], split_params, probes.get(readable[0].root, {}), base)
         readable = [*fresh, *readable[1:]]
     elif dataset.split is not None and dataset.split.group_by is not None:
         _check_groups(readable, dataset.split.group_by)
@@ -105,14 +108,14 @@ def validate(
         root: {name: (known.size, known.mtime) for name, known in found.items()}
         for root, found in probes.items()
     }
-    tables = Tables.join([part.tables() for part in readable])
+    tables = Tables.join([raw.tables() for raw in readable])
     return Validation(
         tables,
         findings.sorted(),
         dropped,
         places,
         probed,
-        all(part.readable for part in parts),
+        all(raw.readable for raw in raw_splits),
         stamps,
     )
 
@@ -130,62 +133,64 @@ def changed_images(found: Validation, base: Path) -> list[str]:
     return changed
 
 
-def drop(parts: Sequence[Part], dataset: DatasetParams, findings: Findings) -> list[dict[str, Any]]:
-    """Take the listed annotations and images out of the parts, and the readers' findings on them;
-    returns what went.
+def drop(
+    raw_splits: Sequence[RawSplit], dataset: DatasetParams, findings: Findings
+) -> list[dict[str, Any]]:
+    """Take the listed annotations and images out of the splits, and the readers' findings on them;
+    returns what was dropped.
 
     Raises:
-        DataError: an id stands in several splits and the list doesn't say which.
+        DataError: an id is in several splits and the list doesn't name one.
     """
-    gone: list[dict[str, Any]] = []
+    dropped: list[dict[str, Any]] = []
     annotations = _wanted(
         "drop",
         dataset.drop,
-        {part.split: set(part.annotation_id.tolist()) for part in parts},
+        {raw.split: set(raw.annotation_id.tolist()) for raw in raw_splits},
         findings,
     )
     images = _wanted(
         "drop_images",
         dataset.drop_images,
-        {part.split: set(part.image_id.tolist()) for part in parts},
+        {raw.split: set(raw.image_id.tolist()) for raw in raw_splits},
         findings,
     )
-    for part in parts:
-        out_images = np.isin(part.image_id, sorted(images[part.split]))
-        out = np.isin(part.annotation_id, sorted(annotations[part.split])) | np.isin(
-            part.annotated, part.image_id[out_images]
+    for raw in raw_splits:
+        out_images = np.isin(raw.image_id, sorted(images[raw.split]))
+        out = np.isin(raw.annotation_id, sorted(annotations[raw.split])) | np.isin(
+            raw.annotated, raw.image_id[out_images]
         )
-        names = dict(zip(part.category_id.tolist(), part.category_name, strict=True))
-        gone.extend(
+        names = dict(zip(raw.category_id.tolist(), raw.category_name, strict=True))
+        dropped.extend(
             {
-                "split": part.split,
+                "split": raw.split,
                 "kind": "image",
-                "image_id": int(part.image_id[row]),
-                "image": part.file_name[row],
+                "image_id": int(raw.image_id[row]),
+                "image": raw.file_name[row],
             }
             for row in np.flatnonzero(out_images)
         )
         for row in np.flatnonzero(out):
-            box = [float(value) if np.isfinite(value) else None for value in part.box[row]]
-            gone.append(
+            box = [float(value) if np.isfinite(value) else None for value in raw.box[row]]
+            dropped.append(
                 {
-                    "split": part.split,
+                    "split": raw.split,
                     "kind": "annotation",
-                    "annotation_id": int(part.annotation_id[row]),
-                    "image_id": int(part.annotated[row]),
-                    "image": part.name_of.get(int(part.annotated[row])),
-                    "category": names.get(int(part.category[row])),
+                    "annotation_id": int(raw.annotation_id[row]),
+                    "image_id": int(raw.annotated[row]),
+                    "image": raw.name_of.get(int(raw.annotated[row])),
+                    "category": names.get(int(raw.category[row])),
                     "box": box,
                 }
             )
-        _keep(part, ~out_images, ~out)
+        _keep(raw, ~out_images, ~out)
     findings.rows[:] = [
         row
         for row in findings
         if row.annotation_id not in annotations.get(row.split, ())
         and row.image_id not in images.get(row.split, ())
     ]
-    return gone
+    return dropped
 
 
 def _wanted(
@@ -203,25 +208,24 @@ def _wanted(
                 " `train:123`."
             ) from error
         named = [split] if split else [other for other, ids in known.items() if key in ids]
-        told = [
+        found_in = [
             row.split
             for row in findings
             if key == (row.annotation_id if name == "drop" else row.image_id)
         ]
         if not split and not named:
-            named = sorted(
-                set(told)
-            )  # a record that couldn't be put in the tables can still be dropped by its id
+            # a record that couldn't be put in the tables can still be dropped by its id
+            named = sorted(set(found_in))
         if not split and len(named) > 1:
             choices = " or ".join(f"`{other}:{key}`" for other in named)
             raise DataError(
-                f"params.yaml: dataset.{name}: the id {key} stands in {' and '.join(named)}; write"
+                f"params.yaml: dataset.{name}: the id {key} is in {' and '.join(named)}; write"
                 f" {choices}."
             )
         if (
             not named
             or named[0] not in known
-            or (key not in known[named[0]] and named[0] not in told)
+            or (key not in known[named[0]] and named[0] not in found_in)
         ):
             findings.add(
                 "drop-unknown",
@@ -234,111 +238,111 @@ def _wanted(
     return wanted
 
 
-def _keep(part: Part, images: Bools, annotations: Bools) -> None:
+def _keep(raw: RawSplit, images: Bools, annotations: Bools) -> None:
     """Keep the flagged rows, all parallel columns together."""
-    part.image_id, part.image_width, part.image_height = (
-        column[images] for column in (part.image_id, part.image_width, part.image_height)
+    raw.image_id, raw.image_width, raw.image_height = (
+        column[images] for column in (raw.image_id, raw.image_width, raw.image_height)
     )
-    part.file_name = [
-        name for name, kept in zip(part.file_name, images.tolist(), strict=True) if kept
+    raw.file_name = [
+        name for name, kept in zip(raw.file_name, images.tolist(), strict=True) if kept
     ]
-    part.annotation_id, part.annotated, part.category = (
-        column[annotations] for column in (part.annotation_id, part.annotated, part.category)
+    raw.annotation_id, raw.annotated, raw.category = (
+        column[annotations] for column in (raw.annotation_id, raw.annotated, raw.category)
     )
-    part.box, part.area, part.crowd = (
-        part.box[annotations],
-        part.area[annotations],
-        part.crowd[annotations],
+    raw.box, raw.area, raw.crowd = (
+        raw.box[annotations],
+        raw.area[annotations],
+        raw.crowd[annotations],
     )
-    if part.segmentation is not None:
-        part.segmentation = part.segmentation.filter(pa.array(annotations))
-    part.__dict__.pop("_name_of", None)
+    if raw.segmentation is not None:
+        raw.segmentation = raw.segmentation.filter(pa.array(annotations))
+    raw.__dict__.pop("_name_of", None)
 
 
-def _rename(part: Part, aliases: Mapping[str, str]) -> None:
-    """Category names as the project says them; names that become one share the first one's id."""
+def _rename(raw: RawSplit, aliases: Mapping[str, str]) -> None:
+    """Category names as the project has them; names that become one share the first one's id."""
     first: dict[str, int] = {}
     kept: list[int] = []
     for row, (key, name) in enumerate(
-        zip(part.category_id.tolist(), part.category_name, strict=True)
+        zip(raw.category_id.tolist(), raw.category_name, strict=True)
     ):
         new = aliases.get(name, name)
         if name != new or new in aliases.values():
             if new in first:
-                part.category = np.where(part.category == key, first[new], part.category)
+                raw.category = np.where(raw.category == key, first[new], raw.category)
                 continue
             first[new] = key
-        part.category_name[row] = new
+        raw.category_name[row] = new
         kept.append(row)
-    part.category_id, part.category_name = (
-        part.category_id[kept],
-        [part.category_name[row] for row in kept],
+    raw.category_id, raw.category_name = (
+        raw.category_id[kept],
+        [raw.category_name[row] for row in kept],
     )
 
 
 def _look_at_images(
-    parts: Sequence[Part], base: Path, cache: Path | None, workers: int | None
+    raw_splits: Sequence[RawSplit], base: Path, cache: Path | None, workers: int | None
 ) -> tuple[dict[str, dict[str, Probe]], tuple[int, int]]:
     """Probe every listed image and check it; returns probes by root and file name, and how many are
     known and were read.
     """
     probes: dict[str, dict[str, Probe]] = {}
     read = 0
-    for root in dict.fromkeys(part.root for part in parts):
-        here = [part for part in parts if part.root == root]
+    for root in dict.fromkeys(raw.root for raw in raw_splits):
+        here = [raw for raw in raw_splits if raw.root == root]
         try:
             store = ImageStore(base / root)
         except DataError as error:
             here[0].find("archive-unreadable", str(error).replace(str(base / root), root))
             continue
-        names = [name for part in here for name in part.file_name]
+        names = [name for raw in here for name in raw.file_name]
         probes[root], fresh = probe_images(store, names, cache, workers)
         read += fresh
         check_store(here[0], store, set(names))
-        for part in here:
-            check_images(part, store, probes[root])
-            unsized = np.flatnonzero((part.image_width <= 0) | (part.image_height <= 0))
+        for raw in here:
+            check_images(raw, store, probes[root])
+            unsized = np.flatnonzero((raw.image_width <= 0) | (raw.image_height <= 0))
             for row in unsized:
-                known = probes[root][part.file_name[row]]
-                part.image_width[row], part.image_height[row] = known.width, known.height
+                known = probes[root][raw.file_name[row]]
+                raw.image_width[row], raw.image_height[row] = known.width, known.height
     return probes, (sum(len(found) for found in probes.values()), read)
 
 
-def part_set(
-    part: Part, parting: SplitParams, probes: Mapping[str, Probe], base: Path
-) -> tuple[list[Part], list[tuple[str, str, str]]]:
-    """Part one set into train, val and test; its findings move with their images.
+def split_set(
+    raw: RawSplit, split_params: SplitParams, probes: Mapping[str, Probe], base: Path
+) -> tuple[list[RawSplit], list[tuple[str, str, str]]]:
+    """Divide one set into train, val and test; its findings move with their images.
 
     Also gives (group, split, file name) of each image.
     """
-    digests = [probes[name].sha256 if name in probes else "" for name in part.file_name]
-    fields = [part.fields.get(key, {}) for key in part.image_id.tolist()]
-    found = groups_of(part.file_name, digests, fields, parting.group_by)
+    digests = [probes[name].sha256 if name in probes else "" for name in raw.file_name]
+    fields = [raw.fields.get(key, {}) for key in raw.image_id.tolist()]
+    found = groups_of(raw.file_name, digests, fields, split_params.group_by)
     for row, group in enumerate(found):
         if group is None:
-            part.find_image(
+            raw.find_image(
                 "split-ungrouped",
                 row,
-                f"{part.file_name[row]} has no group by {parting.group_by!r}; placed alone",
+                f"{raw.file_name[row]} has no group by {split_params.group_by!r}; placed alone",
             )
     groups = [
         group if group is not None else f"alone:{name}"
-        for group, name in zip(found, part.file_name, strict=True)
+        for group, name in zip(found, raw.file_name, strict=True)
     ]
     classes = [Counter[str]() for _ in groups]
-    names = dict(zip(part.category_id.tolist(), part.category_name, strict=True))
-    rows = part.image_rows()
-    for row, key in zip(rows.tolist(), part.category.tolist(), strict=True):
+    names = dict(zip(raw.category_id.tolist(), raw.category_name, strict=True))
+    rows = raw.image_rows()
+    for row, key in zip(rows.tolist(), raw.category.tolist(), strict=True):
         if row >= 0 and key in names:
             classes[row][names[key]] += 1
-    earlier = None if parting.assigned is None else read_places(base / parting.assigned)
-    where = assign(groups, classes, parting.val, parting.test, earlier)
-    parts = []
-    for split in SPLITS:
+    earlier = None if split_params.assigned is None else read_places(base / split_params.assigned)
+    where = assign(groups, classes, split_params.val, split_params.test, earlier)
+    raw_splits = []
+    for split in CUSTOM_SPLITS:
         chosen = np.array([place == split for place in where], np.bool_)
-        if split != "train" and not getattr(parting, split):
+        if split != "train" and not getattr(split_params, split):
             continue
-        fresh = replace(part, split=split, category_name=list(part.category_name))
+        fresh = replace(raw, split=split, category_name=list(raw.category_name))
         annotations = chosen[rows] & (rows >= 0) if len(chosen) else np.zeros(len(rows), np.bool_)
         if split == "train":
             annotations |= rows < 0  # dangling ones stay with the set they came in
@@ -348,35 +352,35 @@ def part_set(
                 "split-empty",
                 f"{split} got none of the {len(groups)} images ({len(set(groups))} groups)",
             )
-        parts.append(fresh)
-    of_image = dict(zip(part.image_id.tolist(), where, strict=True))
-    part.findings.rows[:] = [
+        raw_splits.append(fresh)
+    of_image = dict(zip(raw.image_id.tolist(), where, strict=True))
+    raw.findings.rows[:] = [
         (
             row._replace(split=of_image[row.image_id])
             if row.split == "train" and row.image_id in of_image
             else row
         )
-        for row in part.findings
+        for row in raw.findings
     ]
-    return parts, sorted(set(zip(groups, where, part.file_name, strict=True)))
+    return raw_splits, sorted(set(zip(groups, where, raw.file_name, strict=True)))
 
 
-def _check_groups(parts: Sequence[Part], group_by: str) -> None:
-    """Splits that came parted: no group may stand in two of them."""
+def _check_groups(raw_splits: Sequence[RawSplit], group_by: str) -> None:
+    """Splits that were given separately: no group may be in two of them."""
     home: dict[str, str] = {}
-    for part in (part for part in parts if part.split in SPLITS):
-        fields = [part.fields.get(key, {}) for key in part.image_id.tolist()]
-        groups = groups_of(part.file_name, [""] * len(fields), fields, group_by)
+    for raw in (raw for raw in raw_splits if raw.split in CUSTOM_SPLITS):
+        fields = [raw.fields.get(key, {}) for key in raw.image_id.tolist()]
+        groups = groups_of(raw.file_name, [""] * len(fields), fields, group_by)
         for group, count in sorted(Counter(group for group in groups if group is not None).items()):
-            if home.setdefault(group, part.split) != part.split:
-                part.find(
+            if home.setdefault(group, raw.split) != raw.split:
+                raw.find(
                     "split-group-leak",
-                    f"the group {group!r} has {count} images in {part.split} and others in"
+                    f"the group {group!r} has {count} images in {raw.split} and others in"
                     f" {home[group]}",
                 )
         for row in (row for row, group in enumerate(groups) if group is None):
-            part.find_image(
-                "split-ungrouped", row, f"{part.file_name[row]} has no group by {group_by!r}"
+            raw.find_image(
+                "split-ungrouped", row, f"{raw.file_name[row]} has no group by {group_by!r}"
             )
 
 

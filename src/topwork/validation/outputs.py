@@ -73,7 +73,7 @@ def summary(found: Validation) -> dict[str, int]:
 
 
 def write_all(found: Validation, folder: Path) -> None:
-    """Everything that the stage hands on."""
+    """Write every output of the stage."""
     found.tables.write(folder)
     write_findings(found.findings, found.dropped, folder)
     write_json(folder / SUMMARY.name, summary(found))

@@ -27,10 +27,10 @@ from topwork.dataset.images import BOMB_BYTES, BOMB_RATIO, MAX_PIXELS, ImageStor
 from topwork.errors import DataError, TopworkError
 from topwork.files import atomic_path
 
-VERSION = "1"
-SMALL = 8  # so few are read one after another
-CHUNK = 16  # images that a process is handed at once
-AHEAD = 3  # such handfuls that wait for each process
+VERSION = "2"
+SMALL = 8  # fewer are read one after another
+CHUNK = 16  # images that a process gets at once
+AHEAD = 3  # chunks that wait for each process
 # below, starting them costs more than they save; Pillow decodes outside the interpreter lock
 PROCESSES_FROM = 1024
 ORIENTATION = 0x0112
@@ -42,7 +42,7 @@ class Probe:
 
     Attributes:
         file_name, size, mtime: what it's known by; size and mtime are -1 where it's missing.
-        state: `fine`, `missing`, `unreadable`, `truncated` or `bomb`; `said` has the decoder's
+        state: `fine`, `missing`, `unreadable`, `truncated` or `bomb`; `message` has the decoder's
             words.
         width, height, mode, format, orientation, frames: as stored; 0 or empty where it can't be
             opened.
@@ -56,7 +56,7 @@ class Probe:
     size: int
     mtime: int
     state: str
-    said: str = ""
+    message: str = ""
     width: int = 0
     height: int = 0
     mode: str = ""
@@ -104,9 +104,8 @@ def probe_images(
         else:
             todo.append((name, *stamp))
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Pillow warns of odd metadata and large images; what matters becomes a finding
+        # Pillow warns of odd metadata and large images; what matters becomes a finding
+        warnings.simplefilter("ignore")
         for result in _probe_all(store, todo, workers or os.cpu_count() or 1):
             found[result.file_name] = result
     if todo and place is not None:
@@ -144,11 +143,11 @@ def probe(store: ImageStore, name: str, size: int, mtime: int) -> Probe:
     except Image.DecompressionBombError as error:
         return Probe(name, size, mtime, "bomb", str(error), sha256=digest)
     except Exception as error:  # noqa: BLE001 - Pillow's plugins raise almost anything on broken data
-        said = (
+        message = (
             f"begins with {data[:8]!r}" if isinstance(error, UnidentifiedImageError) else str(error)
         )
         return Probe(
-            name, size, mtime, "unreadable", "has 0 bytes" if not data else said, sha256=digest
+            name, size, mtime, "unreadable", "has 0 bytes" if not data else message, sha256=digest
         )
     with image:
         width, height, mode, kind = image.width, image.height, image.mode, image.format or ""
@@ -231,16 +230,14 @@ def _probe_all(store: ImageStore, todo: list[tuple[str, int, int]], workers: int
     left = deque(todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK))
     own: list[Probe] = []
     given: list[Future[list[Probe]]] = []
-    context = get_context(
-        "forkserver"
-    )  # a fork of this process would copy locks that other threads hold
+    # a fork of this process would copy locks that other threads hold
+    context = get_context("forkserver")
     try:
         with ProcessPoolExecutor(
             workers - 1, mp_context=context, initializer=_hold, initargs=(store,)
         ) as pool:
-            while (
-                left
-            ):  # this process is a worker too, from the start on, while the others still import
+            # this process works too, from the start on, while the others still import
+            while left:
                 while left and sum(
                     not wait.done() for wait in given[-AHEAD * workers :]
                 ) < AHEAD * (workers - 1):
@@ -301,8 +298,3 @@ def _save(place: Path, probes: dict[str, Probe]) -> None:
             pq.write_table(table, temporary)
     except TopworkError:
         pass  # a cache that can't be kept costs time, never the run
-
-
-def bits(hashes: Sequence[str]) -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
-    """Hex hashes as 64-bit numbers."""
-    return np.array([int(text, 16) for text in hashes], np.uint64)

@@ -18,7 +18,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass
-class Part:
+class RawSplit:
     """One split, column by column; rows keep the order of the file.
 
     Attributes:
@@ -154,7 +154,7 @@ class Part:
 
 @dataclass
 class Rows:
-    """Records of one split while a reader gathers them; `put` makes them the columns of a part."""
+    """Records of one split while a reader gathers them; `put` makes them the columns of a split."""
 
     images: list[tuple[int, str, int, int]] = field(default_factory=list)
     annotations: list[tuple[int, int, int]] = field(default_factory=list)
@@ -172,26 +172,26 @@ class Rows:
         self.crowds.append(crowd)
         self.segmentations.append(segmentation)
 
-    def put(self, part: Part) -> None:
-        """Fill the part's columns; areas are the boxes', since these formats have none."""
-        part.image_id = np.array([row[0] for row in self.images], np.int64)
-        part.file_name = [row[1] for row in self.images]
-        part.image_width = np.array([row[2] for row in self.images], np.int64)
-        part.image_height = np.array([row[3] for row in self.images], np.int64)
+    def put(self, raw: RawSplit) -> None:
+        """Fill the split's columns; areas are the boxes', since these formats have none."""
+        raw.image_id = np.array([row[0] for row in self.images], np.int64)
+        raw.file_name = [row[1] for row in self.images]
+        raw.image_width = np.array([row[2] for row in self.images], np.int64)
+        raw.image_height = np.array([row[3] for row in self.images], np.int64)
         ids = np.array(self.annotations, np.int64).reshape(-1, 3)
-        part.annotation_id, part.annotated, part.category = (
+        raw.annotation_id, raw.annotated, raw.category = (
             ids[:, 0].copy(),
             ids[:, 1].copy(),
             ids[:, 2].copy(),
         )
-        part.box = np.array(self.boxes, np.float64).reshape(-1, 4)
+        raw.box = np.array(self.boxes, np.float64).reshape(-1, 4)
         with np.errstate(invalid="ignore", over="ignore"):
-            area = part.box[:, 2] * part.box[:, 3]
-        part.area = np.where(area > 0, area, np.nan)
-        part.crowd = np.array(self.crowds, np.bool_)
-        part.segmentation = texts(self.segmentations)
-        part.category_id = np.array([row[0] for row in self.categories], np.int64)
-        part.category_name = [row[1] for row in self.categories]
+            area = raw.box[:, 2] * raw.box[:, 3]
+        raw.area = np.where(area > 0, area, np.nan)
+        raw.crowd = np.array(self.crowds, np.bool_)
+        raw.segmentation = texts(self.segmentations)
+        raw.category_id = np.array([row[0] for row in self.categories], np.int64)
+        raw.category_name = [row[1] for row in self.categories]
 
 
 def rows_of(known: Ints, wanted: Ints) -> Ints:

@@ -1,6 +1,6 @@
-"""COCO instances JSON -> a Part.
+"""COCO instances JSON -> a RawSplit.
 
-Every record ends in the part's columns, in its findings, or in both.
+Every record ends in the split's columns, in its findings, or in both.
 """
 
 import json
@@ -31,7 +31,7 @@ from topwork.validation.decode import (
     without_nan,
 )
 from topwork.validation.findings import Box, Findings
-from topwork.validation.raw_split import Part, texts
+from topwork.validation.raw_split import RawSplit, texts
 
 INT64 = 1 << 63
 SMALL_BYTES = 64 << 20
@@ -47,9 +47,9 @@ def read_coco(
     segmentation: bool = True,
     fields: bool = False,
     file: str | None = None,
-) -> Part:
-    """Read a COCO instances file; faults become findings, and what can't be read at all leaves a
-    part that isn't `readable`.
+) -> RawSplit:
+    """Read a COCO instances file; faults become findings, and a file that can't be read at all
+    gives a split that isn't `readable`.
 
     Args:
         path: the JSON file.
@@ -58,24 +58,24 @@ def read_coco(
         findings: where faults go.
         segmentation: False skips the segmentations unread.
         fields: also keep the image records' other fields, for grouping.
-        file: the path as messages should say it.
+        file: the path as messages should show it.
     """
-    part = Part(split, file or path.as_posix(), root, findings)
+    raw = RawSplit(split, file or path.as_posix(), root, findings)
     try:
         data, encoding = to_utf8(load_bytes(path))
         if encoding:
-            part.find("file-encoding", f"begins with {encoding}; read, but save it as plain UTF-8")
-        _fill(part, data, segmentation)
-        if fields and part.readable:
+            raw.find("file-encoding", f"begins with {encoding}; read, but plain UTF-8 is better")
+        _fill(raw, data, segmentation)
+        if fields and raw.readable:
             data, _ = without_nan(data)
-            part.fields = _image_fields(data)
+            raw.fields = _image_fields(data)
     except Unreadable as error:
-        part.find(error.rule, str(error))
-        part.readable = False
-    return part
+        raw.find(error.rule, str(error))
+        raw.readable = False
+    return raw
 
 
-def _fill(part: Part, data: Buffer, segmentation: bool) -> None:
+def _fill(raw: RawSplit, data: Buffer, segmentation: bool) -> None:
     kind = MaskFile if segmentation else BoxFile
     found: Any
     try:
@@ -83,45 +83,45 @@ def _fill(part: Part, data: Buffer, segmentation: bool) -> None:
             found = decode(data, kind)
         except Unreadable as error:
             if isinstance(error.__cause__, RecursionError):
-                # no NaN's doing; looking for one would read all of a file that may have gigabytes
+                # not caused by NaN; looking for one would read all of a file of perhaps gigabytes
                 raise
-            data, count = _without_nan(part, data)
+            data, count = _without_nan(raw, data)
             if not count:
                 raise
             found = decode(data, kind)
-        _columns(part, found, segmentation)
-        _find_duplicate_keys(part, data, len(found.images), len(found.annotations))
+        _columns(raw, found, segmentation)
+        _find_duplicate_keys(raw, data, len(found.images), len(found.annotations))
     except (msgspec.ValidationError, OverflowError):
-        _fill_loosely(part, data, segmentation)
+        _fill_loosely(raw, data, segmentation)
 
 
-def _without_nan(part: Part, data: Buffer) -> tuple[Buffer, int]:
+def _without_nan(raw: RawSplit, data: Buffer) -> tuple[Buffer, int]:
     """NaN and Infinity as null, with a finding where there were some, and their number."""
     data, count = without_nan(data)
     if count:
-        said = (
-            f"NaN or Infinity stands {count} times where JSON has numbers; each is taken as 'no"
+        message = (
+            f"NaN or Infinity occurs {count} times where JSON has numbers; each is taken as 'no"
             " number'"
         )
-        part.find("file-nan-token", said)
+        raw.find("file-nan-token", message)
     return data, count
 
 
-def _fill_loosely(part: Part, data: Buffer, segmentation: bool) -> None:
+def _fill_loosely(raw: RawSplit, data: Buffer, segmentation: bool) -> None:
     """Record by record, where some don't fit."""
-    data = _without_nan(part, data)[0]
-    loose = _loose(part, data)
+    data = _without_nan(raw, data)[0]
+    loose = _loose(raw, data)
     if loose is None:
         return
     _find_duplicate_keys(
-        part, data, len(loose.images), len(loose.annotations), closely=len(data) < SMALL_BYTES
+        raw, data, len(loose.images), len(loose.annotations), closely=len(data) < SMALL_BYTES
     )
-    _columns(part, _salvage(part, loose), segmentation)
+    _columns(raw, _salvage(raw, loose), segmentation)
 
 
-def _loose(part: Part, data: Buffer) -> LooseFile | None:
-    """The three lists with unread records, or a finding that says which list is missing or no
-    list.
+def _loose(raw: RawSplit, data: Buffer) -> LooseFile | None:
+    """The three lists with unread records, or a finding that names the list that is missing or
+    isn't a list.
     """
     try:
         found: LooseFile = decode(data, LooseFile)
@@ -130,15 +130,15 @@ def _loose(part: Part, data: Buffer) -> LooseFile | None:
         hint = ""
         if data[:1] == b"[":
             hint = " (a bare list may be detection results or another format)"
-        part.find(
+        raw.find(
             "file-not-coco",
             f"{error}; expected an object with the lists images, annotations and categories{hint}",
         )
-        part.readable = False
+        raw.readable = False
         return None
 
 
-def _columns(part: Part, found: Any, segmentation: bool) -> None:
+def _columns(raw: RawSplit, found: Any, segmentation: bool) -> None:
     """Records into columns.
 
     Raises:
@@ -146,51 +146,51 @@ def _columns(part: Part, found: Any, segmentation: bool) -> None:
         Unreadable: a segmentation isn't UTF-8.
     """
     images, annotations, categories = found.images, found.annotations, found.categories
-    part.image_id = np.array([record.id for record in images], np.int64)
-    part.file_name = [record.file_name for record in images]
-    part.image_width = np.array([record.width for record in images], np.int64)
-    part.image_height = np.array([record.height for record in images], np.int64)
-    part.category_id = np.array([record.id for record in categories], np.int64)
-    part.category_name = [record.name for record in categories]
+    raw.image_id = np.array([record.id for record in images], np.int64)
+    raw.file_name = [record.file_name for record in images]
+    raw.image_width = np.array([record.width for record in images], np.int64)
+    raw.image_height = np.array([record.height for record in images], np.int64)
+    raw.category_id = np.array([record.id for record in categories], np.int64)
+    raw.category_name = [record.name for record in categories]
     count = len(annotations)
-    part.annotation_id = np.fromiter((record.id for record in annotations), np.int64, count)
-    part.annotated = np.fromiter((record.image_id for record in annotations), np.int64, count)
-    part.category = np.fromiter((record.category_id for record in annotations), np.int64, count)
-    part.box = np.fromiter(
+    raw.annotation_id = np.fromiter((record.id for record in annotations), np.int64, count)
+    raw.annotated = np.fromiter((record.image_id for record in annotations), np.int64, count)
+    raw.category = np.fromiter((record.category_id for record in annotations), np.int64, count)
+    raw.box = np.fromiter(
         chain.from_iterable(record.bbox for record in annotations), np.float64, 4 * count
     ).reshape(count, 4)
-    part.area = np.array([record.area for record in annotations], np.float64)
+    raw.area = np.array([record.area for record in annotations], np.float64)
     flags = np.fromiter((record.iscrowd for record in annotations), np.int64, count)
-    part.crowd = flags != 0
+    raw.crowd = flags != 0
     if segmentation:
         try:
-            part.segmentation = texts([record.segmentation for record in annotations])
+            raw.segmentation = texts([record.segmentation for record in annotations])
         except pa.ArrowInvalid as error:
             raise Unreadable(
                 "file-not-json", f"isn't JSON: a text within isn't UTF-8 ({error})"
             ) from error
     for row in np.flatnonzero((flags != 0) & (flags != 1)):
-        part.find_annotation(
+        raw.find_annotation(
             "crowd-flag", int(row), f"iscrowd is {flags[row]}, expected 0 or 1; taken as a crowd"
         )
 
 
-def _salvage(part: Part, loose: LooseFile) -> MaskFile:
+def _salvage(raw: RawSplit, loose: LooseFile) -> MaskFile:
     """Typed records one by one; what can't be one becomes a finding."""
     images, categories, annotations = [], [], []
-    for index, raw in enumerate(loose.images):
-        image = _typed(raw, ImageRecord) or _salvage_image(part, index, _any(raw))
+    for index, unread in enumerate(loose.images):
+        image = _typed(unread, ImageRecord) or _salvage_image(raw, index, _any(unread))
         if image is not None:
             images.append(image)
-    for index, raw in enumerate(loose.categories):
-        category = _typed(raw, CategoryRecord) or _salvage_category(part, index, _any(raw))
+    for index, unread in enumerate(loose.categories):
+        category = _typed(unread, CategoryRecord) or _salvage_category(raw, index, _any(unread))
         if category is not None:
             categories.append(category)
     nameless = []
-    for index, raw in enumerate(loose.annotations):
-        annotation = _typed(raw, MaskRecord)
+    for index, unread in enumerate(loose.annotations):
+        annotation = _typed(unread, MaskRecord)
         if annotation is None:
-            annotation, has_id = _salvage_annotation(part, index, _any(raw))
+            annotation, has_id = _salvage_annotation(raw, index, _any(unread))
             if annotation is not None and not has_id:
                 nameless.append(annotation)
         if annotation is not None:
@@ -198,7 +198,7 @@ def _salvage(part: Part, loose: LooseFile) -> MaskFile:
     following = max((record.id for record in annotations), default=0) + 1
     for offset, record in enumerate(nameless):
         record.id = following + offset
-        part.find(
+        raw.find(
             "annotation-id-missing",
             f"has no id in the file; given {record.id}",
             image_id=record.image_id,
@@ -207,10 +207,10 @@ def _salvage(part: Part, loose: LooseFile) -> MaskFile:
     return MaskFile(images, annotations, categories)
 
 
-def _typed(raw: msgspec.Raw, kind: type[Any]) -> Any:
+def _typed(unread: msgspec.Raw, kind: type[Any]) -> Any:
     """The record, or None where it isn't of that kind or has a number beyond int64."""
     try:
-        record = msgspec.json.decode(raw, type=kind)
+        record = msgspec.json.decode(unread, type=kind)
     except (msgspec.DecodeError, RecursionError, ValueError):
         return None
     numbers = [
@@ -220,32 +220,32 @@ def _typed(raw: msgspec.Raw, kind: type[Any]) -> Any:
     return record if all(-INT64 <= number < INT64 for number in numbers) else None
 
 
-def _any(raw: msgspec.Raw) -> Any:
+def _any(unread: msgspec.Raw) -> Any:
     try:
-        return msgspec.json.decode(raw)
+        return msgspec.json.decode(unread)
     except (msgspec.DecodeError, RecursionError, ValueError):
         pass
     try:
-        return json.loads(bytes(raw))  # numbers beyond a float, which become infinite here
+        return json.loads(bytes(unread))  # numbers beyond a float, which become infinite here
     except (RecursionError, ValueError) as error:
         return f"(unreadable: {error})"
 
 
-def _salvage_image(part: Part, index: int, value: Any) -> ImageRecord | None:
+def _salvage_image(raw: RawSplit, index: int, value: Any) -> ImageRecord | None:
     where = f"images[{index}]"
     if not isinstance(value, dict):
-        part.find(
+        raw.find(
             "record-malformed",
-            f"{where}: found {_say(value)}, expected an object with id, file_name, width and"
+            f"{where}: found {_shown(value)}, expected an object with id, file_name, width and"
             " height",
         )
         return None
-    number, name = _id(part, value, "id", where), value.get("file_name")
+    number, name = _id(raw, value, "id", where), value.get("file_name")
     if number is None or not isinstance(name, str):
         if number is not None:
-            part.find(
+            raw.find(
                 "record-malformed",
-                f"{where}: file_name is {_say(name)}, expected text",
+                f"{where}: file_name is {_shown(name)}, expected text",
                 image_id=number,
             )
         return None
@@ -253,14 +253,15 @@ def _salvage_image(part: Part, index: int, value: Any) -> ImageRecord | None:
     return ImageRecord(number, name, width or 0, height or 0)  # 0 is found as image-size-missing
 
 
-def _salvage_category(part: Part, index: int, value: Any) -> CategoryRecord | None:
+def _salvage_category(raw: RawSplit, index: int, value: Any) -> CategoryRecord | None:
     where = f"categories[{index}]"
     if not isinstance(value, dict):
-        part.find(
-            "record-malformed", f"{where}: found {_say(value)}, expected an object with id and name"
+        raw.find(
+            "record-malformed",
+            f"{where}: found {_shown(value)}, expected an object with id and name",
         )
         return None
-    number, name = _id(part, value, "id", where), value.get("name")
+    number, name = _id(raw, value, "id", where), value.get("name")
     if number is None:
         return None
     return CategoryRecord(
@@ -268,23 +269,23 @@ def _salvage_category(part: Part, index: int, value: Any) -> CategoryRecord | No
     )
 
 
-def _salvage_annotation(part: Part, index: int, value: Any) -> tuple[MaskRecord | None, bool]:
+def _salvage_annotation(raw: RawSplit, index: int, value: Any) -> tuple[MaskRecord | None, bool]:
     where = f"annotations[{index}]"
     if not isinstance(value, dict):
-        part.find(
+        raw.find(
             "record-malformed",
-            f"{where}: found {_say(value)}, expected an object with id, image_id, category_id and"
+            f"{where}: found {_shown(value)}, expected an object with id, image_id, category_id and"
             " bbox",
         )
         return None, False
     box, complaint = _salvage_box(value.get("bbox", _MISSING))
     has_id = value.get("id") is not None
-    number = _id(part, value, "id", where, box) if has_id else 0
-    image, category = (_id(part, value, key, where, box) for key in ("image_id", "category_id"))
+    number = _id(raw, value, "id", where, box) if has_id else 0
+    image, category = (_id(raw, value, key, where, box) for key in ("image_id", "category_id"))
     if number is None or image is None or category is None:
         return None, has_id
     if complaint:
-        part.find(
+        raw.find(
             "box-missing" if complaint == "missing" else "box-nan",
             f"bbox is {complaint}, expected four numbers",
             image_id=image,
@@ -297,9 +298,9 @@ def _salvage_annotation(part: Part, index: int, value: Any) -> tuple[MaskRecord 
         value.get("segmentation", _MISSING),
     )
     if area is not None and not _is_number(area):
-        part.find(
+        raw.find(
             "area-bad",
-            f"area is {_say(area)}, expected a number",
+            f"area is {_shown(area)}, expected a number",
             image_id=image,
             annotation_id=number,
             box=box,
@@ -307,34 +308,36 @@ def _salvage_annotation(part: Part, index: int, value: Any) -> tuple[MaskRecord 
         area = None
     flag = _whole(crowd) if not isinstance(crowd, bool) else int(crowd)
     if flag is None:
-        part.find(
+        raw.find(
             "crowd-flag",
-            f"iscrowd is {_say(crowd)}, expected 0 or 1; taken as 0",
+            f"iscrowd is {_shown(crowd)}, expected 0 or 1; taken as 0",
             image_id=image,
             annotation_id=number,
             box=box,
         )
         flag = 0
-    raw = msgspec.Raw(b"" if shape is _MISSING or shape is None else msgspec.json.encode(shape))
-    return MaskRecord(number, image, category, box or (math.nan,) * 4, area, flag, raw), has_id
+    polygons = msgspec.Raw(
+        b"" if shape is _MISSING or shape is None else msgspec.json.encode(shape)
+    )
+    return MaskRecord(number, image, category, box or (math.nan,) * 4, area, flag, polygons), has_id
 
 
 def _salvage_box(value: Any) -> tuple[Box | None, str | None]:
     """(box, complaint): NaN where a coordinate is no number; the complaint is None where the checks
-    of boxes will speak.
+    of boxes report it.
     """
     if value is _MISSING or value is None or value == []:
         return None, "missing"
     if not isinstance(value, list) or len(value) != 4:
-        return None, _say(value)
+        return None, _shown(value)
     x, y, width, height = (float(number) if _is_number(number) else math.nan for number in value)
     return (x, y, width, height), None
 
 
 def _id(
-    part: Part, record: dict[str, Any], key: str, where: str, box: Box | None = None
+    raw: RawSplit, record: dict[str, Any], key: str, where: str, box: Box | None = None
 ) -> int | None:
-    """A whole number, where need be from the text that spells it; None, with a finding, where it's
+    """A whole number, if necessary from text that spells it; None, with a finding, where it's
     neither.
     """
     value = record.get(key)
@@ -345,15 +348,15 @@ def _id(
         except ValueError:
             number = None
         if number is not None and -INT64 <= number < INT64:
-            part.find(
+            raw.find(
                 "id-text", f"{where}: {key} is the text {value[:40]!r}, read as {number}", box=box
             )
             return number
     if number is None or not -INT64 <= number < INT64:
         others = {name: _whole(record.get(name)) for name in ("image_id", "id")}
-        part.find(
+        raw.find(
             "record-malformed",
-            f"{where}: {key} is {_say(value)}, expected a whole number below 2^63",
+            f"{where}: {key} is {_shown(value)}, expected a whole number below 2^63",
             annotation_id=(
                 others["id"] if where.startswith("annotations") and _small(others["id"]) else None
             ),
@@ -385,7 +388,7 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def _say(value: Any) -> str:
+def _shown(value: Any) -> str:
     if value is None:
         return "missing"
     text = repr(value)
@@ -415,9 +418,9 @@ def first_names(path: Path, count: int) -> list[str]:
 
 
 def _find_duplicate_keys(
-    part: Part, data: Buffer, images: int, annotations: int, *, closely: bool = False
+    raw: RawSplit, data: Buffer, images: int, annotations: int, *, closely: bool = False
 ) -> None:
-    """Look for keys written twice, one by one only where a count of the known keys says that there
+    """Look for keys written twice; one by one only where a count of the known keys shows that there
     may be some.
     """
     expected = {b'"annotations"': 1, b'"images"': 1, b'"categories"': 1, b'"file_name"': images}
@@ -429,9 +432,9 @@ def _find_duplicate_keys(
     ):
         return
     for (where, key), times in Counter(duplicate_keys(data)).items():
-        part.find(
+        raw.find(
             "file-key-twice",
-            f"{where}: the key {key!r} stands {times + 1} times; readers keep one and say nothing",
+            f"{where}: the key {key!r} occurs {times + 1} times; only one is read",
         )
 
 

@@ -1,8 +1,8 @@
-"""Pascal VOC -> a Part.
+"""Pascal VOC -> a RawSplit.
 
 Boxes: VOC counts pixels from 1 and includes the last one, so x = xmin - 1 and width = xmax - xmin +
 1 (as detectron2 reads it). A set in which
-some xmin or ymin is below 1 was written counting from 0, as many tools do, and is read so.
+some xmin or ymin is below 1 counts from 0, as many tools do, and is read that way.
 `difficult` objects become crowds: left out of training and AP. Image ids number the folder's XML
 files in order of name; annotation ids are image id x 10,000 + place in its file.
 """
@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from topwork.dataset.images import IMAGE_SUFFIXES
 from topwork.params.dataset import SetParams
 from topwork.validation.findings import Box, Findings
-from topwork.validation.raw_split import Part, Rows
+from topwork.validation.raw_split import RawSplit, Rows
 
 MAX_BYTES = 32 << 20
 PER_IMAGE = 10_000
@@ -46,7 +46,7 @@ class _NotVoc(Exception):
     """What was found instead of an annotation."""
 
 
-def read_voc(path: Path, split: str, base: Path, entry: SetParams, findings: Findings) -> Part:
+def read_voc(path: Path, split: str, base: Path, entry: SetParams, findings: Findings) -> RawSplit:
     """Read a VOC folder: Annotations/*.xml, JPEGImages/, ImageSets/Main/SPLIT.txt where there is
     one; or a folder of XML files alone.
     """
@@ -59,15 +59,15 @@ def read_voc(path: Path, split: str, base: Path, entry: SetParams, findings: Fin
             if (path / "JPEGImages").is_dir()
             else entry.annotations
         )
-    part = Part(split, entry.annotations.as_posix(), root.as_posix(), findings)
+    raw = RawSplit(split, entry.annotations.as_posix(), root.as_posix(), findings)
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".xml")
     if not files:
-        part.find("file-not-voc", f"no *.xml in {folder.name}/")
-        part.readable = False
-        return part
-    chosen = _subset(path, split, entry.subset, part)
-    if not part.readable:
-        return part
+        raw.find("file-not-voc", f"no *.xml in {folder.name}/")
+        raw.readable = False
+        return raw
+    chosen = _subset(path, split, entry.subset, raw)
+    if not raw.readable:
+        return raw
     images = _Images(base / root)
     rows, names, zero_based = Rows(), [], False
     corners: list[tuple[Box, bool]] = []
@@ -77,7 +77,7 @@ def read_voc(path: Path, split: str, base: Path, entry: SetParams, findings: Fin
         try:
             tree = _tree(file)
         except _NotVoc as error:
-            part.find("file-not-voc", f"{file.name}: {error}", image_id=number)
+            raw.find("file-not-voc", f"{file.name}: {error}", image_id=number)
             continue
         name = images.name_of(tree.findtext("filename"), file.stem)
         rows.images.append(
@@ -93,7 +93,7 @@ def read_voc(path: Path, split: str, base: Path, entry: SetParams, findings: Fin
             label = (thing.findtext("name") or "").strip()
             box = _corners(thing)
             if box is None:
-                part.find(
+                raw.find(
                     "box-missing",
                     f"{file.name}: object {place} ({label!r}) has no bndbox",
                     image_id=number,
@@ -107,9 +107,7 @@ def read_voc(path: Path, split: str, base: Path, entry: SetParams, findings: Fin
             rows.annotations.append((key, number, 0))
     if chosen is not None:
         for lost in sorted(chosen - {file.stem for file in files})[:1000]:
-            part.find(
-                "file-not-voc", f"ImageSets names {lost!r}, and Annotations has no {lost}.xml"
-            )
+            raw.find("file-not-voc", f"ImageSets names {lost!r}, and Annotations has no {lost}.xml")
     known = list(VOC_NAMES) if set(names) <= set(VOC_NAMES) else sorted(set(names))
     rows.categories = [(index, name) for index, name in enumerate(known, 1)] if names else []
     label_of = {name: index for index, name in rows.categories}
@@ -122,11 +120,11 @@ def read_voc(path: Path, split: str, base: Path, entry: SetParams, findings: Fin
             (left - first, top - first, right - left + 1, bottom - top + 1),
             difficult,
         )
-    rows.put(part)
-    return part
+    rows.put(raw)
+    return raw
 
 
-def _subset(path: Path, split: str, subset: str | None, part: Part) -> set[str] | None:
+def _subset(path: Path, split: str, subset: str | None, raw: RawSplit) -> set[str] | None:
     """Stems that the list of the split names; None where there's no list, so that all are taken."""
     file = path / "ImageSets" / "Main" / f"{subset or split}.txt"
     try:
@@ -137,15 +135,15 @@ def _subset(path: Path, split: str, subset: str | None, part: Part) -> set[str] 
         }
     except FileNotFoundError:
         if subset is not None:
-            part.find(
+            raw.find(
                 "file-unreadable",
                 f"ImageSets/Main/{subset}.txt: no such file, and `subset` names it",
             )
-            part.readable = False
+            raw.readable = False
         return None
     except (OSError, UnicodeDecodeError) as error:
-        part.find("file-unreadable", f"ImageSets/Main/{file.name}: can't be read ({error})")
-        part.readable = False
+        raw.find("file-unreadable", f"ImageSets/Main/{file.name}: can't be read ({error})")
+        raw.readable = False
         return None
 
 
@@ -197,7 +195,7 @@ def _pixels(text: str | None) -> int:
 
 
 class _Images:
-    """Which file belongs to an annotation: the one it names, else the one that bears its own
+    """Which file belongs to an annotation: the one it names, else the one with its own
     name.
     """
 
@@ -209,8 +207,8 @@ class _Images:
             }
         self.by_stem = {Path(name).stem: name for name in sorted(self.names, reverse=True)}
 
-    def name_of(self, said: str | None, stem: str) -> str:
-        name = (said or "").strip()
+    def name_of(self, filename: str | None, stem: str) -> str:
+        name = (filename or "").strip()
         if name and (name in self.names or stem not in self.by_stem):
             return name
         return self.by_stem.get(stem, f"{stem}.jpg")

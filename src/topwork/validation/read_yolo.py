@@ -1,4 +1,4 @@
-"""YOLO -> a Part: data.yaml, images/ and labels/ side by side, one text file an image.
+"""YOLO -> a RawSplit: data.yaml, images/ and labels/ side by side, one text file an image.
 
 A row is `class x_centre y_centre width height`, or `class x y x y x y ...` for a polygon, in shares
 of the image; they become pixels by the size in the image's header. Class numbers stay as they are,
@@ -14,8 +14,9 @@ from PIL import Image
 
 from topwork.dataset.images import IMAGE_SUFFIXES
 from topwork.params.dataset import SetParams
+from topwork.project.names import CUSTOM_SPLITS
 from topwork.validation.findings import Box, Findings
-from topwork.validation.raw_split import Part, Rows
+from topwork.validation.raw_split import RawSplit, Rows
 
 MAX_YAML_BYTES = 4 << 20
 MAX_LABEL_BYTES = 32 << 20
@@ -26,19 +27,19 @@ class _NotYolo(Exception):
     """What was found instead of a data.yaml."""
 
 
-def read_yolo(path: Path, split: str, base: Path, entry: SetParams, findings: Findings) -> Part:
+def read_yolo(path: Path, split: str, base: Path, entry: SetParams, findings: Findings) -> RawSplit:
     """Read one list (train, val, test) of a YOLO set; file names are relative to the folder of
     data.yaml.
     """
     folder = path.parent
     root = entry.annotations.parent if entry.annotations.suffix else entry.annotations
-    part = Part(split, entry.annotations.as_posix(), root.as_posix(), findings)
+    raw = RawSplit(split, entry.annotations.as_posix(), root.as_posix(), findings)
     try:
         names, images = _content(path, entry.subset or split)
     except _NotYolo as error:
-        part.find("file-not-yolo", str(error))
-        part.readable = False
-        return part
+        raw.find("file-not-yolo", str(error))
+        raw.readable = False
+        return raw
     rows = Rows(categories=sorted(names.items()))
     labels: set[Path] = set()
     for number, image in enumerate(images, 1):
@@ -47,9 +48,9 @@ def read_yolo(path: Path, split: str, base: Path, entry: SetParams, findings: Fi
         rows.images.append((number, name, width, height))
         label = _label_of(image)
         labels.add(label)
-        for line, text in _lines(part, label, number, name):
+        for line, text in _lines(raw, label, number, name):
             _row(
-                part,
+                raw,
                 rows,
                 text,
                 (number * PER_IMAGE + line, number),
@@ -60,25 +61,25 @@ def read_yolo(path: Path, split: str, base: Path, entry: SetParams, findings: Fi
     for place in sorted({label.parent for label in labels}):
         for other in sorted(place.glob("*.txt")):
             if other not in labels and other.name != "classes.txt":
-                part.find(
+                raw.find(
                     "label-without-image", f"{other.relative_to(folder).as_posix()} has no image"
                 )
-    rows.put(part)
-    return part
+    rows.put(raw)
+    return raw
 
 
 def yolo_lists(path: Path) -> list[str]:
     """Which of train, val and test a data.yaml has; ["train"] where it can't be read, so that
-    reading it tells why.
+    the reader reports why.
     """
     try:
-        raw = _yaml(path)
+        document = _yaml(path)
     except _NotYolo:
         return ["train"]
     return [
         name
-        for name in ("train", "val", "test")
-        if raw.get(name) or (name == "val" and raw.get("valid"))
+        for name in CUSTOM_SPLITS
+        if document.get(name) or (name == "val" and document.get("valid"))
     ] or ["train"]
 
 
@@ -91,7 +92,7 @@ def _yaml(path: Path) -> dict[str, Any]:
             raise _NotYolo("is a folder, a pipe or a device, expected a short data.yaml")
         if path.stat().st_size > MAX_YAML_BYTES:
             raise _NotYolo(f"has {path.stat().st_size} bytes, expected a short data.yaml")
-        raw = YAML(typ="safe", pure=True).load(path.read_bytes().decode("utf-8-sig"))
+        document = YAML(typ="safe", pure=True).load(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise _NotYolo("no such file") from error
     except (
@@ -106,17 +107,17 @@ def _yaml(path: Path) -> dict[str, Any]:
         IndexError,
     ) as error:
         raise _NotYolo(f"not readable as YAML: {' '.join(str(error).split())[:300]}") from error
-    if not isinstance(raw, dict):
+    if not isinstance(document, dict):
         raise _NotYolo(
-            f"found {type(raw).__name__}, expected `names:` and the lists train, val and test"
+            f"found {type(document).__name__}, expected `names:` and the lists train, val and test"
         )
-    return raw
+    return document
 
 
 def _content(path: Path, subset: str) -> tuple[dict[int, str], list[Path]]:
     """Class names by number and the images of one list."""
-    raw = _yaml(path)
-    names = raw.get("names")
+    document = _yaml(path)
+    names = document.get("names")
     if isinstance(names, list):
         names = dict(enumerate(names))
     if (
@@ -126,13 +127,18 @@ def _content(path: Path, subset: str) -> tuple[dict[int, str], list[Path]]:
     ):
         raise _NotYolo("`names` is neither a list of names nor numbers with names")
     key = next(
-        (key for key in ((subset, "valid") if subset == "val" else (subset,)) if raw.get(key)), None
+        (key for key in ((subset, "valid") if subset == "val" else (subset,)) if document.get(key)),
+        None,
     )
     if key is None:
         raise _NotYolo(f"has no `{subset}:`; name another list by `subset` in params.yaml")
-    entries = raw[key] if isinstance(raw[key], list) else [raw[key]]
+    entries = document[key] if isinstance(document[key], list) else [document[key]]
     images = sorted(
-        {image for entry in entries for image in _images(path.parent, raw.get("path"), entry, key)}
+        {
+            image
+            for entry in entries
+            for image in _images(path.parent, document.get("path"), entry, key)
+        }
     )
     return {int(number): str(name) for number, name in names.items()}, images
 
@@ -143,9 +149,8 @@ def _images(folder: Path, prefix: Any, entry: Any, key: str) -> list[Path]:
     """
     if not isinstance(entry, str):
         raise _NotYolo(f"`{key}:` is {entry!r}, expected a folder or a text file")
-    plain = entry.removeprefix("../").removeprefix(
-        "./"
-    )  # Roboflow writes ../train/images for train/images
+    # Roboflow writes ../train/images for train/images
+    plain = entry.removeprefix("../").removeprefix("./")
     below = [str(prefix)] if isinstance(prefix, str) and prefix not in (".", "") else []
     for place in [folder.joinpath(*below, entry), folder / entry, folder / plain]:
         try:
@@ -174,35 +179,35 @@ def _listed(folder: Path, file: Path) -> list[Path]:
         name = PurePosixPath(line.removeprefix("./"))
         if name.is_absolute() or ".." in name.parts or "\0" in line:
             raise _NotYolo(f"{file.name}: {line!r} leads out of the set's folder; it's never read")
-        beside = file.parent / name
-        found.append(beside if beside.exists() else folder / name)
+        nearby = file.parent / name
+        found.append(nearby if nearby.exists() else folder / name)
     return found
 
 
 def _label_of(image: Path) -> Path:
-    """labels/ in place of the last images/ of its path; beside the image where there's none."""
-    parts = list(image.parts)
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
+    """labels/ in place of the last images/ of its path; next to the image where there is none."""
+    steps = list(image.parts)
+    for index in range(len(steps) - 2, -1, -1):
+        if steps[index] == "images":
+            steps[index] = "labels"
             break
-    return Path(*parts).with_suffix(".txt")
+    return Path(*steps).with_suffix(".txt")
 
 
 def _size(image: Path) -> tuple[int, int]:
-    """Width and height from the header; 0 where it can't be read, which the image checks will
-    tell.
+    """Width and height from the header; 0 where it can't be read, which the image checks
+    report.
     """
     try:
         if not image.is_file():
-            return 0, 0  # opening a pipe would wait for ever
+            return 0, 0  # opening a pipe would wait forever
         with Image.open(image) as opened:
             return opened.size
     except Exception:  # noqa: BLE001 - Pillow's plugins raise almost anything on broken data
         return 0, 0
 
 
-def _lines(part: Part, label: Path, number: int, name: str) -> list[tuple[int, str]]:
+def _lines(raw: RawSplit, label: Path, number: int, name: str) -> list[tuple[int, str]]:
     try:
         if label.exists() and not label.is_file():
             raise ValueError("a folder, a pipe or a device")
@@ -212,7 +217,7 @@ def _lines(part: Part, label: Path, number: int, name: str) -> list[tuple[int, s
     except FileNotFoundError:
         return []  # an image without a label file is background, as YOLO has it
     except (OSError, ValueError) as error:
-        part.find(
+        raw.find(
             "record-malformed",
             f"{label.name}: can't be read ({error})",
             image_id=number,
@@ -223,7 +228,7 @@ def _lines(part: Part, label: Path, number: int, name: str) -> list[tuple[int, s
 
 
 def _row(
-    part: Part,
+    raw: RawSplit,
     rows: Rows,
     text: str,
     ids: tuple[int, int],
@@ -243,11 +248,11 @@ def _row(
             raise ValueError
     except (ValueError, OverflowError):
         shown = text if len(text) <= 60 else f"{text[:57]}..."
-        said = (
+        message = (
             f"{label}: line {key % PER_IMAGE}: found {shown!r}, expected `class x_centre y_centre"
             " width height` or `class x y x y x y ...`"
         )
-        part.find("record-malformed", said, image_id=number, annotation_id=key, image=name)
+        raw.find("record-malformed", message, image_id=number, annotation_id=key, image=name)
         return
     width, height = size if min(size) > 0 else (math.nan, math.nan)
     box: Box

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 from topwork.params.dataset import SetParams
+from topwork.project.names import CUSTOM_SPLITS
 from topwork.validation.findings import Findings
-from topwork.validation.raw_split import Part
+from topwork.validation.raw_split import RawSplit
 from topwork.validation.read_coco import read_coco
 from topwork.validation.read_voc import read_voc
 from topwork.validation.read_yolo import read_yolo, yolo_lists
-from topwork.validation.splits import SPLITS
 
 Format = Literal["coco", "voc", "yolo"]
 
@@ -31,11 +31,15 @@ def format_of(path: Path) -> Format:
 def lists_of(path: Path, kind: Format) -> list[str]:
     """Which of train, val and test a VOC or YOLO set has; none for a VOC folder without lists."""
     if kind == "voc":
-        return [name for name in SPLITS if (path / "ImageSets" / "Main" / f"{name}.txt").is_file()]
+        return [
+            name
+            for name in CUSTOM_SPLITS
+            if (path / "ImageSets" / "Main" / f"{name}.txt").is_file()
+        ]
     return yolo_lists(path / "data.yaml" if path.is_dir() else path)
 
 
-def read_part(
+def read_split(
     entry: SetParams,
     split: str,
     base: Path,
@@ -43,8 +47,8 @@ def read_part(
     *,
     segmentation: bool = True,
     fields: bool = False,
-) -> Part:
-    """Read one split; paths of `entry` are relative to `base`, and findings say them as written."""
+) -> RawSplit:
+    """Read one split; paths of `entry` are relative to `base`, and findings show them so."""
     path, file = base / entry.annotations, entry.annotations.as_posix()
     kind = format_of(path)
     if kind == "voc":

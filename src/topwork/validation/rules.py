@@ -1,6 +1,6 @@
 """The registry of rules: every one that the data gate knows, one line each.
 
-error: training can't use it, or would learn something wrong for certain. warning: suspicious, have
+error: training can't use it, or would certainly learn something wrong. warning: suspicious, have
 a look. note: good to know.
 """
 
@@ -85,12 +85,12 @@ _file(
 _file(
     "file-nan-token",
     "warning",
-    "NaN or Infinity stands in the JSON, which the format doesn't have; strict readers stop at it.",
+    "The JSON has NaN or Infinity, which the format doesn't allow; strict readers stop at it.",
 )
 _file(
     "file-key-twice",
     "error",
-    "An object has the same key twice; readers keep one of the two and say nothing.",
+    "An object has the same key twice; readers keep one of the two without a warning.",
 )
 _file("set-empty", "error", "A set has no images at all.", fatal=True)
 _file("set-unannotated", "warning", "A set has images but not one annotation.")
@@ -102,7 +102,7 @@ _record(
     "A record isn't an object, or a field is missing or of the wrong type; it can't be put in the"
     " tables.",
 )
-_record("image-id-twice", "error", "Two images have the same id: their boxes can't be told apart.")
+_record("image-id-twice", "error", "Two images have the same id: their boxes can't be kept apart.")
 _record(
     "annotation-id-twice",
     "error",
@@ -121,7 +121,7 @@ _record(
 _record(
     "image-listed-twice",
     "warning",
-    "Two image records name the same file: its boxes are parted between them, so each teaches"
+    "Two image records name the same file: its boxes are split between them, so each teaches"
     " 'nothing there'.",
 )
 _record(
@@ -137,7 +137,7 @@ _record(
 _record(
     "label-without-image",
     "warning",
-    "A label file (VOC, YOLO) has no image beside it; its boxes aren't used.",
+    "A label file (VOC, YOLO) has no image next to it; its boxes aren't used.",
 )
 
 _box = partial(declare, "Boxes")
@@ -191,7 +191,7 @@ _box(
     "Two boxes of one class in one image overlap with IoU above 0.95: likely one object drawn"
     " twice.",
 )
-_box("box-two-classes", "warning", "The same box bears two classes.")
+_box("box-two-classes", "warning", "The same box has two classes.")
 
 _area = partial(declare, "Areas and crowds")
 _area(
@@ -287,7 +287,7 @@ _category(
 _category(
     "category-sets-differ",
     "warning",
-    "A class stands in one split's categories and not in another's.",
+    "A class is in one split's categories and not in another's.",
 )
 _category(
     "category-missing-from-split",
@@ -392,7 +392,7 @@ _duplicate(
 _duplicate(
     "duplicate-image-across",
     "warning",
-    "The same image stands in two splits: the test would be of what was learnt.",
+    "The same image is in two splits: the test would use training data.",
 )
 _duplicate("near-duplicate", "note", "Two images of one split look the same (perceptual hash).")
 _duplicate(
@@ -423,5 +423,5 @@ def rules_table() -> str:
     for group in dict.fromkeys(rule.group for rule in RULES.values()):
         rows = [rule for rule in RULES.values() if rule.group == group]
         lines = "".join(f"| `{rule.name}` | {rule.severity} | {rule.explains} |\n" for rule in rows)
-        pieces.append(f"### {group}\n\n| rule | severity | what it says |\n|---|---|---|\n{lines}")
+        pieces.append(f"### {group}\n\n| rule | severity | meaning |\n|---|---|---|\n{lines}")
     return "\n".join(pieces)

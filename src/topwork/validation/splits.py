@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from topwork.errors import DataError, ParamsError
-
-SPLITS = ("train", "val", "test")
+from topwork.project.names import CUSTOM_SPLITS
+from topwork.project.validate import SPLITS_TABLE
 
 
 def groups_of(
@@ -129,17 +129,17 @@ def _stratify(
         if group in earlier:
             put(group, earlier[group])
     for name, _ in sorted(total.items(), key=lambda item: (item[1], item[0])):
-        bearers = [group for group in order if group not in places and members[group][name]]
-        for group in sorted(bearers, key=lambda group: -members[group][name]):
+        having = [group for group in order if group not in places and members[group][name]]
+        for group in sorted(having, key=lambda group: -members[group][name]):
             put(
                 group,
                 max(
-                    SPLITS,
+                    CUSTOM_SPLITS,
                     key=lambda split: (
                         shares[split] > 0,
                         lacking[split][name],
                         room[split],
-                        -SPLITS.index(split),
+                        -CUSTOM_SPLITS.index(split),
                     ),
                 ),
             )
@@ -148,7 +148,8 @@ def _stratify(
             put(
                 group,
                 max(
-                    SPLITS, key=lambda split: (shares[split] > 0, room[split], -SPLITS.index(split))
+                    CUSTOM_SPLITS,
+                    key=lambda split: (shares[split] > 0, room[split], -CUSTOM_SPLITS.index(split)),
                 ),
             )
     return [places[group] for group in groups]
@@ -167,13 +168,13 @@ def read_places(path: Path) -> dict[str, str]:
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: no such file, and dataset.split.assigned names it. Copy"
-            " out/validate/splits.csv of an earlier run there."
+            f" {SPLITS_TABLE.as_posix()} of an earlier run there."
         ) from error
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{path}: not a CSV with the columns group and split ({error!r})."
         ) from error
-    wrong = sorted({split for split in places.values() if split not in SPLITS})
+    wrong = sorted({split for split in places.values() if split not in CUSTOM_SPLITS})
     if wrong:
         raise DataError(f"{path}: split is {wrong[0]!r}, expected train, val or test.")
     return places

@@ -15,15 +15,13 @@ def columns_of(classes: Sequence[str] | str) -> tuple[str, ...]:
     column.
 
     Raises:
-        WeightsError: no such set or file, an empty name, or a name that two columns bear.
+        WeightsError: no such set or file, an empty name, or a name that two columns have.
     """
     if isinstance(classes, str):
         path = Path(classes)
-        if classes not in CATEGORY_SETS and not path.is_file():
+        if classes in CATEGORY_SETS or not path.is_file():
             return category_set(classes)
-        if classes in CATEGORY_SETS:
-            return category_set(classes)
-        where = f"{classes}"
+        where = classes
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -54,7 +52,7 @@ def columns_of(classes: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def check_same_names(given: Sequence[str], own: Sequence[str], source: str) -> None:
-    """Hold names that a user gave for columns against those that the weights bring.
+    """Compare names that a user gave for columns with those in the weights.
 
     Raises:
         WeightsError: another number of columns, or another name for a column; both are shown.
@@ -62,10 +60,10 @@ def check_same_names(given: Sequence[str], own: Sequence[str], source: str) -> N
     if len(given) != len(own):
         raise WeightsError(
             f"fetch.classes: found {len(given)} columns, the weights have {len(own)}. Leave it out:"
-            " these weights bring their names."
+            " these weights have names."
         )
     differing = [
-        f"{index} is {mine!r}, fetch.classes says {name!r}"
+        f"{index} is {mine!r}, fetch.classes has {name!r}"
         for index, (name, mine) in enumerate(zip(given, own, strict=True))
         if name != mine
     ]
@@ -74,6 +72,6 @@ def check_same_names(given: Sequence[str], own: Sequence[str], source: str) -> N
         raise WeightsError(
             f"{source}: its columns have other names than fetch.classes: column"
             f" {'; column '.join(differing[:5])}{more}."
-            " Leave fetch.classes out: these weights bring their names; a class gets another name"
+            " Leave fetch.classes out: these weights have names; a class gets another name"
             " by `NEW NAME: {keep: NAME}` under surgery.classes."
         )

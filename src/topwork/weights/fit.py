@@ -23,7 +23,7 @@ KNOWN_PREFIXES = (
 
 
 def check_fit(weights: Weights, expected: Mapping[str, Sequence[int]]) -> None:
-    """Hold weights against a detector's tensor shapes.
+    """Compare weights with a detector's tensor shapes.
 
     Args:
         weights: what was fetched.
@@ -31,7 +31,7 @@ def check_fit(weights: Weights, expected: Mapping[str, Sequence[int]]) -> None:
 
     Raises:
         WeightsError: a tensor is missing, left over or of another shape; all are named. Where a
-            wrapper's prefix explains all of it, that is said instead.
+            wrapper's prefix explains all of it, the message has that instead.
     """
     found = {name: tuple(tensor.shape) for name, tensor in weights.state_dict.items()}
     faults = _faults(found, expected)
@@ -47,7 +47,7 @@ def check_fit(weights: Weights, expected: Mapping[str, Sequence[int]]) -> None:
     ):
         raise WeightsError(
             f"{where} don't fit {wanted}. The names begin with {prefix!r}, and without it every"
-            " tensor fits; nothing is stripped unasked. If a wrapper put it there, write"
+            " tensor fits; nothing is stripped by default. If a wrapper put it there, write"
             f" `fetch.prefix: {prefix}`."
         )
     named = "; ".join(

@@ -1,8 +1,10 @@
-"""Weights on disk: safetensors whose metadata says which detector they belong to and what each
-class column is called.
+"""Weights on disk: safetensors whose metadata names the detector and each class column.
 
 Tensors are mapped, not copied, and keep the dtype of the file. The bytes written depend on the
-weights alone.
+weights alone, which is why `write_weights` doesn't use safetensors' `save_file`: that one orders
+the metadata by a hash map with random seeds, and wrote 10 different files of the same weights in
+10 processes (safetensors 0.8.0). Time and memory don't decide: 300 MB take 0.31 s here and 0.25 s
+there, with 2 MB and 0 MB on top of the tensors (one CPU core, best of three).
 """
 
 import json
@@ -77,7 +79,7 @@ def read_weights(path: Path, *, trust: bool | str = False) -> Weights:
 
     Raises:
         WeightsError: no such file, not safetensors, without topwork's metadata, or with a builder
-            that nobody vouched for.
+            that isn't trusted.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,7 +99,7 @@ def read_weights(path: Path, *, trust: bool | str = False) -> Weights:
     weights = _weights_of(state_dict, metadata, path)
     if ":" in weights.builder and trust is not True and trust != weights.builder:
         raise WeightsError(
-            f"{path}: its metadata ask for the builder {weights.builder!r} with"
+            f"{path}: its metadata asks for the builder {weights.builder!r} with"
             f" {weights.builder_args}, which would run code of this machine that the file chose;"
             " expected one of torchvision's. If you know it and trust it, name it yourself:"
             f" `--builder {weights.builder}`; in Python `topwork.load({str(path)!r},"

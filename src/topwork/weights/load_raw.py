@@ -1,8 +1,8 @@
-"""Reading foreign weights without running what is in them: safetensors, or PyTorch's zip and legacy
+"""Reads foreign weights without running code from them: safetensors, or PyTorch's zip and legacy
 files as plain tensors.
 
-A pickle that wants more than tensors is refused. Nothing is stripped or renamed unasked: where a
-file holds a checkpoint or prefixed names, the error says what `fetch.prefix` to write.
+A pickle that wants more than tensors is refused. Nothing is stripped or renamed by default:
+where a file holds a checkpoint or prefixed names, the error names the `fetch.prefix` to write.
 """
 
 import pickle
@@ -31,7 +31,7 @@ def read_state_dict(
     """Tensors of a weights file by name, mapped where the format allows, in the file's dtypes.
 
     Args:
-        path: safetensors, or what `torch.save` writes; told apart by content, not by name.
+        path: safetensors, or what `torch.save` writes; recognized by content, not by name.
         prefix: what to take: a key of a checkpoint (`state_dict`), a prefix of tensor names
             (`module.`, ends in a dot and is stripped), or both, joined by slashes
             (`state_dict/model.`). Tensors outside it are left out.
@@ -122,9 +122,8 @@ def _check_archive(file: _File, max_bytes: int) -> None:
 def _load_pickle(file: _File, *, mmap: bool) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # torch's remarks on odd tensors; _check_tensors refuses them
+            # torch warns of odd tensors; _check_tensors refuses them
+            warnings.simplefilter("ignore")
             return torch.load(file.path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise NotWeightsError(_refusal(file, str(error))) from error
@@ -209,10 +208,10 @@ def _select(loaded: Any, prefix: str | None, file: _File) -> dict[str, Tensor]:
 
 
 def _parse_prefix(prefix: str | None) -> tuple[list[str], str | None]:
-    parts = [part for part in (prefix or "").split("/") if part]
-    if parts and parts[-1].endswith("."):
-        return parts[:-1], parts[-1]
-    return parts, None
+    keys = [key for key in (prefix or "").split("/") if key]
+    if keys and keys[-1].endswith("."):
+        return keys[:-1], keys[-1]
+    return keys, None
 
 
 def _hint(loaded: Any) -> str:

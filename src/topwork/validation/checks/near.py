@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from topwork.validation.probe import Probe
-from topwork.validation.raw_split import Part
+from topwork.validation.raw_split import RawSplit
 
 PHASH_BITS = 4
 DHASH_BITS = 8
@@ -17,28 +17,28 @@ PIECES = PHASH_BITS + 1  # of five pieces one is equal when four bits differ at 
 MAX_BUCKET = 256
 
 
-def check_near(parts: Sequence[Part], probes: Mapping[str, Mapping[str, Probe]]) -> None:
-    """Near-duplicates within and across splits; the same bytes are another rule's business."""
+def check_near(raw_splits: Sequence[RawSplit], probes: Mapping[str, Mapping[str, Probe]]) -> None:
+    """Near-duplicates within and across splits; identical bytes are another rule."""
     places: list[tuple[int, int]] = []
     found: list[Probe] = []
-    for index, part in enumerate(parts):
-        for row, name in enumerate(part.file_name):
-            entry = probes.get(part.root, {}).get(name)
+    for index, raw in enumerate(raw_splits):
+        for row, name in enumerate(raw.file_name):
+            entry = probes.get(raw.root, {}).get(name)
             if entry is not None and entry.phash:
                 places.append((index, row))
                 found.append(entry)
     one, two, apart = near_pairs([entry.phash for entry in found], [entry.dhash for entry in found])
-    told: set[tuple[int, str]] = set()
+    reported: set[tuple[int, str]] = set()
     for first, second, distance in zip(one.tolist(), two.tolist(), apart.tolist(), strict=True):
         if found[first].sha256 == found[second].sha256:
             continue
         (index_a, row_a), (index_b, row_b) = places[first], places[second]
-        a, b = parts[index_a], parts[index_b]
+        a, b = raw_splits[index_a], raw_splits[index_b]
         rule = "near-duplicate" if a.split == b.split else "near-duplicate-across"
-        if (second, rule) in told:
+        if (second, rule) in reported:
             # one finding an image and rule: a series of alike frames would give all its pairs
             continue
-        told.add((second, rule))
+        reported.add((second, rule))
         where = f"{a.file_name[row_a]} (image {a.image_id[row_a]}, {a.split})"
         twin = (a.split, int(a.image_id[row_a]))
         b.find_image(

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pycocotools import mask as coco_mask
 
 from topwork.validation.checks.boxes import sizes_of
-from topwork.validation.raw_split import Floats, Ints, Part
+from topwork.validation.raw_split import Floats, Ints, RawSplit
 
 BATCH = 20_000
 BOX_TOLERANCE_PX = 2.0
@@ -35,19 +35,18 @@ _DECODER = msgspec.json.Decoder(list[Polygons | Rle | None])
 _SINGLE = msgspec.json.Decoder(Polygons | Rle | None)
 
 
-@np.errstate(
-    invalid="ignore", over="ignore", divide="ignore"
-)  # coordinates may be anything; what overflows compares as false
-def check_segmentations(part: Part) -> None:
+# coordinates may be anything; what overflows compares as false
+@np.errstate(invalid="ignore", over="ignore", divide="ignore")
+def check_segmentations(raw: RawSplit) -> None:
     """All rules on segmentations of one split."""
-    if part.segmentation is None or not len(part.annotation_id):
+    if raw.segmentation is None or not len(raw.annotation_id):
         return
-    image_width, image_height = sizes_of(part, part.image_rows())
-    for rows, shapes in _batches(part):
+    image_width, image_height = sizes_of(raw, raw.image_rows())
+    for rows, shapes in _batches(raw):
         polygons = [index for index, shape in enumerate(shapes) if type(shape) is list and shape]
         if polygons:
             _check_polygons(
-                part,
+                raw,
                 rows[polygons],
                 [shapes[index] for index in polygons],
                 image_width,
@@ -56,12 +55,12 @@ def check_segmentations(part: Part) -> None:
         for index, shape in enumerate(shapes):
             if isinstance(shape, Rle):
                 row = int(rows[index])
-                _check_rle(part, row, shape, image_width[row], image_height[row])
+                _check_rle(raw, row, shape, image_width[row], image_height[row])
 
 
-def _batches(part: Part) -> Iterator[tuple[Ints, list[Any]]]:
+def _batches(raw: RawSplit) -> Iterator[tuple[Ints, list[Any]]]:
     """Rows and their decoded segmentations; what can't be decoded is found and left out."""
-    column = part.segmentation
+    column = raw.segmentation
     assert column is not None
     for start in range(0, len(column), BATCH):
         piece = column.slice(start, BATCH)
@@ -83,7 +82,7 @@ def _batches(part: Part) -> Iterator[tuple[Ints, list[Any]]]:
                     kept.append(row)
                 except (msgspec.DecodeError, RecursionError) as error:
                     rule = "segmentation-nan" if "null" in single else "segmentation-malformed"
-                    part.find_annotation(
+                    raw.find_annotation(
                         rule,
                         row,
                         f"segmentation: {error}; expected [[x, y, x, y, ...], ...] or {{size,"
@@ -93,7 +92,7 @@ def _batches(part: Part) -> Iterator[tuple[Ints, list[Any]]]:
 
 
 def _check_polygons(
-    part: Part, rows: Ints, shapes: list[Polygons], image_width: Floats, image_height: Floats
+    raw: RawSplit, rows: Ints, shapes: list[Polygons], image_width: Floats, image_height: Floats
 ) -> None:
     counts = np.fromiter((len(ring) for shape in shapes for ring in shape), np.int64)
     rings_of = np.fromiter(map(len, shapes), np.int64, len(shapes))
@@ -101,21 +100,21 @@ def _check_polygons(
     odd = counts % 2 == 1
     short = ~odd & (counts < 6)
     for ring in np.flatnonzero(odd):
-        part.find_annotation(
+        raw.find_annotation(
             "polygon-odd",
             int(rows[owner[ring]]),
             f"a polygon has {counts[ring]} coordinates, expected an even number",
         )
     for ring in np.flatnonzero(short):
-        said = (
+        points_text = (
             "four numbers, which pycocotools takes for a box"
             if counts[ring] == 4
             else f"{counts[ring] // 2} points"
         )
-        part.find_annotation(
+        raw.find_annotation(
             "polygon-short",
             int(rows[owner[ring]]),
-            f"a polygon has {said}, expected three points or more",
+            f"a polygon has {points_text}, expected three points or more",
         )
     flat = np.fromiter(
         chain.from_iterable(chain.from_iterable(shapes)), np.float64, int(counts.sum())
@@ -138,7 +137,7 @@ def _check_polygons(
     top, bottom = (_over(kind, _over(kind, y, starts), first) for kind in (np.minimum, np.maximum))
     area = np.add.reduceat(np.abs(twice) / 2, first)
     _hold(
-        part,
+        raw,
         rows[index],
         (left, top, right, bottom),
         area,
@@ -154,7 +153,7 @@ def _over(kind: Any, values: Floats, starts: Ints) -> Floats:
 
 
 def _hold(
-    part: Part,
+    raw: RawSplit,
     rows: Ints,
     extent: tuple[Floats, Floats, Floats, Floats],
     area: Floats,
@@ -164,8 +163,8 @@ def _hold(
 ) -> None:
     """Extents and areas of the polygons of `rows` against boxes, area fields and images."""
     left, top, right, bottom = extent
-    box, declared = part.box[rows], part.area[rows]
-    crowd = part.crowd[rows]
+    box, declared = raw.box[rows], raw.area[rows]
+    crowd = raw.crowd[rows]
     apart = np.max(
         np.abs(
             [
@@ -189,38 +188,40 @@ def _hold(
         & (np.abs(area - declared) > AREA_TOLERANCE * np.maximum(area, declared) + 2)
     )
     for at in np.flatnonzero(crowd):
-        part.find_annotation(
+        raw.find_annotation(
             "crowd-polygon",
             int(rows[at]),
             "iscrowd is 1 and the segmentation is polygons, expected run lengths",
         )
     for at in np.flatnonzero(differs):
         found = ", ".join(f"{edge[at]:.6g}" for edge in (left, top, right - left, bottom - top))
-        part.find_annotation(
+        raw.find_annotation(
             "segmentation-box-differs",
             int(rows[at]),
             f"the polygons' extent is [{found}], {apart[at]:.3g} px off the box",
         )
     for at in np.flatnonzero(outside):
-        part.find_annotation(
+        raw.find_annotation(
             "segmentation-outside",
             int(rows[at]),
             f"a polygon reaches {beyond[at]:.4g} px beyond the image",
         )
     for at in np.flatnonzero(thin):
-        part.find_annotation("polygon-flat", int(rows[at]), "the polygons enclose no area")
+        raw.find_annotation("polygon-flat", int(rows[at]), "the polygons enclose no area")
     for at in np.flatnonzero(unequal):
-        part.find_annotation(
+        raw.find_annotation(
             "segmentation-area-differs",
             int(rows[at]),
-            f"the polygon encloses {area[at]:.6g} px, the area field says {declared[at]:.6g}",
+            f"the polygon encloses {area[at]:.6g} px, the area field has {declared[at]:.6g}",
         )
 
 
-def _check_rle(part: Part, row: int, shape: Rle, image_width: float, image_height: float) -> None:
+def _check_rle(
+    raw: RawSplit, row: int, shape: Rle, image_width: float, image_height: float
+) -> None:
     height, width = shape.size
     if image_width > 0 and (width, height) != (image_width, image_height):
-        part.find_annotation(
+        raw.find_annotation(
             "rle-size-differs",
             row,
             f"run lengths are for {width}x{height}, the image is"
@@ -228,20 +229,20 @@ def _check_rle(part: Part, row: int, shape: Rle, image_width: float, image_heigh
         )
         return
     if not 0 < width * height <= 1 << 31:
-        part.find_annotation("rle-counts", row, f"run lengths for {width}x{height} pixels")
+        raw.find_annotation("rle-counts", row, f"run lengths for {width}x{height} pixels")
         return
     counts = shape.counts if isinstance(shape.counts, list) else uncompress(shape.counts)
     if counts is None or any(count < 0 for count in counts) or sum(counts) != width * height:
         total = "can't be decoded" if counts is None else f"add up to {sum(counts)}"
-        part.find_annotation(
+        raw.find_annotation(
             "rle-counts", row, f"run lengths {total}, expected {width * height} ({width}x{height})"
         )
         return
     encoded = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     found = coco_mask.toBbox(encoded)
-    box = part.box[row]
+    box = raw.box[row]
     if not coco_mask.area(encoded):
-        part.find_annotation("polygon-flat", row, "the run lengths mark no pixel")
+        raw.find_annotation("polygon-flat", row, "the run lengths mark no pixel")
         return
     apart = max(
         abs(found[0] - box[0]),
@@ -253,7 +254,7 @@ def _check_rle(part: Part, row: int, shape: Rle, image_width: float, image_heigh
         BOX_TOLERANCE_PX, BOX_TOLERANCE_SHARE * max(box[2], box[3])
     ):
         extent = ", ".join(f"{value:.6g}" for value in found)
-        part.find_annotation(
+        raw.find_annotation(
             "segmentation-box-differs",
             row,
             f"the mask's extent is [{extent}], {apart:.3g} px off the box",
