@@ -31,6 +31,7 @@ AFTER_TRAINING = {"finetune", "predict", "evaluate", "report", "gate"}
 RERUNS: dict[str, set[str]] = {
     "files.py": EVERYTHING,
     "classes.py": EVERYTHING - {"demo", "gate"},
+    "category_sets/coco-91.txt": {"validate", "fetch", "surgery"},
     "params/section.py": EVERYTHING,
     "params/demo.py": {"demo", "report"},
     "params/report.py": {"report"},
