@@ -86,7 +86,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of it; the first run is what the others are held against."""
+    """All of it; the others are compared with the first run."""
 
     runs: Sequence[Run]
     params: list[tuple[str, list[str]]]
@@ -214,7 +214,7 @@ def moved_rows(first: Run, other: Run) -> "pd.DataFrame | str":
     try:
         table = diff(_weights(before), _weights(after))
     except TopworkError as error:
-        return f"They can't be held against each other: {error}"
+        return f"They can't be compared: {error}"
     table["class"] = table["class"].replace("", "everything else")
     table["squared"] = table["moved"] ** 2
     table["norm"] = (table["moved"] / table["relative"].where(table["relative"] > 0)) ** 2
@@ -344,8 +344,8 @@ def _difference(
 
 
 def _same_set(first: Truth | None, other: Truth | None, name: str) -> bool:
-    """Whether two truths have the same images, and the same objects of a class; one that isn't
-    known isn't another.
+    """Whether two truths have the same images, and the same objects of a class; an unknown one
+    counts as the same.
     """
     if first is None or other is None:
         return True

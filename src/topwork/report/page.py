@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from topwork.errors import TopworkError
 from topwork.project.evaluate import CLASSES
+from topwork.project.names import MODEL_TITLES
 from topwork.report import lineage, sections, story
 from topwork.report.figures import ClassFigures, class_figures, clauses
 from topwork.report.headline import headline
@@ -136,7 +137,7 @@ def render(template: str, package: str = "topwork.report", **context: Any) -> st
 
 @cache
 def _environment(package: str) -> Environment:
-    return Environment(
+    environment = Environment(
         loader=ChoiceLoader([PackageLoader("topwork.report"), PackageLoader(package)]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -144,3 +145,5 @@ def _environment(package: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals |= {"styles": sections.STYLES, "model_titles": MODEL_TITLES}
+    return environment
