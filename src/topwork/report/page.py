@@ -45,7 +45,7 @@ def render_report(run: Run) -> str:
     text = render(
         "report.html.j2",
         title=params.title,
-        headline=headline(figures, contract),
+        headline=headline(figures, contract, run.mean_ap("finetuned", "test")),
         figures=figures,
         contract=contract,
         pictures=pictures,
