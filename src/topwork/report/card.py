@@ -1,8 +1,8 @@
 """The model card: Hugging Face's form (YAML front matter, then Markdown), filled from the run's own
 record.
 
-Figures stand in it only where the run evaluated these very weights; otherwise the card says that it
-knows none.
+It has figures only where the run evaluated exactly these weights; otherwise it says that there are
+none.
 """
 
 import hashlib
@@ -108,7 +108,7 @@ def front_matter(
     if licence := provenance.get("licence"):
         known = re.fullmatch(
             r"[A-Za-z0-9.+-]+", str(licence)
-        )  # an identifier, such as Apache-2.0; a sentence stands in the text
+        )  # an identifier, such as Apache-2.0; a sentence is part of the text
         head = {"license": str(licence).lower() if known else "other", **head}
     results = [
         found

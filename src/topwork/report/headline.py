@@ -73,7 +73,7 @@ def _state(contract: Sequence[Clause]) -> State:
 def _worst(
     figures: Sequence[ClassFigures], contract: Sequence[Clause]
 ) -> tuple[str, str, Estimate, float | None] | None:
-    """The kept class that stands worst: (name, set, retention, least asked)."""
+    """The kept class with the worst retention: (name, set, retention, least asked)."""
     measured = [(clause, clause.found, clause.measured) for clause in contract]
     asked = [
         (clause, found, -1.0 if value is None else value / clause.least)

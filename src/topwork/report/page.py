@@ -105,7 +105,7 @@ def thresholds(figures: Sequence[ClassFigures], min_score: float | None) -> stor
 
 
 def class_notes(run: Run, figures: Sequence[ClassFigures]) -> list[str]:
-    """What the class table can't say by itself."""
+    """What the class table doesn't show."""
     notes = []
     if not any(figure.on == "source" for figure in figures):
         notes.append(

@@ -107,7 +107,7 @@ class WorkingFiles:
 
 @dataclass(frozen=True)
 class Curve:
-    """One training curve: its name as DVCLive's path says it (`train/loss`), steps and values."""
+    """One training curve: its name from DVCLive's path (`train/loss`), steps and values."""
 
     name: str
     steps: tuple[float, ...]
