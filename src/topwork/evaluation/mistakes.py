@@ -116,9 +116,9 @@ class Mistakes:
         codes = [KINDS.index(kind) for kind in kinds]
         label, true = matches.label.copy(), self.kind == _TRUE
         gone = np.isin(self.kind, [*codes, _IGNORED])
-        mended = self._best_claims[gone[self._best_claims]]
-        true[mended], gone[mended] = True, False
-        label[mended] = truth.label[self.claim[mended]]
+        repaired = self._best_claims[gone[self._best_claims]]
+        true[repaired], gone[repaired] = True, False
+        label[repaired] = truth.label[self.claim[repaired]]
         left = np.flatnonzero(~gone)
         left = left[np.lexsort((-matches.score[left], label[left]))]
         asked = self._objects - (

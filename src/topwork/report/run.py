@@ -133,7 +133,7 @@ class Run:
 
     @cached_property
     def paths(self) -> frozenset[str]:
-        """Every file below out/, and dvc.lock where there is one."""
+        """Every file below out/."""
         return frozenset(self.files.names("out"))
 
     def has(self, path: Path) -> bool:
