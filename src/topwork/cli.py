@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand; an error that a user can mend becomes one paragraph on stderr and exit
+    """Run one subcommand; an error that a user can fix becomes one paragraph on stderr and exit
     code 1.
     """
     argv = sys.argv[1:] if argv is None else argv

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from topwork.params.document import load_params
+from topwork.project.evaluate import TABLE, TableRecord
 from topwork.project.fetch import PROVENANCE, ProvenanceRecord
 from topwork.project.finetune import FINETUNED
+from topwork.project.names import HELD_OUT
 from topwork.report.card import model_card
 from topwork.report.run import Run, WorkingFiles
 
@@ -34,7 +36,12 @@ def test_hugging_face_reads_it(finished: Path) -> None:
     for row in rows:
         if (ap := row.models["finetuned"].ap) is not None:
             assert figures[row.split, f"AP of {row.name}"] == round(ap, 4)
-    assert {split for split, _ in figures} == {"test", "source"}
+    assert {split for split, _ in figures} == set(HELD_OUT)
+    table = TableRecord.read(finished / TABLE)
+    for split in HELD_OUT:
+        mean = table.sets[split]["finetuned"].map
+        assert mean is not None
+        assert figures[split, "mAP, IoU 0.50 to 0.95"] == round(mean, 4)
     assert "Retention contract, " in card.text
     assert "- **Their licence**: Apache-2.0" in card.text
 

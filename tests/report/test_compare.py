@@ -16,7 +16,7 @@ from topwork.compare.page import render_comparison, sentence
 from topwork.dataset.tables import Tables
 from topwork.errors import TopworkError
 from topwork.params.document import load_params
-from topwork.project.evaluate import IMAGES
+from topwork.project.evaluate import CLASSES, IMAGES, ClassesRecord
 from topwork.project.predictions import predictions_path
 from topwork.report.figures import Estimate
 from topwork.report.run import Run, WorkingFiles
@@ -116,10 +116,11 @@ def test_another_set_and_no_interval_are_distinguished(finished: Path, project: 
     assert found.pop(("test", name)) == "other set"
     assert set(found.values()) == {"equal"}
     (project / predictions_path("finetuned", "test")).unlink()
-    evaluated = json.loads((project / "out/evaluate/classes.json").read_text())
-    for row in evaluated["classes"]:
-        row["models"]["finetuned"]["ap"] = 0.0
-    (project / "out/evaluate/classes.json").write_text(json.dumps(evaluated))
+    rows = []
+    for row in ClassesRecord.read(project / CLASSES).classes:
+        nothing = row.models["finetuned"].model_copy(update={"ap": 0.0})
+        rows.append(row.model_copy(update={"models": {**row.models, "finetuned": nothing}}))
+    ClassesRecord(classes=tuple(rows)).write(project / CLASSES)
     assert {row.verdict(1) for row in compared(finished, project).metrics if row.on == "test"} == {
         "no interval"
     }
@@ -180,7 +181,7 @@ def test_params_of_another_shape() -> None:
 def test_one_revision_or_an_unevaluated_one_is_refused(finished: Path, project: Path) -> None:
     with pytest.raises(TopworkError, match="one revision given, expected two or more"):
         compare_runs([run_of(finished, "a")], [{}])
-    (project / "out/evaluate/classes.json").unlink()
+    (project / CLASSES).unlink()
     with pytest.raises(TopworkError, match=r"b has no out/evaluate/classes\.json"):
         compared(finished, project)
 
@@ -281,7 +282,7 @@ def test_dvc_experiments(
     do("dvc", "exp", "run", "-q", "--name", "bold", "--set-param", "finetune.lr=0.5")
     do("git", "checkout", "-q", ".")
     do("dvc", "checkout", "-q")
-    before = (project / "out/evaluate/classes.json").read_bytes()
+    before = (project / CLASSES).read_bytes()
     assert (
         compare.run(compare_arguments("HEAD", "bold", "--html", "page.html", "--pictures", "1"))
         == 0
@@ -289,7 +290,7 @@ def test_dvc_experiments(
     printed = " ".join(capsys.readouterr().out.split())
     assert "bold is worse on person (test)" in printed
     assert "finetune.lr 0.01 0.5" in printed
-    assert (project / "out/evaluate/classes.json").read_bytes() == before
+    assert (project / CLASSES).read_bytes() == before
     assert (project / "page.html").read_text().count('<p class="panel-title">bold</p>') == 1
     with pytest.raises(TopworkError, match="bald: no such revision"):
         compare.run(compare_arguments("HEAD", "bald"))

@@ -35,7 +35,7 @@ YARD = [
 
 
 def test_contract_held() -> None:
-    top = headline(YARD, [Clause("person", "source", 0.95, Estimate(0.97, 0.93, 1.0), True)])
+    top = headline(YARD, [Clause("person", "source", 0.95, Estimate(0.97, 0.93, 1.0), True)], 0.6)
     assert top.state == "holds"
     assert (
         top.sentence
@@ -46,7 +46,7 @@ def test_contract_held() -> None:
         "97%",
         "0.60",
         "0.60",
-    ]  # worst retention; (0.5 + 0.7) / 2; (0.6 + 0.5 + 0.7) / 3
+    ]  # worst retention; (0.5 + 0.7) / 2; the mAP given
     assert top.numbers[0].context == "person, source set; interval 93% to 100%; asked ≥ 95%"
     assert top.numbers[1].context == "mean of helmet and forklift; 0.05 before training"
     assert (
@@ -55,7 +55,7 @@ def test_contract_held() -> None:
 
 
 def test_contract_breached_names_class_and_figures() -> None:
-    top = headline(YARD, [Clause("person", "source", 0.95, Estimate(0.81), False)])
+    top = headline(YARD, [Clause("person", "source", 0.95, Estimate(0.81), False)], 0.6)
     assert (top.state, top.tag) == ("breached", "Contract breached")
     assert top.sentence.startswith(
         "Person kept 81% of its pretrained AP where at least 95% was asked;"
@@ -91,20 +91,20 @@ def test_contract_breached_names_class_and_figures() -> None:
     ids=["by a hair", "tenths asked", "by the interval", "no interval"],
 )
 def test_a_breach_never_sounds_like_success(clause: Clause, sentence: str) -> None:
-    assert headline(YARD, [clause]).sentence.startswith(sentence)
+    assert headline(YARD, [clause], 0.6).sentence.startswith(sentence)
 
 
 def test_undefined_retention_is_named() -> None:
-    top = headline(YARD[1:3], [Clause("person", "source", 0.95, None, False)])
+    top = headline(YARD[1:3], [Clause("person", "source", 0.95, None, False)], 0.6)
     assert "person's retention is undefined" in top.sentence.lower()
     assert top.numbers[0].value == "undefined"
 
 
 def test_no_contract_no_kept_class_no_added_class() -> None:
-    nothing = headline([figures("person", "new", "test", None, 0.0, None)], [])
+    nothing = headline([figures("person", "new", "test", None, 0.0, None)], [], None)
     assert (nothing.state, nothing.tag) == ("open", "No contract set")
     assert "the AP of person is undefined: the test set holds none" in nothing.sentence
-    kept = headline(YARD[:1], [])
+    kept = headline(YARD[:1], [], 0.6)
     assert (
         kept.sentence
         == "Person kept 200% of its pretrained AP on the test set; no class was added."
@@ -112,7 +112,7 @@ def test_no_contract_no_kept_class_no_added_class() -> None:
 
 
 def test_without_contract_the_source_set_speaks_first() -> None:
-    assert headline(YARD, []).numbers[0].context == "person, source set; interval 90% to 105%"
+    assert headline(YARD, [], 0.6).numbers[0].context == "person, source set; interval 90% to 105%"
 
 
 @pytest.mark.parametrize(

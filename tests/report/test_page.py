@@ -2,10 +2,11 @@
 may be missing.
 """
 
-import json
+import platform
 import re
 import shutil
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from report.project import build_project, document
 from topwork.errors import TopworkError
 from topwork.files import write_json
 from topwork.params.document import load_params, parse_params
+from topwork.project.evaluate import VERDICT, VerdictRecord
+from topwork.project.finetune import RECORD, RunRecord
 from topwork.report.page import render_report
 from topwork.report.run import Run, WorkingFiles
 from topwork.stages import report
@@ -109,13 +112,31 @@ def test_every_command_is_one_that_topwork_knows(finished: Path) -> None:
 
 
 def test_breach_is_on_top(project: Path) -> None:
-    verdict = json.loads((project / "out/evaluate/verdict.json").read_text())
-    verdict["holds"] = False
-    verdict["contracts"][0] |= {"holds": False, "found": 0.5, "interval": [0.4, 0.6]}
-    write_json(project / "out/evaluate/verdict.json", verdict)
+    verdict = VerdictRecord.read(project / VERDICT)
+    breach = verdict.contracts[0].model_copy(
+        update={"holds": False, "found": 0.5, "interval": (0.4, 0.6)}
+    )
+    VerdictRecord(holds=False, contracts=(breach,)).write(project / VERDICT)
     page = text_of(project)
     assert 'class="verdict breached"' in page
     assert "Person kept 50% of its pretrained AP where at least 90% was asked" in page
+
+
+def test_versions_are_those_of_the_run(project: Path) -> None:
+    """The page shows the environment that trained, not the one that makes the page."""
+    record = RunRecord.read(project / RECORD)
+    ran = {"python": "3.8.1", "torch": "1.0.1.post2", "torchvision": "0.2.3", "pillow": "5.4.1"}
+    record.model_copy(update={"versions": ran, "machine": {"device": "cpu"}}).write(
+        project / RECORD
+    )
+    page = text_of(project)
+    (section,) = re.findall(r"<summary>Versions</summary>(.*?)</details>", page, re.DOTALL)
+    assert dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", section)) == ran
+    installed = {name: version(name) for name in ran if name != "python"}
+    for name, found in {**installed, "python": platform.python_version()}.items():
+        assert found not in page, name
+    (project / RECORD).unlink()
+    assert "<summary>Versions</summary>" not in text_of(project)
 
 
 def test_titles_and_names_are_escaped(project: Path) -> None:

@@ -17,12 +17,12 @@ def experiments(root: Path, limit: int | None = None) -> "pd.DataFrame":
     reads them.
 
     Returns:
-        One row an experiment: rev, name, kind (`commit` or `experiment`), date, subject, then a
-            column a metric and a param
-        (`params.finetune.lr`); a value that a revision lacks is NA.
+        One row an experiment: rev, name, kind (`commit` or `experiment`), date, subject, then one
+        column for each metric and param (`params.finetune.lr`); a value that a revision lacks is
+        NA.
 
     Raises:
-        AuditError: the folder is no git and DVC project.
+        AuditError: the folder isn't a git and DVC project.
     """
     import pandas as pd
     from dvc.exceptions import DvcException

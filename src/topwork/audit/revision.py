@@ -39,8 +39,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What a dvc.lock says of one stage (a .dvc file counts as a stage without command, deps or
-    params).
+    """What a dvc.lock records about one stage (a .dvc file counts as a stage without command, deps
+    or params).
     """
 
     name: str
@@ -55,7 +55,7 @@ def git(root: Path, *arguments: str) -> bytes:
     """Run git in `root`.
 
     Raises:
-        AuditError: git isn't there, or says no; the message is git's own.
+        AuditError: git isn't there, or fails; the message is git's own.
     """
     try:
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False)
@@ -167,7 +167,7 @@ class Revision:
         return document
 
     def params_document(self, path: str = "params.yaml") -> dict[str, Any]:
-        """A params file as it stood, untyped (older revisions may hold keys that are unknown
+        """A params file of the revision, untyped (older revisions may hold keys that are unknown
         today).
         """
         if path not in self.tracked:
@@ -178,7 +178,7 @@ class Revision:
 
     @property
     def params(self) -> Params:
-        """params.yaml as it stood, typed by today's definition."""
+        """params.yaml of the revision, typed by today's definition."""
         return parse_params(self.params_document(), Path(f"params.yaml at {self.rev}"))
 
     @cached_property
@@ -230,7 +230,7 @@ class Revision:
         return None
 
     def read_bytes(self, path: str) -> bytes:
-        """Content of a file as it stood, from git or from the DVC cache.
+        """Content of a file of the revision, from git or from the DVC cache.
 
         Raises:
             AuditError: neither has it.

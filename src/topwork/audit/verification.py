@@ -1,8 +1,8 @@
-"""`topwork audit verify`: does a past run's record hold?
+"""`topwork audit verify`: is a past run's record intact?
 
 Every hash of that revision's dvc.lock is computed again from the cache and from git; each stage's
-deps are held against the outs of the stage upstream; params and commands against the files of that
-revision. Nothing is believed because the lock says so.
+deps are compared with the outs of the stage upstream, params and commands with the files of that
+revision. Nothing is trusted because the lock has it.
 """
 
 import hashlib

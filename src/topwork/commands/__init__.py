@@ -1,1 +1,1 @@
-"""One module a subcommand of `topwork`: `add_arguments` declares it, `run` does it."""
+"""One module for each subcommand of `topwork`: `add_arguments` declares it, `run` does it."""

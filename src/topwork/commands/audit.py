@@ -9,7 +9,8 @@ from topwork.errors import AuditError
 if TYPE_CHECKING:
     from topwork.audit.verification import Check
 
-HEADLINES = ("test.finetuned.map", "retention")
+HEADLINES = ("retention.", "ap.", "map")
+"""Metrics shown first: what `MetricsRecord` has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

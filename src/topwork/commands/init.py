@@ -1,4 +1,4 @@
-"""`topwork init FOLDER`: a project of one's own, made from topwork's own top level."""
+"""`topwork init FOLDER`: a new project, made from the files at topwork's own top level."""
 
 import argparse
 import re
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the project, make it a git and DVC repository, and say what to do next."""
+    """Write the project, make it a git and DVC repository, and print what to do next."""
     folder: Path = arguments.folder
     write_project(folder)
     for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):

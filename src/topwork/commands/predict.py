@@ -123,7 +123,9 @@ def _files(given: "Sequence[Path]", suffixes: "frozenset[str]") -> list[Path]:
 
 
 def _names(files: "Sequence[Path]") -> list[str]:
-    """Names of the pictures: the image's own as PNG; twins of other folders get a number."""
+    """Names of the pictures: the image's own as PNG; the same name from another folder gets a
+    number.
+    """
     names: list[str] = []
     for file in files:
         name, number = f"{file.stem}.png", 2

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what holds; what doesn't is an error."""
+    """Print what was verified; a difference is an error."""
     from topwork.commands.reading import trusted
     from topwork.surgery.verification import verify_graft
 

@@ -1,6 +1,6 @@
 """Several runs side by side: params, data, weights and metrics of each against the first.
 
-Where two runs were evaluated on the very same test set, the difference of two AP has an interval of
+Where two runs were evaluated on the same test set, the difference of two AP has an interval of
 its own, from a paired bootstrap: each resample of the images gives both figures. That separates far
 smaller differences from chance than two separate intervals do.
 """
@@ -59,8 +59,8 @@ class MetricRow:
     Attributes:
         differences: run's place -> AP minus the first run's, with the paired interval; None where
             there's none.
-        elsewhere: places of runs whose images, or objects of the class, aren't the first run's: no
-            interval could pair them.
+        elsewhere: places of runs whose images, or objects of the class, differ from the first
+            run's, so that no interval can pair them.
     """
 
     name: str
@@ -86,7 +86,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of it; the first run is what the others are held against."""
+    """All of it; the others are compared with the first run."""
 
     runs: Sequence[Run]
     params: list[tuple[str, list[str]]]
@@ -197,8 +197,8 @@ def _annotations(run: Run, split: str) -> pd.DataFrame:
 
 
 def moved_rows(first: Run, other: Run) -> "pd.DataFrame | str":
-    """How far each class's head rows, and the rest, lie apart in two fine-tuned weights; or why
-    that can't be computed.
+    """Distance of each class's head rows, and of the rest, between two fine-tuned weights; or why
+    there is none.
 
     Returns:
         class (`everything else` last), tensors, equal (how many are bit-identical), moved
@@ -214,7 +214,7 @@ def moved_rows(first: Run, other: Run) -> "pd.DataFrame | str":
     try:
         table = diff(_weights(before), _weights(after))
     except TopworkError as error:
-        return f"They can't be held against each other: {error}"
+        return f"They can't be compared: {error}"
     table["class"] = table["class"].replace("", "everything else")
     table["squared"] = table["moved"] ** 2
     table["norm"] = (table["moved"] / table["relative"].where(table["relative"] > 0)) ** 2
@@ -303,7 +303,7 @@ def metric_rows(runs: Sequence[Run]) -> list[MetricRow]:
 
 
 def _assessed(run: Run, resampling: EvaluateParams) -> dict[str, Assessment]:
-    """Set -> the fine-tuned detector's assessment, made again from the run's predictions, with the
+    """Set -> the fine-tuned detector's assessment, computed from the run's predictions, with the
     same resamples for every run.
     """
     if run.params is None:
@@ -344,8 +344,8 @@ def _difference(
 
 
 def _same_set(first: Truth | None, other: Truth | None, name: str) -> bool:
-    """Whether two truths have the same images, and the same objects of a class; one that isn't
-    known isn't another.
+    """Whether two truths have the same images, and the same objects of a class; an unknown one
+    counts as the same.
     """
     if first is None or other is None:
         return True

@@ -18,7 +18,7 @@ from topwork.report.figures import Estimate, class_figures, percent
 from topwork.report.page import render, thresholds
 from topwork.report.pictures import ChosenImage, Picture, boxes_of, draw
 from topwork.report.run import Run
-from topwork.report.sections import SET_TITLES, Table
+from topwork.report.sections import SET_TITLES, Table, with_range
 from topwork.report.story import SPLIT_NAMES, kinds_of
 
 PILLS = {
@@ -66,7 +66,7 @@ def sentence(comparison: Comparison) -> str:
             continue
         if not verdicts & {"better", "worse", "within chance", "equal"}:
             parts.append(
-                f"{name} can't be held against {comparison.names[0]}:"
+                f"{name} can't be compared with {comparison.names[0]}:"
                 f" {' and '.join(sorted(verdicts)) or 'no class in common'}"
             )
             continue
@@ -94,7 +94,7 @@ def metric_table(comparison: Comparison, on: str) -> Table:
             name,
             _ap(row.ap[index]),
             _delta(row, index) if index else "",
-            _share(row.retention[index]),
+            _retention(row.retention[index]),
         ]
         for row in comparison.metrics
         if row.on == on
@@ -113,13 +113,13 @@ def metric_table(comparison: Comparison, on: str) -> Table:
 
 
 def _ap(found: Estimate | None) -> Any:
-    return "undefined" if found is None else _ranged(f"{found.value:.3f}", found.interval)
+    return "undefined" if found is None else with_range(f"{found.value:.3f}", found.interval)
 
 
-def _share(found: Estimate | None) -> Any:
+def _retention(found: Estimate | None) -> Any:
     if found is None:
         return "–"
-    return _ranged(
+    return with_range(
         percent(found.value),
         (
             ""
@@ -127,10 +127,6 @@ def _share(found: Estimate | None) -> Any:
             else f"{percent(found.low)} to {percent(found.high)}"
         ),
     )
-
-
-def _ranged(text: str, between: str) -> Any:
-    return Markup('{}<span class="range">{}</span>').format(text, between) if between else text
 
 
 def _delta(row: MetricRow, index: int) -> Any:

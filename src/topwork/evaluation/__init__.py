@@ -1,3 +1,3 @@
-"""What predictions are worth: retention and its contract, mistakes, calibration, confusion,
+"""Figures from predictions: retention and its contract, mistakes, calibration, confusion,
 plots.
 """

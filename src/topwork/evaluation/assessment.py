@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from topwork.classes import ClassPlan
 from topwork.evaluation.calibration import expected_error
 from topwork.evaluation.confusion import confident
-from topwork.evaluation.retention import Verdict, ratio, ratio_interval, verdict_of
+from topwork.evaluation.retention import contract_record, ratio, ratio_interval
 from topwork.metrics.bootstrap import Interval, draw_weights, interval, weighted_ap
 from topwork.metrics.coco import Scores, score
 from topwork.metrics.curves import BestThreshold, best_threshold
@@ -24,17 +24,20 @@ from topwork.project.evaluate import (
     ClassAp,
     ClassesRecord,
     ClassRecord,
+    ContractRecord,
     MeanFigures,
     MetricsRecord,
     ModelFigures,
     ModelTable,
     TableRecord,
+    VerdictRecord,
 )
+from topwork.project.names import HELD_OUT
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What one model's predictions on one set are worth.
+    """How good one model's predictions on one set are.
 
     Attributes:
         truth: the ground truth, of the classes that the model has; the others' figures are
@@ -55,11 +58,11 @@ class Assessment:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes that the model has, of those that the set can speak of."""
+        """The classes that the model has, of those that the set is evaluated on."""
         return self.truth.classes
 
     def ap(self, name: str) -> float | None:
-        """AP of a class; None where the model hasn't the class or the set no object of it."""
+        """AP of a class; None where the model lacks the class, or the set an object of it."""
         return self.scores.ap(name) if name in self.classes else None
 
     def interval(self, name: str) -> Interval | None:
@@ -86,7 +89,7 @@ def assess(
     classes: Sequence[str] | None = None,
     what: str = "predictions",
 ) -> Assessment:
-    """Hold predictions against the truth.
+    """Compare predictions with the ground truth.
 
     Args:
         truth: the ground truth.
@@ -96,7 +99,7 @@ def assess(
         what: where the predictions come from, for messages.
 
     Raises:
-        EvaluationError: the predictions aren't sound (see `truth.detections_of`).
+        EvaluationError: the predictions aren't valid (see `truth.detections_of`).
     """
     truth = truth if classes is None else truth.only(classes)
     detections = detections_of(predictions, truth, what=what)
@@ -118,12 +121,12 @@ Assessments = Mapping[str, Mapping[str, Assessment]]
 
 
 def metrics_record(
-    assessments: Assessments, verdicts: Sequence[Verdict], plan: ClassPlan
+    assessments: Assessments, contracts: Sequence[ContractRecord], plan: ClassPlan
 ) -> MetricsRecord:
     """The figures that one decides by: retention of kept classes, AP of the others, mAP."""
     test = assessments["test"]["finetuned"]
     return MetricsRecord(
-        retention={name: _retention(assessments, verdicts, name) for name in plan.kept},
+        retention={name: _retention(assessments, contracts, name) for name in plan.kept},
         ap={row.name: test.ap(row.name) for row in plan.rows if row.origin != "keep"},
         map=test.scores.ap(),
     )
@@ -167,14 +170,16 @@ def _mask_means(assessment: Assessment) -> MeanFigures:
     return _means(scores, scores.classes)
 
 
-def _retention(assessments: Assessments, verdicts: Sequence[Verdict], name: str) -> float | None:
+def _retention(
+    assessments: Assessments, contracts: Sequence[ContractRecord], name: str
+) -> float | None:
     """Where the contract wants it measured; else on the source set if the class is there, else on
     the test set.
     """
-    for verdict in verdicts:
-        if verdict.name == name:
-            return verdict.found
-    for split in ("source", "test"):
+    for contract in contracts:
+        if contract.name == name:
+            return contract.found
+    for split in reversed(HELD_OUT):
         models = assessments.get(split, {})
         if models and name in models["finetuned"].truth.classes:
             return ratio(models["finetuned"].ap(name), models["pretrained"].ap(name))
@@ -244,14 +249,16 @@ def _paired(before: Assessment, after: Assessment, name: str) -> Interval | None
     return ratio_interval(after.resampled[name], before.resampled[name], after.confidence)
 
 
-def verdicts_of(contract: Mapping[str, KeepParams], assessments: Assessments) -> list[Verdict]:
-    """Every contract, held against what was measured."""
-    verdicts = []
+def verdict_record(contract: Mapping[str, KeepParams], assessments: Assessments) -> VerdictRecord:
+    """Every contract against what was measured."""
+    contracts = []
     for name, asked in contract.items():
         before, after = assessments[asked.on]["pretrained"], assessments[asked.on]["finetuned"]
         note = (
             None if after.truth.objects[name] else f"the {asked.on} set has no object of the class"
         )
         between = _paired(before, after, name)
-        verdicts.append(verdict_of(name, asked, before.ap(name), after.ap(name), between, note))
-    return verdicts
+        contracts.append(
+            contract_record(name, asked, before.ap(name), after.ap(name), between, note)
+        )
+    return VerdictRecord(holds=all(found.holds for found in contracts), contracts=tuple(contracts))

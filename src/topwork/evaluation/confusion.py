@@ -1,5 +1,4 @@
-"""What is taken for what: objects against detections, whatever their classes, with background on
-both sides.
+"""Which class is taken for which: objects against detections, with background on both sides.
 
 Detections count from their class's best threshold (highest F1). Best score first, each takes the
 free object that it overlaps most, by 0.5 or more. An object that nothing takes is confused with

@@ -65,6 +65,6 @@ def check_contract(
             )
     if faults:
         raise EvaluationError(
-            f"params.yaml: retention: {'; '.join(faults)}. Mend the contract, surgery.classes or"
+            f"params.yaml: retention: {'; '.join(faults)}. Fix the contract, surgery.classes or"
             " dataset."
         )

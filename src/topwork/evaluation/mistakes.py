@@ -1,5 +1,5 @@
-"""What went wrong: every wrong detection and every missed object gets one kind, and every kind its
-price in AP.
+"""Error kinds: every wrong detection and every missed object gets one kind, and every kind its cost
+in AP.
 
 Kinds, at IoU 0.5 (found) and 0.1 (near), tried in this order for a detection that isn't true and
 that no crowd took:
@@ -14,15 +14,15 @@ that no crowd took:
 An object is `missed` when no detection found it, and none of kind `localisation` or `class` was
 meant for it.
 
-To fix a kind: of the detections of kind `localisation` and `class` the best one meant for an object
-becomes true (under the object's
-class), unless the object is found already; the others go. `duplicate`, `background` and `both` go.
-`missed` objects are no longer asked for. With all six fixed, AP is 1.
+To fix a kind: of the detections of kind `localisation` and `class`, the best one meant for an
+object becomes true (under the object's class), unless the object is found already; the others are
+removed. `duplicate`, `background` and `both` are removed. `missed` objects no longer count. With
+all six fixed, AP is 1.
 
-Two prices: `cost` is how much AP at IoU 0.5 rises when this kind alone is fixed, as in TIDE; costs
-don't add up, since fixes help or
-hide each other. `share` is the kind's part of what is missing from 1: its mean rise over all orders
-of fixing the six (Shapley value), and shares add up to 1 - AP, exactly.
+Two measures: `cost` is how much AP at IoU 0.5 rises when this kind alone is fixed, as in TIDE;
+costs don't add up, since fixes help or hide each other. `share` is the kind's part of what is
+missing from 1: its mean rise over all orders of fixing the six (Shapley value); shares add up to
+exactly 1 - AP.
 
 Source: Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors (ECCV 2020);
 Shapley, A Value for n-Person Games (1953).
@@ -48,7 +48,7 @@ _TRUE, _IGNORED = len(KINDS), len(KINDS) + 1
 
 @dataclass(frozen=True)
 class Mistakes:
-    """The kinds of one set of matches; detections stand as in `Matches`.
+    """The kinds of one set of matches; detections are in the order of `Matches`.
 
     Attributes:
         matches: the matches; their first threshold is 0.5.
@@ -116,9 +116,9 @@ class Mistakes:
         codes = [KINDS.index(kind) for kind in kinds]
         label, true = matches.label.copy(), self.kind == _TRUE
         gone = np.isin(self.kind, [*codes, _IGNORED])
-        mended = self._best_claims[gone[self._best_claims]]
-        true[mended], gone[mended] = True, False
-        label[mended] = truth.label[self.claim[mended]]
+        repaired = self._best_claims[gone[self._best_claims]]
+        true[repaired], gone[repaired] = True, False
+        label[repaired] = truth.label[self.claim[repaired]]
         left = np.flatnonzero(~gone)
         left = left[np.lexsort((-matches.score[left], label[left]))]
         asked = self._objects - (
@@ -169,7 +169,7 @@ def _ap(hits: NDArray[np.bool_], objects: int) -> float:
 
 
 def find_mistakes(matches: Matches, kept: NDArray[np.bool_] | None = None) -> Mistakes:
-    """Give every wrong detection and every missed object its kind.
+    """Find the kind of every wrong detection and every missed object.
 
     Args:
         matches: matches whose first threshold is 0.5 and whose pairs reach down to 0.1.

@@ -11,7 +11,7 @@ from topwork.evaluation.assessment import (
     classes_record,
     metrics_record,
     table_record,
-    verdicts_of,
+    verdict_record,
 )
 from topwork.evaluation.images import image_scores
 from topwork.evaluation.plots import Plots, mistake_boxes
@@ -43,12 +43,8 @@ def write_evaluation(
     Raises:
         EvaluationError: masks are asked for, and the predictions or an annotation have none.
     """
-    verdicts = verdicts_of(contract, assessments)
     classes = classes_record(assessments, plan)
-    verdict = VerdictRecord(
-        holds=all(found.holds for found in verdicts),
-        contracts=tuple(found.record() for found in verdicts),
-    )
+    verdict = verdict_record(contract, assessments)
     table = table_record(assessments, masks=params.masks)
     plots = Plots(assessments)
     for name, frame in plots.tables().items():
@@ -59,7 +55,7 @@ def write_evaluation(
     classes.write(CLASSES)
     verdict.write(VERDICT)
     table.write(TABLE)
-    metrics_record(assessments, verdicts, plan).write(METRICS)
+    metrics_record(assessments, verdict.contracts, plan).write(METRICS)
     return classes, verdict
 
 

@@ -1,10 +1,9 @@
 """Tables for `dvc plots` and the report: curves, confusion, calibration, error kinds.
 
 The long tables (pr.csv, confusion.csv, calibration.csv, errors.json) hold every set, model and
-class. The wide ones are cut for `dvc plots`, which
-draws a column a line: pr_SET.csv and calibration_SET.csv have a column a model, confusion_SET.csv a
-row an object or stray detection of the
-fine-tuned model.
+class. The wide ones are for `dvc plots`, which draws a line for each column: pr_SET.csv and
+calibration_SET.csv have a column for each model, confusion_SET.csv a row for each object or stray
+detection of the fine-tuned model.
 """
 
 from collections.abc import Callable

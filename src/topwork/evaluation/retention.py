@@ -3,10 +3,8 @@ pretrained detector.
 
 Both are measured on the same images, so the interval is a paired bootstrap: each resample of the
 images gives both figures, and their ratio. The contract in params.yaml (`retention: {person: {min:
-0.95, on: source}}`) is judged here and enforced by the gate.
+0.95, on: source}}`) is checked here and enforced by the gate.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,77 +31,24 @@ def ratio_interval(
     return interval(finetuned[defined] / pretrained[defined], confidence)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What became of one class's contract.
-
-    Attributes:
-        name: the class.
-        on: the set.
-        min: least retention that was asked for.
-        by: `estimate` or `interval` (then its lower end has to reach `min`).
-        pretrained: average precision before.
-        finetuned: average precision after.
-        found: retention; None where undefined.
-        interval: of the retention.
-        holds: whether the contract does; an undefined retention never holds.
-        note: why it's undefined, or None.
-    """
-
-    name: str
-    on: str
-    min: float
-    by: str
-    pretrained: float | None
-    finetuned: float | None
-    found: float | None
-    interval: Interval | None
-    holds: bool
-    note: str | None
-
-    def sentence(self) -> str:
-        """The verdict in words and figures."""
-        if self.found is None:
-            return (
-                f"{self.name} on {self.on}: retention undefined ({self.note}), asked for"
-                f" {self.min:g} at least"
-            )
-        between = (
-            f" (interval {self.interval[0]:.3f} to {self.interval[1]:.3f})" if self.interval else ""
-        )
-        judged = ", by the interval's lower end" if self.by == "interval" else ""
-        return (
-            f"{self.name} on {self.on}: AP {self.pretrained:.3f} pretrained, {self.finetuned:.3f}"
-            f" fine-tuned: retention {self.found:.3f}{between}, asked for {self.min:g} at"
-            f" least{judged}"
-        )
-
-    def record(self) -> ContractRecord:
-        """As verdict.json holds it."""
-        return ContractRecord(
-            name=self.name,
-            on=self.on,
-            min=self.min,
-            by=self.by,
-            pretrained=self.pretrained,
-            finetuned=self.finetuned,
-            found=self.found,
-            interval=self.interval,
-            holds=self.holds,
-            note=self.note,
-            sentence=self.sentence(),
-        )
-
-
-def verdict_of(
+def contract_record(
     name: str,
     asked: KeepParams,
     pretrained: float | None,
     finetuned: float | None,
     between: Interval | None,
     note: str | None,
-) -> Verdict:
-    """Hold one class's retention against its contract."""
+) -> ContractRecord:
+    """Check one class's retention against its contract.
+
+    Args:
+        name: the class.
+        asked: least retention, where, and by which figure.
+        pretrained: average precision before.
+        finetuned: average precision after.
+        between: interval of the retention.
+        note: why the retention is undefined, where that is known.
+    """
     found = ratio(finetuned, pretrained)
     if found is None and note is None:
         note = (
@@ -114,7 +59,16 @@ def verdict_of(
     measured = found if asked.by == "estimate" else (between[0] if between else None)
     if asked.by == "interval" and between is None and found is not None:
         note = "no interval: evaluate.bootstrap is too small"
-    return Verdict(
+    if found is None:
+        result = f"retention undefined ({note}), asked for {asked.min:g} at least"
+    else:
+        interval_text = f" (interval {between[0]:.3f} to {between[1]:.3f})" if between else ""
+        by_end = ", by the interval's lower end" if asked.by == "interval" else ""
+        result = (
+            f"AP {pretrained:.3f} pretrained, {finetuned:.3f} fine-tuned: retention"
+            f" {found:.3f}{interval_text}, asked for {asked.min:g} at least{by_end}"
+        )
+    return ContractRecord(
         name=name,
         on=asked.on,
         min=asked.min,
@@ -125,4 +79,5 @@ def verdict_of(
         interval=between,
         holds=measured is not None and measured >= asked.min,
         note=note,
+        sentence=f"{name} on {asked.on}: {result}",
     )

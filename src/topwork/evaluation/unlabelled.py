@@ -6,7 +6,6 @@ full of them: who collects helmets labels helmets.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from topwork.metrics.matching import match
 from topwork.metrics.truth import Detections, Truth, detections_of
 from topwork.params.unlabelled import UnlabelledParams
+from topwork.project.unlabelled import UnlabelledClass
 
 LEAST_LABELLED = 20
 """Labelled objects of a class from which the detector's recall on them says something."""
@@ -26,16 +26,16 @@ class Unlabelled:
 
     Attributes:
         boxes: image_id, name, score, x, y, width, height: one row a box, by image, best first.
-        classes: class -> count, expected, recall, estimate.
+        classes: class -> what was found of it.
     """
 
     boxes: pd.DataFrame
-    classes: dict[str, dict[str, Any]]
+    classes: dict[str, UnlabelledClass]
 
     @property
     def estimate(self) -> float:
         """How many objects of all kept classes are unlabelled, as far as the detector can see."""
-        return float(sum(entry["estimate"] for entry in self.classes.values()))
+        return float(sum(entry.estimate for entry in self.classes.values()))
 
 
 def find_unlabelled(
@@ -44,11 +44,10 @@ def find_unlabelled(
     """Confident boxes of kept classes that neither overlap an annotation of their class nor lie
     inside one, as a torso does in its person.
 
-    Estimates, a class: `expected` is the sum of the boxes' scores (how many of them are real, were
-    the scores calibrated); `recall` the
-    share of labelled objects that the detector finds at that score (None below 20 labelled
-    objects); `estimate` is expected over recall, since what the detector misses among the labelled
-    it misses among the unlabelled, too.
+    Estimates of each class: `expected` is the sum of the boxes' scores (how many of them are real,
+    were the scores calibrated). `recall` is the share of labelled objects that the detector finds
+    at that score (None below 20 labelled objects). `estimate` is expected over recall: what the
+    detector misses among the labelled objects, it misses among the unlabelled ones, too.
 
     Args:
         truth: annotations of the kept classes; crowds count as labels of all that lies in them.
@@ -73,13 +72,13 @@ def find_unlabelled(
             else None
         )
         expected = float(scores.sum())
-        classes[name] = {
-            "count": len(scores),
-            "expected": expected,
-            "labelled": objects,
-            "recall": recall,
-            "estimate": expected / recall if recall else expected,
-        }
+        classes[name] = UnlabelledClass(
+            count=len(scores),
+            expected=expected,
+            labelled=objects,
+            recall=recall,
+            estimate=expected / recall if recall else expected,
+        )
     columns = ["image_id", "name", "score", "x", "y", "width", "height"]
     return Unlabelled(boxes[columns].reset_index(drop=True), classes)
 

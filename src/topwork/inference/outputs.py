@@ -16,8 +16,8 @@ def write_predictions(
 ) -> None:
     """Write STEM.parquet (exact) and STEM.json (COCO results, rounded as COCO asks for).
 
-    Category ids in the JSON are those of the set's annotations, so that it can be held against them
-    as it is; a class that the set doesn't have gets an id beyond those.
+    Category ids in the JSON are those of the set's annotations, so that it can be evaluated against
+    them as it is; a class that the set lacks gets an id beyond those.
     """
     with atomic_path(stem.with_name(f"{stem.name}.parquet")) as temporary:
         predictions.to_parquet(temporary, index=False, compression="zstd")

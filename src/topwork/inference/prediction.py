@@ -1,10 +1,9 @@
 """Run a detector over images: batched, on the best device, one table of boxes out.
 
-The table has one row a detection: image_id (int64), label (int64, the column's index), name (the
-column's name), score, x, y, width,
-height (float64; COCO boxes, absolute pixels of the image as stored), and for models with masks
-`segmentation` (JSON text of a compressed RLE). Images stand in the order given, detections of an
-image as the model orders them (best first).
+The table has one row for each detection: image_id (int64), label (int64, the column's index), name
+(the column's name), score, x, y, width, height (float64; COCO boxes, absolute pixels of the image
+as stored), and for models with masks `segmentation` (JSON text of a compressed RLE). Images are in
+the order given, detections of an image as the model orders them (best first).
 """
 
 import json
@@ -178,7 +177,7 @@ def _table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pd.DataF
     if bad.any():
         raise EvaluationError(
             f"predictions: image {image_ids[bad][0]}: {int(bad.sum())} boxes or scores are NaN or"
-            " infinite. The weights are spoiled (a diverged training?); look at them with `topwork"
+            " infinite. The weights are damaged (a diverged training?); look at them with `topwork"
             " inspect`."
         )
     if len(labels) and (labels.min() < 0 or labels.max() >= len(names)):

@@ -1,4 +1,4 @@
-"""COCO's average precision and recall: computed by hotcoco, held against pycocotools in the tests,
+"""COCO's average precision and recall: computed by hotcoco, compared with pycocotools in the tests,
 undefined where it's undefined.
 
 A class without an object has no AP: it's None here (pycocotools prints -1), and means leave it out.
@@ -27,7 +27,7 @@ IouType = Literal["bbox", "segm"]
 
 @dataclass(frozen=True)
 class Scores:
-    """COCO's arrays for one set of predictions; -1 stands for undefined inside the arrays, and only
+    """COCO's arrays for one set of predictions; -1 means undefined inside the arrays, and only
     there.
 
     Attributes:

@@ -4,7 +4,7 @@ thresholds at once.
 hotcoco gives the metrics; what it can't give fast is the matches themselves, which intervals, error
 kinds, curves and calibration are made of. The rule is pycocotools': best score first, at most 100
 an image and class; a detection takes the free object of its class that it overlaps most (of equals
-the last), else a crowd; what a crowd took is left out of account. Only pairs that overlap are
+the last), else a crowd; what a crowd took isn't counted. Only pairs that overlap are
 looked at, and detections of the same rank in all images and classes are matched together.
 """
 
@@ -73,7 +73,7 @@ class Matches:
         return (self.taken >= 0) & ~self.ignored
 
     def of(self, label: int) -> slice:
-        """Where the detections of a class stand."""
+        """Where the detections of a class are."""
         return slice(
             int(np.searchsorted(self.label, label)),
             int(np.searchsorted(self.label, label, side="right")),

@@ -1,8 +1,8 @@
-"""What is evaluated on what: which classes a set can speak of, and what each model calls them.
+"""What is evaluated on what: which classes a set is evaluated on, and what each model calls them.
 
 The pretrained detector knows its own classes: only those that the plan keeps can be compared, and
-they are renamed to the target's
-names. The source set speaks only of kept classes, since nobody annotated the new ones there.
+they are renamed to the target's names. The source set is evaluated on kept classes alone, since
+nobody annotated the new ones there.
 """
 
 import pandas as pd
@@ -14,7 +14,7 @@ from topwork.project.names import HELD_OUT
 
 
 def classes_of(plan: ClassPlan, tables: Tables, split: str) -> dict[str, tuple[str, ...]]:
-    """Target class -> category names of a set that stand for it.
+    """Target class -> category names of a set that mean it.
 
     On the custom set all target classes, by their own names. On the source set kept classes alone,
     by the target's name or, where no category has that, by the pretrained detector's.
@@ -27,7 +27,7 @@ def classes_of(plan: ClassPlan, tables: Tables, split: str) -> dict[str, tuple[s
 
 
 def held_out(plan: ClassPlan, tables: Tables) -> list[str]:
-    """The held-out splits that are there and have a class to speak of."""
+    """The held-out splits that are there and have a class to evaluate."""
     return [
         split for split in HELD_OUT if split in tables.splits and classes_of(plan, tables, split)
     ]

@@ -1,8 +1,8 @@
-"""Ground truth of one set, and predictions held against it: same classes, same images, sound
+"""Ground truth of one set, and predictions checked against it: same classes, same images, finite
 numbers.
 
-Classes go by name. A label is a class's place in `Truth.classes`, from 1: what a model or a file
-calls it doesn't matter here.
+Classes go by name. A label is a class's place in `Truth.classes`, from 1: how a model or a file
+numbers it doesn't matter here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Detections:
-    """Predictions that were held against a `Truth`, in the order given.
+    """Predictions that were checked against a `Truth`, in the order given.
 
     Attributes:
         image: int64[D], index into the truth's `image_ids`.
@@ -172,7 +172,7 @@ def truth_of(
 def detections_of(
     predictions: pd.DataFrame, truth: Truth, *, what: str = "predictions"
 ) -> Detections:
-    """Hold a table of predictions against the truth; classes that the truth doesn't look at are
+    """Check a table of predictions against the truth; classes that the truth doesn't look at are
     left out.
 
     Args:
@@ -198,7 +198,7 @@ def detections_of(
         raise EvaluationError(
             f"{what}: row {first} (image {predictions['image_id'].iloc[first]}): score {score}, box"
             f" {box}; expected finite numbers and no negative width or height ({int(bad.sum())}"
-            " such rows). The weights that made them are spoiled, or the file is."
+            " such rows). The weights that made them are damaged, or the file is."
         )
     image = _index_of(truth.image_ids, predictions["image_id"].to_numpy(dtype=np.int64), what)
     label_of = {name: label for label, name in enumerate(truth.classes, start=1)}
@@ -216,10 +216,10 @@ def _index_of(
     known = place < len(image_ids)
     known[known] = image_ids[place[known]] == wanted[known]
     if not known.all():
-        strangers = np.unique(wanted[~known])
+        unknown = np.unique(wanted[~known])
         raise EvaluationError(
             f"{what}: image id"
-            f" {', '.join(map(str, strangers[:5]))}{' and others' if len(strangers) > 5 else ''}:"
+            f" {', '.join(map(str, unknown[:5]))}{' and others' if len(unknown) > 5 else ''}:"
             f" not among the {len(image_ids)} images of the ground truth. Predictions and ground"
             " truth belong to different sets."
         )

@@ -1,7 +1,6 @@
 """Outs of the stage `unlabelled`."""
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -27,6 +26,24 @@ class UnlabelledBox(Record):
     bbox: tuple[float, float, float, float]
 
 
+class UnlabelledClass(Record):
+    """What was found of one class.
+
+    Attributes:
+        count: boxes.
+        expected: sum of their scores: how many are real, were the scores calibrated.
+        labelled: objects of the class that the annotations have.
+        recall: share of those that the detector finds; None where there are too few.
+        estimate: expected over recall.
+    """
+
+    count: int
+    expected: float
+    labelled: int
+    recall: float | None
+    estimate: float
+
+
 class UnlabelledRecord(Record):
     """What was found: how many boxes, about how many objects, by class and box by box; and the
     limits of the search.
@@ -34,7 +51,7 @@ class UnlabelledRecord(Record):
 
     count: int
     estimate: float
-    classes: dict[str, dict[str, Any]]
+    classes: dict[str, UnlabelledClass]
     rows: tuple[UnlabelledBox, ...]
     min_score: float
     max_iou: float

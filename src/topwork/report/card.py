@@ -1,8 +1,8 @@
 """The model card: Hugging Face's form (YAML front matter, then Markdown), filled from the run's own
 record.
 
-Figures stand in it only where the run evaluated these very weights; otherwise the card says that it
-knows none.
+It has figures only where the run evaluated exactly these weights; otherwise it says that there are
+none.
 """
 
 import hashlib
@@ -14,7 +14,8 @@ from typing import Any
 from topwork import __version__
 from topwork.classes import BACKGROUND, UNUSED
 from topwork.project.finetune import FINETUNED
-from topwork.report.figures import ClassFigures, class_figures, clauses, mean_ap, percent
+from topwork.project.names import HELD_OUT
+from topwork.report.figures import ClassFigures, class_figures, clauses, percent
 from topwork.report.headline import headline
 from topwork.report.page import render
 from topwork.report.run import Run
@@ -51,16 +52,17 @@ def model_card(
         for label, column in enumerate(columns)
         if column not in (BACKGROUND, UNUSED)
     ]
+    means = {split: known.mean_ap("finetuned", split) if known else None for split in HELD_OUT}
     provenance = known.provenance.document() if known and known.provenance else {}
     return render(
         "card.md.j2",
-        front=front_matter(name, names, figures, provenance),
+        front=front_matter(name, names, figures, means, provenance),
         name=name,
         builder=builder,
         names=names,
         figures=figures,
         percent=percent,
-        headline=headline(figures, contract) if figures else None,
+        headline=headline(figures, contract, means["test"]) if known and figures else None,
         contract=contract,
         provenance=provenance,
         record=known.training if known else None,
@@ -79,9 +81,18 @@ def front_matter(
     name: str,
     names: Sequence[tuple[int, str]],
     figures: Sequence[ClassFigures],
+    means: Mapping[str, float | None],
     provenance: Mapping[str, Any],
 ) -> str:
-    """The YAML head: licence, tags, and the figures as Hugging Face's `model-index`."""
+    """The YAML head: licence, tags, and the figures as Hugging Face's `model-index`.
+
+    Args:
+        name: the model's name.
+        names: (label, class name).
+        figures: the class table; empty where the weights weren't evaluated.
+        means: set -> mAP of the model, None where undefined.
+        provenance: where the pretrained weights come from.
+    """
     from ruamel.yaml import YAML
 
     head: dict[str, Any] = {
@@ -97,12 +108,12 @@ def front_matter(
     if licence := provenance.get("licence"):
         known = re.fullmatch(
             r"[A-Za-z0-9.+-]+", str(licence)
-        )  # an identifier, such as Apache-2.0; a sentence stands in the text
+        )  # an identifier, such as Apache-2.0; a sentence is part of the text
         head = {"license": str(licence).lower() if known else "other", **head}
     results = [
         found
         for on in dict.fromkeys(figure.on for figure in figures)
-        if (found := _result(figures, on))
+        if (found := _result(figures, on, means[on]))
     ]
     if results:
         head["model-index"] = [{"name": name, "results": results}]
@@ -113,14 +124,13 @@ def front_matter(
     return stream.getvalue().strip()
 
 
-def _result(figures: Sequence[ClassFigures], on: str) -> dict[str, Any] | None:
+def _result(figures: Sequence[ClassFigures], on: str, mean: float | None) -> dict[str, Any] | None:
     """One set's figures; None where no class has an AP there."""
     here = [
         (figure.name, found)
         for figure in figures
         if figure.on == on and (found := figure.ap["finetuned"]) is not None
     ]
-    mean = mean_ap([figure for figure in figures if figure.on == on], "finetuned")
     if mean is None:
         return None
     metrics = [

@@ -1,4 +1,4 @@
-"""The figures that the page speaks of: AP by class, set and model, retention, and the contract's
+"""The figures on the page: AP by class, set and model, retention, and the contract's
 verdict.
 """
 
@@ -19,7 +19,7 @@ class Estimate:
 
     @property
     def interval(self) -> str:
-        """The interval in words a table can hold: `0.81 to 0.93`, or nothing."""
+        """The interval as a table shows it: `0.81 to 0.93`, or nothing."""
         return "" if self.low is None or self.high is None else f"{self.low:.2f} to {self.high:.2f}"
 
 
@@ -59,7 +59,7 @@ class ClassFigures:
 @dataclass(frozen=True)
 class Clause:
     """One line of the retention contract, whether it holds, and evaluate's own sentence on it; `by`
-    says what has to reach `least`.
+    names what has to reach `least`.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Clause:
 
     @property
     def measured(self) -> float | None:
-        """What is held against `least`: the retention, or its interval's lower end; None where it
+        """What is compared with `least`: the retention, or its interval's lower end; None where it
         is undefined.
         """
         if self.found is None:
@@ -132,7 +132,7 @@ def mean_ap(figures: Iterable[ClassFigures], model: str) -> float | None:
 
 
 def words(names: Sequence[str]) -> str:
-    """A list as a sentence holds it.
+    """A list as part of a sentence.
 
     Example:
         >>> words(["helmet", "forklift", "cone"])
@@ -146,8 +146,8 @@ def words(names: Sequence[str]) -> str:
 def percent(value: float, least: float | None = None) -> str:
     """A share in whole percent, in tenths between 99 and 100 so that no loss is rounded away.
 
-    With `least`, what was asked, in as many digits as it takes to see on which side of it the value
-    lies.
+    With `least`, the minimum asked for, in as many digits as it takes to see on which side of it
+    the value lies.
 
     Example:
         >>> percent(0.9713), percent(0.9962), percent(1.0)

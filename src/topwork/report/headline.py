@@ -36,9 +36,15 @@ class Headline:
     numbers: tuple[Number, ...]
 
 
-def headline(figures: Sequence[ClassFigures], contract: Sequence[Clause]) -> Headline:
-    """Say what became of the kept classes and of the learned ones, from the class table and the
-    contract's verdict.
+def headline(
+    figures: Sequence[ClassFigures], contract: Sequence[Clause], mean: float | None
+) -> Headline:
+    """Say what became of the kept classes and of the learned ones.
+
+    Args:
+        figures: the class table.
+        contract: the contract's verdict.
+        mean: mAP of the fine-tuned detector on the test set; None where undefined.
     """
     state = _state(contract)
     tag = {
@@ -54,7 +60,7 @@ def headline(figures: Sequence[ClassFigures], contract: Sequence[Clause]) -> Hea
         state,
         tag,
         sentence[0].upper() + sentence[1:],
-        (_kept(figures, contract), _learned(figures), _whole(figures)),
+        (_kept(figures, contract), _learned(figures), _whole(figures, mean)),
     )
 
 
@@ -67,7 +73,7 @@ def _state(contract: Sequence[Clause]) -> State:
 def _worst(
     figures: Sequence[ClassFigures], contract: Sequence[Clause]
 ) -> tuple[str, str, Estimate, float | None] | None:
-    """The kept class that stands worst: (name, set, retention, least asked)."""
+    """The kept class with the worst retention: (name, set, retention, least asked)."""
     measured = [(clause, clause.found, clause.measured) for clause in contract]
     asked = [
         (clause, found, -1.0 if value is None else value / clause.least)
@@ -175,18 +181,17 @@ def _learned(figures: Sequence[ClassFigures]) -> Number:
     return Number("Learned: AP", f"{after:.2f}", context)
 
 
-def _whole(figures: Sequence[ClassFigures]) -> Number:
-    here = [figure for figure in figures if figure.on == "test"]
-    after = mean_ap(here, "finetuned")
-    if after is None:
+def _whole(figures: Sequence[ClassFigures], mean: float | None) -> Number:
+    if mean is None:
         return Number("All classes: mAP", "undefined", "no ground truth in the test set")
+    here = [figure for figure in figures if figure.on == "test"]
     defined = sum(figure.ap["finetuned"] is not None for figure in here)
     before = [
         figure.ap["pretrained"].value for figure in here if figure.ap["pretrained"] is not None
     ]
     context = f"mean over {defined} classes, test set"
     context += f"; pretrained {sum(before) / defined:.2f}" if before else "; pretrained 0"
-    return Number("All classes: mAP", f"{after:.2f}", context)
+    return Number("All classes: mAP", f"{mean:.2f}", context)
 
 
 def _set_name(on: str) -> str:

@@ -1,5 +1,5 @@
 """Lineage: parameters, versions, hashes of the run's files, what dvc.lock recorded, and the
-commands that make it again.
+commands that reproduce it.
 
 No clock time and no absolute path; of dvc.lock only the stages upstream of the report, since the
 others belong to an earlier run.

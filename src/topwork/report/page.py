@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from topwork.errors import TopworkError
 from topwork.project.evaluate import CLASSES
+from topwork.project.names import MODEL_TITLES
 from topwork.report import lineage, sections, story
 from topwork.report.figures import ClassFigures, class_figures, clauses
 from topwork.report.headline import headline
@@ -44,7 +45,7 @@ def render_report(run: Run) -> str:
     text = render(
         "report.html.j2",
         title=params.title,
-        headline=headline(figures, contract),
+        headline=headline(figures, contract, run.mean_ap("finetuned", "test")),
         figures=figures,
         contract=contract,
         pictures=pictures,
@@ -104,7 +105,7 @@ def thresholds(figures: Sequence[ClassFigures], min_score: float | None) -> stor
 
 
 def class_notes(run: Run, figures: Sequence[ClassFigures]) -> list[str]:
-    """What the class table can't say by itself."""
+    """What the class table doesn't show."""
     notes = []
     if not any(figure.on == "source" for figure in figures):
         notes.append(
@@ -136,7 +137,7 @@ def render(template: str, package: str = "topwork.report", **context: Any) -> st
 
 @cache
 def _environment(package: str) -> Environment:
-    return Environment(
+    environment = Environment(
         loader=ChoiceLoader([PackageLoader("topwork.report"), PackageLoader(package)]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -144,3 +145,5 @@ def _environment(package: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals |= {"styles": sections.STYLES, "model_titles": MODEL_TITLES}
+    return environment

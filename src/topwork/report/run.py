@@ -20,7 +20,13 @@ from topwork.dataset.tables import ANNOTATION_COLUMNS, CATEGORY_COLUMNS, IMAGE_C
 from topwork.errors import TopworkError
 from topwork.params.document import Params
 from topwork.project import evaluate, fetch, finetune, surgery, unlabelled, validate
-from topwork.project.evaluate import ClassesRecord, ErrorsRecord, ModelErrors, VerdictRecord
+from topwork.project.evaluate import (
+    ClassesRecord,
+    ErrorsRecord,
+    ModelErrors,
+    TableRecord,
+    VerdictRecord,
+)
 from topwork.project.fetch import ProvenanceRecord
 from topwork.project.finetune import RunRecord
 from topwork.project.predictions import predictions_path
@@ -101,7 +107,7 @@ class WorkingFiles:
 
 @dataclass(frozen=True)
 class Curve:
-    """One training curve: its name as DVCLive's path says it (`train/loss`), steps and values."""
+    """One training curve: its name from DVCLive's path (`train/loss`), steps and values."""
 
     name: str
     steps: tuple[float, ...]
@@ -127,7 +133,7 @@ class Run:
 
     @cached_property
     def paths(self) -> frozenset[str]:
-        """Every file below out/, and dvc.lock where there is one."""
+        """Every file below out/."""
         return frozenset(self.files.names("out"))
 
     def has(self, path: Path) -> bool:
@@ -214,6 +220,16 @@ class Run:
     def classes(self) -> ClassesRecord | None:
         """The class table of evaluate."""
         return self.record(evaluate.CLASSES, ClassesRecord)
+
+    @cached_property
+    def table(self) -> TableRecord | None:
+        """Means over the classes by set and model."""
+        return self.record(evaluate.TABLE, TableRecord)
+
+    def mean_ap(self, model: str, split: str) -> float | None:
+        """The mAP of a model on a split; None where it is undefined."""
+        found = self.table.sets.get(split, {}).get(model) if self.table else None
+        return found.map if found else None
 
     @cached_property
     def verdict(self) -> VerdictRecord | None:

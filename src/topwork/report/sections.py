@@ -72,14 +72,14 @@ def _class_row(figure: ClassFigures, clause: Clause | None) -> list[Any]:
             ORIGINS.get(figure.origin, figure.origin or "?")
         ),
     ]
-    cells.append(_with_range(f"{figure.objects:,}", f"in {figure.images:,} images"))
+    cells.append(with_range(f"{figure.objects:,}", f"in {figure.images:,} images"))
     cells += [_cell(figure.ap[model], figure.objects) for model in MODELS]
     if figure.retention is None:
         cells.append("undefined" if figure.kept else "–")
     else:
         low, high = figure.retention.low, figure.retention.high
         cells.append(
-            _with_range(
+            with_range(
                 percent(figure.retention.value),
                 (
                     f"{percent(low)} to {percent(high)}"
@@ -105,10 +105,11 @@ def contract_cell(clause: Clause | None) -> Any:
 def _cell(value: Estimate | None, objects: int) -> Any:
     if value is None:
         return "not its class" if objects else "undefined"
-    return _with_range(f"{value.value:.3f}", value.interval)
+    return with_range(f"{value.value:.3f}", value.interval)
 
 
-def _with_range(text: str, between: str) -> Any:
+def with_range(text: str, between: str) -> Any:
+    """A figure with its interval in small type under it; the figure alone where there's none."""
     return Markup('{}<span class="range">{}</span>').format(text, between) if between else text
 
 

@@ -10,18 +10,13 @@ from typing import Any
 import pandas as pd
 
 from topwork.project.evaluate import MISTAKES
+from topwork.project.names import MODEL_TITLES, SPLITS
 from topwork.project.surgery import ChangedTensor, PlanRecord, PlanRow
 from topwork.report.pictures import Box, ChosenImage, Picture, boxes_of, choose, draw
 from topwork.report.run import Run
 from topwork.report.sections import Table
 
-SPLIT_NAMES = {
-    "train": "training",
-    "val": "validation",
-    "test": "test",
-    "source": "source",
-    "replay": "replay",
-}
+SPLIT_NAMES = dict(zip(SPLITS, ("training", "validation", "test", "source", "replay"), strict=True))
 
 
 def named(frame: pd.DataFrame, names: Mapping[int, str]) -> pd.DataFrame:
@@ -73,8 +68,8 @@ def before_after(run: Run, count: int, thresholds: Thresholds) -> tuple[list[Pic
     truth = named(test.annotations, run.tables.names("test"))
     kinds = kinds_of(run)
     before = run.predictions("pretrained", "test")
-    models = [] if before is None else [("Pretrained", thresholds.strong(before, "pretrained"))]
-    models.append(("Fine-tuned", thresholds.strong(tuned, "finetuned")))
+    models = [] if before is None else [("pretrained", thresholds.strong(before, "pretrained"))]
+    models.append(("finetuned", thresholds.strong(tuned, "finetuned")))
     images = test.images.set_index("image_id")
     chosen: list[ChosenImage] = []
     for index, image_id in enumerate(choose(scores, count)):
@@ -87,10 +82,10 @@ def before_after(run: Run, count: int, thresholds: Thresholds) -> tuple[list[Pic
                 ),
             )
         ]
-        for title, frame in models:
+        for model, frame in models:
             panels.append(
                 (
-                    title,
+                    MODEL_TITLES[model].capitalize(),
                     boxes_of(
                         frame[frame["image_id"] == image_id], lambda name: kinds.get(name, "other")
                     ),

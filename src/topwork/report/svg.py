@@ -1,7 +1,7 @@
 """Charts as inline SVG: drawn in CSS variables, so that dark, light and print need no second
 drawing.
 
-Every chart is `role="img"` with a title and a description that says its figures in words. Numbers
+Every chart is `role="img"` with a title and a description with its figures in words. Numbers
 are rounded to two decimals, so that the same data give the same bytes.
 """
 
@@ -73,7 +73,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def tick_label(value: float) -> str:
-    """A tick in as few digits as say it."""
+    """A tick in as few digits as needed."""
     if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-4):
         mantissa, exponent = f"{value:.0e}".split("e")
         return f"{mantissa}e{int(exponent)}"
@@ -227,7 +227,7 @@ def svg(
 
 
 def text_width(text: str, font_size: float) -> float:
-    """About how wide a semibold text stands, by three kinds of letters."""
+    """Approximate width of a semibold text, by three kinds of letters."""
     return font_size * sum(
         0.36 if letter in "fijlrtI.,:;'|! 1" else 0.9 if letter in "mwMW@%" else 0.62
         for letter in text

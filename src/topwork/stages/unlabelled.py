@@ -89,7 +89,7 @@ def _sentence(found: Unlabelled | None) -> str:
     if found is None:
         return "no kept class: nothing to look for"
     counts = [
-        f"{name}: {entry['count']} boxes, about {entry['estimate']:.0f} objects"
+        f"{name}: {entry.count} boxes, about {entry.estimate:.0f} objects"
         for name, entry in found.classes.items()
     ]
     return f"kept classes left unlabelled in the training images: {'; '.join(counts)}"
