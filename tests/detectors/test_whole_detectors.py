@@ -9,7 +9,7 @@ import torch
 
 from detectors.spread import _settle_norms
 from topwork import graft
-from topwork.detectors.axes import anatomy, randomize
+from topwork.detectors.axes import head_spec, randomize
 from topwork.detectors.builders import UninitializedParameters, build, resolve, torchvision_builders
 from topwork.detectors.families import family_of
 
@@ -41,7 +41,7 @@ def source(request):
     _settle_norms(model, 0)
     state_dict = model.state_dict()
     logits, _ = _run(request.param, small, state_dict, len(COLUMNS), 0, torch.float32)
-    for axis in anatomy(request.param, len(COLUMNS), small).axes:
+    for axis in head_spec(request.param, len(COLUMNS), small).axes:
         if axis.role == "scores":
             state_dict[axis.tensor].mul_(2 / logits.std())
     return request.param, small, state_dict
@@ -97,7 +97,7 @@ def _of(detections, label):
 )
 def test_kept_classes_on_random_images(source, dtype, tolerance):
     builder, small, state_dict = source
-    softmax = anatomy(builder, 6, small).softmax
+    softmax = head_spec(builder, 6, small).softmax
 
     def grafted(plan, dropped):
         done = graft(

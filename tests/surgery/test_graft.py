@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from detectors import tiny
 from topwork import demo_weights, graft, load
 from topwork.classes import ClassPlan
-from topwork.detectors.axes import anatomy, randomize
+from topwork.detectors.axes import head_spec, randomize
 from topwork.detectors.builders import build
 from topwork.errors import ClassPlanError, SurgeryError, WeightsError
 from topwork.surgery.rows import rows_of
@@ -73,7 +73,7 @@ def test_sigmoid_prior_is_a_probability():
         columns=COLUMNS,
         prior=0.02,
     )
-    _, bias = anatomy(tiny.retinanet, 3).axes
+    _, bias = head_spec(tiny.retinanet, 3).axes
     weight = done.state_dict["head.classification_head.cls_logits.weight"]
     assert torch.count_nonzero(weight[[2 + 3 * anchor for anchor in range(3)]]) == 0
     torch.testing.assert_close(
@@ -146,8 +146,8 @@ def test_random_plans(rules, own, dropped, builder, dtype):
     }
     done = graft(state_dict, plan, builder=builder, columns=COLUMNS, dropped=dropped)
     before, after = (
-        anatomy(builder, 7),
-        anatomy(builder, len(plan) + 1, absorbed=len(done.weights.absorbed)),
+        head_spec(builder, 7),
+        head_spec(builder, len(plan) + 1, absorbed=len(done.weights.absorbed)),
     )
     everything = [*done.weights.columns, *done.weights.absorbed]
     for name, tensor in done.state_dict.items():

@@ -25,6 +25,7 @@ from topwork.detectors.builders import (
 from topwork.detectors.families import ROLES, Family, Role, family_of
 from topwork.detectors.layouts import ClassAxis, factorizations, layout_name, rows_of_column
 from topwork.errors import SurgeryError
+from topwork.weights.format import Weights
 
 # background and four classes: the least with which every pair of classes tells the rows of each
 PROBE_COLUMNS = 5
@@ -33,7 +34,7 @@ PROOF_METHOD = "gradient"
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class HeadSpec:
     """What surgery needs to know of a detector's head.
 
     Attributes:
@@ -80,10 +81,10 @@ class _Proof:
 _PROOFS: dict[tuple[Any, str], _Proof] = {}
 
 
-def discover(
+def head_spec(
     builder: Builder, columns: int, builder_args: Mapping[str, Any] | None = None, absorbed: int = 0
-) -> list[ClassAxis]:
-    """The class axes of a builder's detector, proved.
+) -> HeadSpec:
+    """Class axes, kind of head and all shapes of a builder's detector; the axes are proved.
 
     Args:
         builder: name or function.
@@ -96,16 +97,9 @@ def discover(
             tensors are named with their shapes.
 
     Example:
-        >>> [axis.layout for axis in discover("ssdlite320_mobilenet_v3_large", 91)][:2]
+        >>> [axis.layout for axis in head_spec("ssdlite320_mobilenet_v3_large", 91).axes][:2]
         ['anchor-major', 'anchor-major']
     """
-    return list(anatomy(builder, columns, builder_args, absorbed).axes)
-
-
-def anatomy(
-    builder: Builder, columns: int, builder_args: Mapping[str, Any] | None = None, absorbed: int = 0
-) -> Anatomy:
-    """Class axes, kind of head and all shapes of a builder's detector; see `discover`."""
     proof = _proof(builder, dict(builder_args or {}))
     axes = [
         replace(axis, columns=columns + (absorbed if axis.role == "scores" else 0))
@@ -117,12 +111,24 @@ def anatomy(
         shape[axis.axis] = axis.multiplicity * (axis.columns - (0 if axis.background else 1))
         shapes[axis.tensor] = tuple(shape)
     family = proof.family
-    return Anatomy(
+    return HeadSpec(
         tuple(axes),
         proof.softmax,
         shapes,
         family.name if family else "undeclared",
         family.trunk if family else ("backbone.",),
+    )
+
+
+def head_spec_of(weights: Weights, builder: Builder | None = None) -> HeadSpec:
+    """The head spec of the detector that weights belong to; `builder` replaces the one that they
+    name.
+    """
+    return head_spec(
+        builder or weights.builder,
+        len(weights.columns),
+        weights.builder_args,
+        len(weights.absorbed),
     )
 
 

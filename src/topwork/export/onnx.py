@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from topwork.classes import BACKGROUND, UNUSED
 from topwork.errors import ExportError
@@ -383,7 +384,11 @@ def _decided_by_rounding(
         ):
             rivals[lone] = []
             continue
-        overlap = _overlaps(mine["boxes"][index], others["boxes"][same])
+        one, many = (
+            torch.from_numpy(boxes.astype(np.float64)).reshape(-1, 4)
+            for boxes in (mine["boxes"][index], others["boxes"][same])
+        )
+        overlap = box_iou(one, many).numpy()[0]
         near = np.flatnonzero(
             (overlap > limits.overlap - TOLERANCE) & (others["scores"][same] >= score - noise)
         )
@@ -411,16 +416,6 @@ def _decided_by_rounding(
     }:
         decided |= more
     return decided
-
-
-def _overlaps(box: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
-    """IoU of one box with others, (x1, y1, x2, y2)."""
-    one, many = box.astype(np.float64), others.astype(np.float64).reshape(-1, 4)
-    size = np.clip(np.minimum(one[2:], many[:, 2:]) - np.maximum(one[:2], many[:, :2]), 0, None)
-    shared = size.prod(axis=1)
-    union = (one[2:] - one[:2]).prod() + (many[:, 2:] - many[:, :2]).prod(axis=1) - shared
-    shares: NDArray[np.float64] = np.divide(shared, union, out=np.zeros(len(many)), where=union > 0)
-    return shares
 
 
 def _pairs(ours: Found, theirs: Found, side: int) -> tuple[list[tuple[int, int]], list[Lone]]:

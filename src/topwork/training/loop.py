@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topwork.detectors.axes import anatomy
+from topwork.detectors.axes import head_spec_of
 from topwork.detectors.builders import load
 from topwork.errors import TrainingError
 from topwork.params.finetune import FinetuneParams
@@ -111,18 +111,13 @@ class _Run:
         self.job, self.params, self.device = job, params, device
         self.first = job.share.rank == 0
         torch.manual_seed(seed_of(params.seed, "run"))
-        self.anatomy = anatomy(
-            job.weights.builder,
-            len(job.weights.columns),
-            job.weights.builder_args,
-            len(job.weights.absorbed),
-        )
+        self.spec = head_spec_of(job.weights)
         self.start = {
             name: tensor.float() if tensor.is_floating_point() else tensor
             for name, tensor in job.weights.state_dict.items()
         }
-        masks = row_masks(job.weights, job.kept, self.anatomy)
-        self.protection = Protection(params, masks, self.anatomy.trunk).to(device.device)
+        masks = row_masks(job.weights, job.kept, self.spec)
+        self.protection = Protection(params, masks, self.spec.trunk).to(device.device)
         model = self._detector()
         self.teacher = self._teacher(model)
         self.objective = Objective(model, params, self.teacher)
@@ -169,14 +164,14 @@ class _Run:
         )
         if not self.params.distill or not can_distill(model) or not pretrained:
             return None
-        columns = [0, *pretrained] if self.anatomy.softmax else pretrained
+        columns = [0, *pretrained] if self.spec.softmax else pretrained
         data = self.job.dataset
         variants = len(data) * data.variants if data.steady else 0
         return Teacher(
             self._detector(),
             model,
             columns,
-            self.anatomy.softmax,
+            self.spec.softmax,
             variants=variants,
             memory_mib=self.params.feature_cache_mib,
         )
