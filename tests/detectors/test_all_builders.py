@@ -19,12 +19,6 @@ from topwork.surgery.verification import same_bits
 COLUMNS = ("__background__", "person", "car", "N/A", "dog", "tree")
 NAMED = ("__background__", "person", "car", "cone", "dog", "tree")
 BUILDERS = [*torchvision_builders(), efficient.build, tiny.unusual]
-SCORE_HEADS = {
-    "ssd": "head.classification_head",
-    "retinanet": "head.classification_head",
-    "fcos": "head.classification_head",
-    "rcnn": "roi_heads.box_predictor",
-}
 
 
 def _id(builder):
@@ -108,7 +102,7 @@ def _logits(builder, state_dict, columns, absorbed, dtype):
         family.isolate(model)
     model.to(dtype).eval()
     seen = []
-    head = model.get_submodule(SCORE_HEADS[family.name])
+    head = model.get_submodule(family.score_head)
     head.register_forward_hook(
         lambda module, inputs, output: seen.append(
             output[0] if isinstance(output, tuple) else output

@@ -18,12 +18,6 @@ pytestmark = pytest.mark.long
 COLUMNS = ("__background__", "person", "car", "N/A", "dog", "tree")
 KEPT = {"tree": "keep", "people": {"keep": "person"}}
 OLD, NEW = [5, 1], [1, 2]  # columns of the kept classes before and after
-HEADS = {
-    "ssd": "head.classification_head",
-    "retinanet": "head.classification_head",
-    "fcos": "head.classification_head",
-    "rcnn": "roi_heads.box_predictor",
-}
 
 
 @pytest.fixture(scope="module", params=torchvision_builders())
@@ -64,7 +58,7 @@ def _run(builder, small, state_dict, columns, absorbed, dtype):
         None  # masks and keypoints of 100,000 boxes take long
     )
     seen = []
-    head = model.get_submodule(HEADS[family_of(model, resolve(builder)).name])
+    head = model.get_submodule(family_of(model, resolve(builder)).score_head)
     head.register_forward_hook(
         lambda module, inputs, output: seen.append(
             output[0] if isinstance(output, tuple) else output

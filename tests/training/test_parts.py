@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torchvision.ops import box_iou
 
+from topwork.detectors.families import family_of
 from topwork.errors import DeviceError, TopworkError
 from topwork.params.finetune import FinetuneParams
 from topwork.surgery.graft import graft
@@ -321,7 +322,9 @@ def _gradients(
     torch.manual_seed(0)
     student = build(4).train()
     objective = Objective(
-        student, FinetuneParams(), Teacher(teacher, student, columns, softmax=True)
+        student,
+        FinetuneParams(),
+        Teacher(teacher, student, family_of(student), columns, softmax=True),
     )
     heard: dict[str, torch.Tensor] = {}
 

@@ -64,7 +64,7 @@ def test_a_head_that_absorbs_nothing_has_no_absorbed_rows() -> None:
 def test_every_tensor_is_in_the_trunk_or_in_the_head() -> None:
     weights = _grafted()
     masks: dict[str, RowMasks] = {}
-    protection = Protection(FinetuneParams(), masks, head_spec_of(weights).trunk)
+    protection = Protection(FinetuneParams(), masks, head_spec_of(weights).family.trunk)
     trunk = {name for name in weights.state_dict if protection.in_trunk(name)}
     assert {name.split(".")[0] for name in trunk} == {"backbone"}
     assert {name.split(".")[0] for name in weights.state_dict if name not in trunk} == {"head"}

@@ -35,21 +35,19 @@ PROOF_METHOD = "gradient"
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What surgery needs to know of a detector's head.
+    """What surgery and training need to know of a detector's head.
 
     Attributes:
         axes: one a class-dependent tensor, in the order of the state_dict.
         softmax: whether classes compete (softmax with background) or stand alone (sigmoid).
         shapes: every tensor's shape.
-        family: the declared family's name, or `undeclared`.
-        trunk: prefixes of the tensors below the head.
+        family: the detector's family; `UNDECLARED` where neither torchvision's nor declared.
     """
 
     axes: tuple[ClassAxis, ...]
     softmax: bool
     shapes: Mapping[str, tuple[int, ...]]
-    family: str
-    trunk: tuple[str, ...]
+    family: Family
 
     def axis_of(self, tensor: str) -> ClassAxis | None:
         """The class axis of a tensor, None where it doesn't depend on the classes."""
@@ -75,7 +73,7 @@ class _Proof:
     axes: tuple[ClassAxis, ...]
     shapes: Mapping[str, tuple[int, ...]]
     softmax: bool
-    family: Family | None
+    family: Family
 
 
 _PROOFS: dict[tuple[Any, str], _Proof] = {}
@@ -110,14 +108,7 @@ def head_spec(
         shape = list(shapes[axis.tensor])
         shape[axis.axis] = axis.multiplicity * (axis.columns - (0 if axis.background else 1))
         shapes[axis.tensor] = tuple(shape)
-    family = proof.family
-    return HeadSpec(
-        tuple(axes),
-        proof.softmax,
-        shapes,
-        family.name if family else "undeclared",
-        family.trunk if family else ("backbone.",),
-    )
+    return HeadSpec(tuple(axes), proof.softmax, shapes, proof.family)
 
 
 def head_spec_of(weights: Weights, builder: Builder | None = None) -> HeadSpec:
@@ -194,7 +185,7 @@ def _prove(
         with UninitializedParameters():
             model = build(builder, PROBE_COLUMNS, arguments)
         family = family_of(model, resolve(builder))
-        if family is not None and family.isolate is not None:
+        if family.isolate is not None:
             family.isolate(model)
         model.double().eval().requires_grad_(False)
         randomize(model)
@@ -256,15 +247,12 @@ def randomize(model: nn.Module) -> None:
                     parameter.normal_(std=0.1)
 
 
-def _probe(name: str, family: Family | None, model: nn.Module) -> dict[str, Tensor]:
+def _probe(name: str, family: Family, model: nn.Module) -> dict[str, Tensor]:
     """Every candidate's label and, by role, one differentiable number: its score, and random
     mixtures of its box and mask.
     """
     try:
-        if family is not None:
-            detections = family.probe(model)
-        else:
-            detections = model([torch.rand(3, 320, 320, dtype=torch.float64)])
+        detections = family.probe(model)
         outputs = {"labels": torch.cat([item["labels"] for item in detections])}
         for role in ROLES:
             if role in detections[0]:
@@ -341,8 +329,8 @@ def _touches(
 def _rows_touched(
     found: list[dict[str, Tensor]], scales: Mapping[str, float]
 ) -> dict[str, list[set[int]]]:
-    """Tensor -> for each output, the rows whose gradient is more than rounding beside the tensor's
-    largest of a single class.
+    """Tensor -> for each output, the rows whose gradient is more than rounding next to the
+    tensor's largest of a single class.
     """
     return {
         tensor: [
@@ -354,7 +342,7 @@ def _rows_touched(
 
 
 def _match(
-    item: _Found, touches: Mapping[Role, list[set[int]]], softmax: bool, family: Family | None
+    item: _Found, touches: Mapping[Role, list[set[int]]], softmax: bool, family: Family
 ) -> ClassAxis | None:
     """The one layout under which every class touches just its own rows; None where there is none,
     or it isn't the declared one.
@@ -374,7 +362,7 @@ def _match(
                 else own
             )
             if sets == expected:
-                declared = family.layouts.get(role) if family else None
+                declared = family.layouts.get(role)
                 if declared not in (None, layout_name(outer, inner)):
                     return None
                 return ClassAxis(

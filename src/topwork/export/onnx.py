@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from topwork.classes import BACKGROUND, UNUSED
+from topwork.detectors.families import Limits, family_of
 from topwork.errors import ExportError
 from topwork.files import atomic_path
 
@@ -37,6 +38,10 @@ MASK_TOLERANCE = 0.01
 whole pixels.
 """
 MOST = 0.9
+NO_LIMITS = (
+    " The detector's family declares no `limits`, so that none can be explained by rounding at them"
+    " (docs/surgery.md)."
+)
 OUTPUTS = ("boxes", "scores", "labels", "masks", "keypoints")
 Found = Mapping[str, NDArray[Any]]
 
@@ -205,6 +210,8 @@ def compare(
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    family = family_of(model)
+    limits = family.limits(model) if family.limits else None
     parts = []
     for index, image in enumerate(images):
         with torch.inference_mode():
@@ -219,7 +226,7 @@ def compare(
                 theirs,
                 max(image.shape[-2:]),
                 f"image {index + 1} of {len(images)}",
-                limits_of(model),
+                limits,
             )
         )
     masks = [part.masks for part in parts if part.masks is not None]
@@ -236,29 +243,6 @@ def compare(
     )
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Where a detector cuts its detections off: below this score, beyond this many an image, and
-    above this overlap with a better one.
-    """
-
-    score: float
-    count: int
-    overlap: float
-
-
-def limits_of(model: nn.Module) -> Limits | None:
-    """The limits of torchvision's detectors; None for others, which then get no allowance at the
-    edge.
-    """
-    part: Any = getattr(model, "roi_heads", model)
-    if not all(
-        hasattr(part, name) for name in ("score_thresh", "detections_per_img", "nms_thresh")
-    ):
-        return None
-    return Limits(float(part.score_thresh), int(part.detections_per_img), float(part.nms_thresh))
-
-
 def parity_of(
     ours: Found, theirs: Found, side: int, what: str = "image", limits: Limits | None = None
 ) -> Parity:
@@ -270,7 +254,8 @@ def parity_of(
         theirs: ONNX's.
         side: the image's longer side in pixels.
         what: the image, for messages.
-        limits: where the detector cuts off: a detection just there may be in one of the two alone.
+        limits: where the detector cuts off: a detection just there may be in one of the two alone;
+            None where its family doesn't say, which allows none.
 
     Raises:
         ExportError: a detection has no counterpart within the tolerance, or masks or keypoints of
@@ -303,8 +288,9 @@ def parity_of(
             f" detections and {len(lost) - here} of ONNX's {len(theirs['scores'])} have no"
             f" counterpart within {TOLERANCE:g}; the first is"
             f" {'PyTorch' if which == 'ours' else 'ONNX'}'s label {int(mine['labels'][index])},"
-            f" score {float(mine['scores'][index]):.6f}, box {box}. Nothing was written;"
-            " docs/export.md lists what is known of each builder."
+            f" score {float(mine['scores'][index]):.6f}, box {box}."
+            f"{'' if limits else NO_LIMITS} Nothing was written; docs/export.md lists what is known"
+            " of each builder."
         )
     masks = keypoints = None
     if "masks" in ours:

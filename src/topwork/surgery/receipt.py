@@ -45,7 +45,7 @@ def receipt_of(
         },
         "builder": source.builder,
         "builder_args": dict(source.builder_args),
-        "family": before.family,
+        "family": before.family.name,
         "activation": "softmax" if before.softmax else "sigmoid",
         "source": {
             "columns": list(source.columns),

@@ -32,7 +32,7 @@ from topwork.training.checkpoint import Checkpoints
 from topwork.training.curves import Curves
 from topwork.training.dataset import DetectionDataset, Key, Target
 from topwork.training.device import Device, determinism, exactness, machine
-from topwork.training.distillation import Teacher, can_distill
+from topwork.training.distillation import Teacher
 from topwork.training.distributed import mean_over_processes, told_by_first, wrap
 from topwork.training.features import FeatureBank
 from topwork.training.frozen_norm import fold_frozen_norms
@@ -112,12 +112,13 @@ class _Run:
         self.first = job.share.rank == 0
         torch.manual_seed(seed_of(params.seed, "run"))
         self.spec = head_spec_of(job.weights)
+        self.family = self.spec.family
         self.start = {
             name: tensor.float() if tensor.is_floating_point() else tensor
             for name, tensor in job.weights.state_dict.items()
         }
         masks = row_masks(job.weights, job.kept, self.spec)
-        self.protection = Protection(params, masks, self.spec.trunk).to(device.device)
+        self.protection = Protection(params, masks, self.family.trunk).to(device.device)
         model = self._detector()
         self.teacher = self._teacher(model)
         self.objective = Objective(model, params, self.teacher)
@@ -130,10 +131,7 @@ class _Run:
             accumulate=params.accumulate,
         )
         if params.distill and self.teacher is None:
-            self.state.notes.append(
-                "distillation left out: nothing to distill, or the detector's head isn't built like"
-                " torchvision's"
-            )
+            self.state.notes.append(self._why_no_teacher())
         if job.kept and params.trunk_lr and self.teacher is None and not self._replays():
             self.state.notes.append(
                 f"little holds {', '.join(job.kept)}: no images to replay (dataset.replay) and no"
@@ -149,8 +147,9 @@ class _Run:
         if self.params.freeze_batch_norm:
             fold_frozen_norms(model)
         if self.params.deterministic and self.device.on_gpu:
-            pool_in_groups(model)
-        if isinstance(trunk := getattr(model, "backbone", None), nn.Module):
+            pool_in_groups(model, self.family)
+        trunk = dict(model.named_modules()).get(self.family.backbone)
+        if trunk is not None:
             trunk.register_forward_pre_hook(_channels_last)
             if self.params.compile:
                 trunk.compile()
@@ -162,7 +161,7 @@ class _Run:
             len(self.job.weights.columns),
             len(self.job.weights.columns) + len(self.job.weights.absorbed),
         )
-        if not self.params.distill or not can_distill(model) or not pretrained:
+        if not self.params.distill or not pretrained or self.family.missing_for_distillation():
             return None
         columns = [0, *pretrained] if self.spec.softmax else pretrained
         data = self.job.dataset
@@ -170,11 +169,21 @@ class _Run:
         return Teacher(
             self._detector(),
             model,
+            self.family,
             columns,
             self.spec.softmax,
             variants=variants,
             memory_mib=self.params.feature_cache_mib,
         )
+
+    def _why_no_teacher(self) -> str:
+        """The note of a run that should distill and can't."""
+        if missing := self.family.missing_for_distillation():
+            return (
+                f"distillation left out: the detector's family {self.family.name!r} doesn't declare"
+                f" {', '.join(missing)} (docs/surgery.md)"
+            )
+        return "distillation left out: no class is kept and none is absorbed"
 
     def _fused(self) -> bool:
         return not self.device.scaled or self.device.device.type == "cuda"
@@ -222,21 +231,16 @@ class _Run:
 
     def _train(self, asked: threading.Event) -> None:
         state, params = self.state, self.params
-        bank = FeatureBank.where_it_pays(state.model, self.job.dataset, self.device, params)
         stream: Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]] | None = None
         try:
             while state.epoch < params.epochs and not self._stopped_early():
                 thawed = state.epoch >= params.head_epochs and params.trunk_lr > 0
                 state.model.train()
                 self.protection.freeze(state.model, trunk=thawed)
-                self.objective.bank = None if thawed else bank
+                self.objective.bank = bank = None if thawed else self._bank()
                 module = wrap(self.objective, self.job.share, self.device.device)
                 until = self._next_thaw()
-                stream = (
-                    self._banked(bank, until)
-                    if bank is not None and not thawed
-                    else stream or self._stream()
-                )
+                stream = self._banked(bank, until) if bank is not None else stream or self._stream()
                 while state.epoch < until and not self._stopped_early():
                     keys, (images, targets) = next(stream)
                     self._step(module, keys, images, targets)
@@ -256,6 +260,15 @@ class _Run:
             # its loaders end here; at the interpreter's end they would be waited for, since they
             # ignore SIGTERM
             stream = None
+
+    def _bank(self) -> FeatureBank | None:
+        """The frozen trunk's features, where keeping them pays."""
+        bank, message = FeatureBank.where_it_pays(
+            self.state.model, self.family, self.job.dataset, self.device, self.params
+        )
+        if message:
+            self.watch.say(message)
+        return bank
 
     def _next_thaw(self) -> int:
         """The epoch in which other tensors begin to learn, or the end."""

@@ -12,6 +12,7 @@ from torch import nn
 from topwork.classes import ClassPlan, label_of
 from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
+from topwork.detectors.axes import head_spec_of
 from topwork.errors import TrainingError
 from topwork.inference.predict import predict
 from topwork.metrics.coco import score
@@ -123,12 +124,14 @@ def training_set(
             for target, source in plan.kept.items()
         }
         replay = examples(tables, "replay", names)
+    mask_head = head_spec_of(weights).family.mask_head
     dataset = DetectionDataset(
         [*train, *replay],
         preset=finetune.augmentation,
         seed=finetune.seed,
         cache_mib=params.runtime.image_cache_mib,
-        masks=any("mask_predictor" in name for name in weights.state_dict),
+        masks=mask_head is not None
+        and any(name.startswith(mask_head) for name in weights.state_dict),
     )
     return dataset, len(train)
 
