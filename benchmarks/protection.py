@@ -217,7 +217,7 @@ def run(
         shown=False,
     )
     outcome = fine_tune(job)
-    return {**measure(load(outcome.weights)), "share": outcome.record.interpolation.share}
+    return {**measure(load(outcome.weights)), "share": outcome.record.interpolation.alpha}
 
 
 def fresh_head(weights: Weights, seed: int) -> Weights:

@@ -302,7 +302,7 @@ def test_misfit_weights_name_every_tensor(points):
 @pytest.mark.parametrize(
     "builder", [tiny.ssd, tiny.mask_rcnn, tiny.unusual], ids=lambda builder: builder.__name__
 )
-def test_a_wrong_number_of_columns_is_told_from_the_shapes(builder):
+def test_a_wrong_number_of_columns_is_seen_in_the_shapes(builder):
     state_dict = build(builder, 9).state_dict()
     with pytest.raises(WeightsError, match=r"class columns are 9, not 7: mend fetch\.classes"):
         graft(state_dict, {"person": "keep"}, builder=builder, columns=COLUMNS)
@@ -476,7 +476,7 @@ def test_prior_needs_a_bias():
     build_model.family = tiny.points.family
     state_dict = build_model(7).state_dict()
     with pytest.raises(
-        SurgeryError, match=r"head.weight: helmet: `new: prior` needs a bias beside it"
+        SurgeryError, match=r"head.weight: helmet: `new: prior` needs a bias next to it"
     ):
         graft(state_dict, {"helmet": "new"}, builder=build_model, columns=COLUMNS)
     assert (
@@ -511,7 +511,7 @@ def test_plan_object_and_weights_object_agree_with_plain_ones(points):
     assert all(
         torch.equal(one.state_dict[name], tensor) for name, tensor in other.state_dict.items()
     )
-    with pytest.raises(ClassPlanError, match="graft: dropped, seed given beside a ClassPlan"):
+    with pytest.raises(ClassPlanError, match="graft: dropped, seed given with a ClassPlan"):
         graft(weights, ClassPlan.parse(["dog"]), builder=tiny.points, dropped="absorb", seed=1)
     with pytest.raises(SurgeryError, match="bring their own columns"):
         graft(weights, ["dog"], builder=tiny.points, columns=COLUMNS)

@@ -1,9 +1,9 @@
 """Class axes, discovered on the `meta` device and proved by gradients.
 
-Two detectors that differ by one class tell which tensors depend on the class count, along which
-axis and how often. How a class's rows lie inside a multiplied axis is proved on a small detector of
-the same builder: the gradient of one class's score (box, mask) must touch exactly the rows that the
-layout gives that class. What can't be proved is refused, never guessed.
+Comparing two detectors that differ by one class shows which tensors depend on the class count,
+along which axis and how often. How a class's rows lie inside a multiplied axis is proved on a small
+detector of the same builder: the gradient of one class's score (box, mask) must touch exactly the
+rows that the layout gives that class. What can't be proved is refused, never guessed.
 """
 
 import json
@@ -27,7 +27,7 @@ from topwork.detectors.layouts import ClassAxis, factorizations, layout_name, ro
 from topwork.errors import SurgeryError
 from topwork.weights.format import Weights
 
-# background and four classes: the least with which every pair of classes tells the rows of each
+# background and four classes: the fewest with which pairs of classes determine the rows of each
 PROBE_COLUMNS = 5
 TOUCHED = 1e-9  # relative to the largest gradient in float64; untouched rows are 0 but for rounding
 PROOF_METHOD = "gradient"

@@ -32,7 +32,7 @@ from topwork.files import atomic_path
 
 OPSET = 17
 TOLERANCE = 1e-4
-"""Scores may differ by this much; boxes by this share of the image's longer side."""
+"""Scores may differ by this much; boxes by this fraction of the image's longer side."""
 MASK_TOLERANCE = 0.01
 """A mask's probabilities may differ by this much, in nine of ten masks: pasting rounds a box to
 whole pixels.
@@ -53,7 +53,7 @@ class Parity:
     Attributes:
         images: how many images were looked at.
         detections: PyTorch's detections on them.
-        boxes: largest difference of a box coordinate, as a share of the image's longer side.
+        boxes: largest difference of a box coordinate, as a fraction of the image's longer side.
         boxes_px: the same in pixels.
         scores: largest difference of a score.
         masks: largest difference of a mask's probability, or None without masks.

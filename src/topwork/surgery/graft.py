@@ -73,8 +73,8 @@ def graft(
     """Move head rows, by name, to a head of the plan's classes.
 
     Args:
-        weights: the pretrained weights; or a plain state_dict, with `builder` and `columns` beside
-            it.
+        weights: the pretrained weights; or a plain state_dict, with `builder` and `columns`
+            given as well.
         plan: target classes in order: a `ClassPlan`, a list of classes to keep, or a mapping as
             params.yaml writes it.
         builder: of a plain state_dict: what makes the detector (name or function).
@@ -106,7 +106,7 @@ def graft(
         plan = ClassPlan.parse(plan, **options)
     elif options:
         raise ClassPlanError(
-            f"graft: {', '.join(options)} given beside a ClassPlan, which has its own. Leave it"
+            f"graft: {', '.join(options)} given with a ClassPlan, which has its own. Leave it"
             " out, or give `ClassPlan.parse` it."
         )
     plan.check((*source.columns, *source.absorbed))
@@ -224,7 +224,7 @@ def _maker(
             and before.axis_of(f"{axis.tensor.rpartition('.')[0]}.bias") is None
         ):
             raise SurgeryError(
-                f"{axis.tensor}: {row.name}: `new: prior` needs a bias beside it, and there is"
+                f"{axis.tensor}: {row.name}: `new: prior` needs a bias next to it, and there is"
                 " none. Write `new: reference` or `new: zero`."
             )
         return prior_rows(

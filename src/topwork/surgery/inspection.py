@@ -73,7 +73,8 @@ def inspect_classes(
     Columns: column, class, origin (as the graft wrote it; empty in pretrained weights), rows (of
     all tensors), weight_norm, bias_mean,
     nearest (list of (class, cosine), nearest first). The cosine is over the centred score weights:
-    the mean of all classes is taken off first, since what all rows share says nothing of a class.
+    the mean of all classes is taken off first, since what all rows have in common says nothing
+    about a class.
     """
     weights, found = _spec_of(weights, builder)
     names = [*weights.columns, *weights.absorbed]

@@ -34,7 +34,7 @@ def verify_graft(
     builder: Builder | None = None,
     trust: bool | str = False,
 ) -> list[str]:
-    """Hold a receipt against the two weights files it speaks of.
+    """Check a receipt against the two weights files that it is about.
 
     Args:
         source: the weights before the graft.

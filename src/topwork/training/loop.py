@@ -27,18 +27,18 @@ from topwork.errors import TrainingError
 from topwork.params.finetune import FinetuneParams
 from topwork.params.runtime import RuntimeParams
 from topwork.project.finetune import Determinism, Interpolation, RunRecord
-from topwork.training.batches import Share, epoch_batches, loader
+from topwork.training.batches import ProcessRank, epoch_batches, loader
 from topwork.training.checkpoint import Checkpoints
 from topwork.training.curves import Curves
 from topwork.training.dataset import DetectionDataset, Key, Target
 from topwork.training.device import Device, determinism, exactness, machine
 from topwork.training.distillation import Teacher
-from topwork.training.distributed import mean_over_processes, told_by_first, wrap
+from topwork.training.distributed import broadcast_from_rank0, mean_over_processes, wrap
 from topwork.training.features import FeatureBank
 from topwork.training.frozen_norm import fold_frozen_norms
-from topwork.training.interpolation import choose_share, interpolate
+from topwork.training.interpolation import choose_alpha, interpolate
 from topwork.training.objective import Objective
-from topwork.training.progress import Watch
+from topwork.training.progress import RunProgress
 from topwork.training.protection import Protection, row_masks
 from topwork.training.roi_pool import pool_in_groups
 from topwork.training.schedule import Schedule
@@ -66,8 +66,8 @@ class Job:
             images; None where there are none.
         scratch: folder of checkpoints, or None.
         curves: folder for DVCLive, or None.
-        share: which process this is.
-        shown: whether to tell how it goes.
+        process: which process this is.
+        shown: whether to print progress.
     """
 
     weights: Weights
@@ -80,7 +80,7 @@ class Job:
     validate: Validate | None = None
     scratch: Path | None = None
     curves: Path | None = None
-    share: Share = field(default_factory=Share)
+    process: ProcessRank = field(default_factory=ProcessRank)
     shown: bool = True
 
 
@@ -109,7 +109,7 @@ class _Run:
     def __init__(self, job: Job) -> None:
         params, device = job.params, job.device
         self.job, self.params, self.device = job, params, device
-        self.first = job.share.rank == 0
+        self.first = job.process.rank == 0
         torch.manual_seed(seed_of(params.seed, "run"))
         self.spec = head_spec_of(job.weights)
         self.family = self.spec.family
@@ -134,8 +134,8 @@ class _Run:
             self.state.notes.append(self._why_no_teacher())
         if job.kept and params.trunk_lr and self.teacher is None and not self._replays():
             self.state.notes.append(
-                f"little holds {', '.join(job.kept)}: no images to replay (dataset.replay) and no"
-                " distillation (finetune.distill)"
+                f"{', '.join(job.kept)} may be forgotten: no images to replay (dataset.replay) and"
+                " no distillation (finetune.distill)"
             )
 
     def _detector(self) -> nn.Module:
@@ -194,10 +194,10 @@ class _Run:
             epoch,
             train=self.job.train,
             replay=self._replays(),
-            replay_share=params.replay,
+            replay_fraction=params.replay,
             batch_size=params.batch_size,
             seed=params.seed,
-            share=self.job.share,
+            process=self.job.process,
         )
 
     def _replays(self) -> int:
@@ -211,25 +211,25 @@ class _Run:
         if saved := self.checkpoints.latest():
             state.restore(saved)
         self.curves = Curves(self.job.curves if self.first else None, state.history)
-        self.watch = Watch(
+        self.progress = RunProgress(
             self.schedule.total,
             state.epoch * self.schedule.steps + state.step,
             shown=self.job.shown and self.first,
         )
         for note in state.notes:
-            self.watch.say(note)
+            self.progress.message(note)
         if saved:
-            self.watch.say(f"resumed at epoch {state.epoch + 1}, step {state.step}")
+            self.progress.message(f"resumed at epoch {state.epoch + 1}, step {state.step}")
         try:
-            with _stop_politely() as asked:
-                self._train(asked)
-            share, tried = self._interpolate()
+            with _stop_after_step() as stop_requested:
+                self._train(stop_requested)
+            alpha, tried = self._interpolate()
         finally:
-            self.watch.end()
+            self.progress.end()
         self.curves.end()
-        return self._outcome(share, tried)
+        return self._outcome(alpha, tried)
 
-    def _train(self, asked: threading.Event) -> None:
+    def _train(self, stop_requested: threading.Event) -> None:
         state, params = self.state, self.params
         stream: Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]] | None = None
         try:
@@ -238,7 +238,7 @@ class _Run:
                 state.model.train()
                 self.protection.freeze(state.model, trunk=thawed)
                 self.objective.bank = bank = None if thawed else self._bank()
-                module = wrap(self.objective, self.job.share, self.device.device)
+                module = wrap(self.objective, self.job.process, self.device.device)
                 until = self._next_thaw()
                 stream = self._banked(bank, until) if bank is not None else stream or self._stream()
                 while state.epoch < until and not self._stopped_early():
@@ -250,7 +250,7 @@ class _Run:
                         self.protection.freeze(state.model, trunk=thawed)
                     elif (steps := self.job.runtime.checkpoint_steps) and state.step % steps == 0:
                         self._save()
-                    if asked.is_set():
+                    if stop_requested.is_set():
                         self._save()
                         raise TrainingError(
                             f"finetune: stopped by a signal at epoch {state.epoch + 1}, step"
@@ -267,7 +267,7 @@ class _Run:
             self.state.model, self.family, self.job.dataset, self.device, self.params
         )
         if message:
-            self.watch.say(message)
+            self.progress.message(message)
         return bank
 
     def _next_thaw(self) -> int:
@@ -318,7 +318,7 @@ class _Run:
         number = state.epoch * self.schedule.steps + state.step
         self.schedule.apply(state.optimizer, number)
         while True:
-            torch.manual_seed(seed_of(params.seed, "step", number, self.job.share.rank))
+            torch.manual_seed(seed_of(params.seed, "step", number, self.job.process.rank))
             state.optimizer.zero_grad(set_to_none=True)
             try:
                 terms = self._gradients(module, keys, images, targets)
@@ -339,7 +339,7 @@ class _Run:
         for name, value in terms.items():
             state.sums[name] = state.sums.get(name, 0.0) + value
         state.step += 1
-        self.watch.step(len(images) * self.job.share.world, terms)
+        self.progress.step(len(images) * self.job.process.world, terms)
 
     def _gradients(
         self, module: nn.Module, keys: list[Key], images: list[Tensor], targets: list[Target]
@@ -350,23 +350,25 @@ class _Run:
             TrainingError: the loss isn't finite.
         """
         size = math.ceil(len(images) / self.state.accumulate)
-        told: dict[str, Tensor] = {}
+        means: dict[str, Tensor] = {}
         for start in range(0, len(images), size):
-            part = slice(start, start + size)
-            weight = len(images[part]) / len(images)
+            micro_batch = slice(start, start + size)
+            weight = len(images[micro_batch]) / len(images)
             last = start + size >= len(images)
-            with nullcontext() if last or self.job.share.world == 1 else module.no_sync():  # type: ignore[operator]
+            with nullcontext() if last or self.job.process.world == 1 else module.no_sync():  # type: ignore[operator]
                 with self.device.autocast():
-                    terms = module(self.device.to(images[part]), self.device.to(targets[part]))
+                    terms = module(
+                        self.device.to(images[micro_batch]), self.device.to(targets[micro_batch])
+                    )
                     total = torch.stack([term.float() for term in terms.values()]).sum() * weight
-                self._check_finite(terms, keys[part])
+                self._check_finite(terms, keys[micro_batch])
                 self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-            told = {
-                name: told.get(name, 0.0) + term.detach().float() * weight
+            means = {
+                name: means.get(name, 0.0) + term.detach().float() * weight
                 for name, term in terms.items()
             }
-        told = mean_over_processes(told, self.job.share)
-        return dict(zip(told, torch.stack(list(told.values())).tolist(), strict=True))
+        means = mean_over_processes(means, self.job.process)
+        return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
 
     def _check_finite(self, terms: Mapping[str, Tensor], keys: list[Key]) -> None:
         if all(
@@ -375,17 +377,17 @@ class _Run:
         ):
             return
         images = ", ".join(self.job.dataset.name(index) for _, index in keys)
-        told = ", ".join(f"{name} {float(term.detach())}" for name, term in terms.items())
+        values = ", ".join(f"{name} {float(term.detach())}" for name, term in terms.items())
         raise TrainingError(
             f"finetune: the loss isn't finite at epoch {self.state.epoch + 1}, step"
-            f" {self.state.step + 1}: {told}; images: {images}. Lower finetune.lr or"
+            f" {self.state.step + 1}: {values}; images: {images}. Lower finetune.lr or"
             " finetune.clip_norm, or look at these images' boxes (topwork validate)."
         )
 
     def _take_less_memory(self, images: int, error: Exception) -> None:
         """Halve the micro-batch, or give up where it's one image already."""
         state = self.state
-        if self.job.share.world > 1 or state.accumulate >= images:
+        if self.job.process.world > 1 or state.accumulate >= images:
             raise TrainingError(
                 f"finetune: out of memory with {math.ceil(images / state.accumulate)} images at a"
                 f" time on {self.device.device} ({error}). Lower finetune.batch_size, raise"
@@ -400,7 +402,7 @@ class _Run:
             f" step is made of {state.accumulate} micro-batches"
         )
         state.notes.append(note)
-        self.watch.say(note)
+        self.progress.message(note)
 
     def _end_epoch(self) -> None:
         """Row of the history, maybe a validation, and a checkpoint."""
@@ -418,7 +420,7 @@ class _Run:
         state.history.append(row)
         state.sums, state.step, state.epoch = {}, 0, number
         self.curves.add(row)
-        self.watch.epoch(number, params.epochs, row)
+        self.progress.epoch(number, params.epochs, row)
         self._save()
 
     def _remember_best(self, found: float) -> None:
@@ -460,11 +462,11 @@ class _Run:
                     if value is not None
                 }
             model.load_state_dict(own)
-        result: dict[str, float] = told_by_first(found, self.job.share)
+        result: dict[str, float] = broadcast_from_rank0(found, self.job.process)
         return result
 
     def _interpolate(self) -> tuple[float, list[dict[str, Any]]]:
-        """Choose the share of the way, and put the model there."""
+        """Choose the fraction of the way, and put the model there."""
         state = self.state
         end = {name: tensor.clone() for name, tensor in (state.best or state.result()).items()}
         start = {name: tensor.to(self.device.device) for name, tensor in self.start.items()}
@@ -473,16 +475,16 @@ class _Run:
             if self.job.validate is None or not state.history
             else lambda tensors: self._validate(tensors) or {"map": 0.0}
         )
-        share, tried = choose_share(start, end, self.protection.masks, self.params, validate)
-        self.state.model.load_state_dict(interpolate(start, end, share, self.protection.masks))
+        alpha, tried = choose_alpha(start, end, self.protection.masks, self.params, validate)
+        self.state.model.load_state_dict(interpolate(start, end, alpha, self.protection.masks))
         if tried:
-            told = ", ".join(f"{row['share']}: {row['map']:.4f}" for row in tried)
-            self.watch.say(
-                f"interpolation: {share} of the way is kept (validation mAP by share: {told})"
+            listed = ", ".join(f"{row['alpha']}: {row['map']:.4f}" for row in tried)
+            self.progress.message(
+                f"interpolation: alpha {alpha} is kept (validation mAP by alpha: {listed})"
             )
-        return share, tried
+        return alpha, tried
 
-    def _outcome(self, share: float, tried: list[dict[str, Any]]) -> Outcome:
+    def _outcome(self, alpha: float, tried: list[dict[str, Any]]) -> Outcome:
         level, reasons = determinism(self.params, self.device)
         state, weights = self.state, self.job.weights
         record = RunRecord(
@@ -492,7 +494,7 @@ class _Run:
             epochs=len(state.history),
             steps=len(state.history) * self.schedule.steps,
             stopped_early=self._stopped_early(),
-            interpolation=Interpolation(share=share, tried=tuple(tried)),
+            interpolation=Interpolation(alpha=alpha, tried=tuple(tried)),
             accumulate=state.accumulate,
             images={"train": self.job.train, "replay": self._replays()},
             history=tuple(state.history),
@@ -504,7 +506,8 @@ class _Run:
         }
         provenance = {
             **weights.provenance,
-            "finetune": {"share": share, "epochs": len(state.history), "seed": self.params.seed},
+            # `share` is alpha: the key stands in weights files, whose bytes stay the same
+            "finetune": {"share": alpha, "epochs": len(state.history), "seed": self.params.seed},
         }
         return Outcome(
             Weights(
@@ -524,16 +527,16 @@ def _channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tenso
 
 
 @contextmanager
-def _stop_politely() -> Iterator[threading.Event]:
-    """Within the block SIGTERM asks for a stop after the running step, with a checkpoint, instead
+def _stop_after_step() -> Iterator[threading.Event]:
+    """Within the block SIGTERM requests a stop after the running step, with a checkpoint, instead
     of ending the process at once.
     """
-    asked = threading.Event()
+    stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop_requested
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
     try:
-        yield asked
+        yield stop_requested
     finally:
         signal.signal(signal.SIGTERM, before)

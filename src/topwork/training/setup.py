@@ -22,7 +22,7 @@ from topwork.params.predict import PredictParams
 from topwork.params.runtime import RuntimeParams
 from topwork.params.section import Sections
 from topwork.params.surgery import SurgeryParams
-from topwork.training.batches import Share
+from topwork.training.batches import ProcessRank
 from topwork.training.checkpoint import SCRATCH, scratch_key, sweep
 from topwork.training.dataset import DetectionDataset, Example, examples
 from topwork.training.device import Device, machine
@@ -55,7 +55,7 @@ def prepare(
     *,
     device: Device,
     hashes: Mapping[str, str],
-    share: Share,
+    process: ProcessRank,
     curves: Path | None = None,
 ) -> Job:
     """Put a job together.
@@ -67,7 +67,7 @@ def prepare(
         boxes: kept-class objects that the annotations lack (stage `unlabelled`), or None.
         device: where to train.
         hashes: of the input files, for the resume key.
-        share: which process this is.
+        process: which process this is.
         curves: folder for DVCLive, or None.
 
     Raises:
@@ -89,7 +89,7 @@ def prepare(
         validate=validation(tables, weights, images, params.predict.batch_size, device),
         scratch=SCRATCH / key,
         curves=curves,
-        share=share,
+        process=process,
     )
 
 
