@@ -126,6 +126,20 @@ def test_a_frozen_trunk_is_served_from_the_bank_with_the_same_losses(
     assert served.record.notes == without.record.notes == ()
 
 
+def test_a_run_goes_on_from_the_bank_to_a_thawed_trunk(make_job: MakeJob) -> None:
+    banked, loaded = (
+        fine_tune(
+            make_job(f"{TINY}:ssd", head_epochs=3, epochs=5, replay=0.25, feature_cache_mib=mib)
+        )
+        for mib in (256, 0)
+    )
+    assert banked.record.epochs == 5
+    torch.testing.assert_close(_losses(banked), _losses(loaded), rtol=1e-3, atol=1e-6)
+    trunk = [name for name in banked.weights.state_dict if name.startswith("backbone.")]
+    start = make_job(f"{TINY}:ssd").weights.state_dict
+    assert not any(torch.equal(banked.weights.state_dict[name], start[name]) for name in trunk)
+
+
 @pytest.mark.parametrize(
     ("builder", "builder_args", "message"),
     [

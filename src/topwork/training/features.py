@@ -146,5 +146,8 @@ def _generator_states(device: torch.device) -> list[Tensor]:
     """States of the generators that a forward pass may draw from."""
     states = [torch.get_rng_state()]
     if device.type != "cpu":
-        states.append(torch.get_device_module(device).get_rng_state())
+        module = torch.get_device_module(device)
+        states.append(
+            module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+        )
     return states

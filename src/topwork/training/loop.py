@@ -48,6 +48,7 @@ from topwork.training.versions import installed_versions
 from topwork.weights.format import Weights
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
+Batch = tuple[list[Key], tuple[list[Tensor], list[Target]]]
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,8 @@ class _Run:
 
     def _train(self, stop_requested: threading.Event) -> None:
         state, params = self.state, self.params
-        stream: Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]] | None = None
+        loaded: Iterator[Batch] | None = None
+        stream: Iterator[Batch] | None = None
         try:
             while state.epoch < params.epochs and not self._stopped_early():
                 thawed = state.epoch >= params.head_epochs and params.trunk_lr > 0
@@ -240,7 +242,10 @@ class _Run:
                 self.objective.bank = bank = None if thawed else self._bank()
                 module = wrap(self.objective, self.job.process, self.device.device)
                 until = self._next_thaw()
-                stream = self._banked(bank, until) if bank is not None else stream or self._stream()
+                if bank is not None:
+                    stream = self._banked(bank, until)
+                else:
+                    stream = loaded = loaded or self._stream()
                 while state.epoch < until and not self._stopped_early():
                     keys, (images, targets) = next(stream)
                     self._step(module, keys, images, targets)
@@ -259,7 +264,7 @@ class _Run:
         finally:
             # its loaders end here; at the interpreter's end they would be waited for, since they
             # ignore SIGTERM
-            stream = None
+            stream = loaded = None
 
     def _bank(self) -> FeatureBank | None:
         """The frozen trunk's features, where keeping them pays."""
@@ -278,7 +283,7 @@ class _Run:
             else self.params.epochs
         )
 
-    def _stream(self) -> Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]]:
+    def _stream(self) -> Iterator[Batch]:
         """Batches from where the run stands to its end, with their keys."""
         state = self.state
         batches = [
@@ -297,9 +302,7 @@ class _Run:
         )
         return zip(batches, loaded, strict=True)
 
-    def _banked(
-        self, bank: FeatureBank, until: int
-    ) -> Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]]:
+    def _banked(self, bank: FeatureBank, until: int) -> Iterator[Batch]:
         """Batches up to an epoch, whose images nobody needs to load: their features are in the
         bank.
         """
