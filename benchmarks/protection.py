@@ -32,7 +32,7 @@ from reference import train_reference
 from topwork.classes import ClassPlan
 from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
-from topwork.detectors.axes import anatomy
+from topwork.detectors.axes import head_spec_of
 from topwork.detectors.builders import build, load
 from topwork.evaluation.unlabelled import find_unlabelled
 from topwork.inference.prediction import predict
@@ -217,17 +217,14 @@ def run(
         shown=False,
     )
     outcome = fine_tune(job)
-    return {**measure(load(outcome.weights)), "share": outcome.record.interpolation.share}
+    return {**measure(load(outcome.weights)), "share": outcome.record.interpolation.alpha}
 
 
 def fresh_head(weights: Weights, seed: int) -> Weights:
     """The usual way: every tensor of the score head (whatever lies beside its class rows) starts
     anew, as `num_classes=` builds it.
     """
-    tensors = [
-        axis.tensor
-        for axis in anatomy(weights.builder, len(weights.columns), weights.builder_args).axes
-    ]
+    tensors = [axis.tensor for axis in head_spec_of(weights).axes]
     place = (
         os.path.commonpath([tensor.replace(".", "/") for tensor in tensors]).replace("/", ".") + "."
     )

@@ -34,7 +34,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from topwork import graft, load, read_weights, write_weights
 from topwork.classes import category_set
-from topwork.detectors.axes import anatomy
+from topwork.detectors.axes import head_spec
 from topwork.detectors.builders import UninitializedParameters, build, builder_name
 from topwork.download.shipped import WEIGHTS as DEMO_WEIGHTS
 from topwork.weights.format import Weights
@@ -180,7 +180,7 @@ def graft_memory(builder: str, dropped: str) -> dict[str, float]:
 def _memory_of(source: Path, dropped: str) -> int:
     """Graft a file, write the result, and say by how many bytes the peak grew."""
     read_weights(DEMO_WEIGHTS)
-    anatomy(
+    head_spec(
         "ssdlite320_mobilenet_v3_large", 3
     )  # with the line before: loads what is loaded on first use
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts again

@@ -37,7 +37,7 @@ from topwork.training.dataset import DetectionDataset, Example, collate
 from topwork.training.device import exactness, keep_freed_memory, training_device
 from topwork.training.features import FeatureBank
 from topwork.training.loop import Job, _Run
-from topwork.training.progress import Watch
+from topwork.training.progress import RunProgress
 from topwork.weights.format import Weights
 
 CASES = {
@@ -140,7 +140,7 @@ def our_run(
     )
     run.state.model.train()
     run.protection.freeze(run.state.model, trunk=trunk_lr > 0)
-    run.watch = Watch(0, shown=False)
+    run.progress = RunProgress(0, shown=False)
     return run
 
 

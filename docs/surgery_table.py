@@ -6,7 +6,7 @@ A test holds the two together.
 import re
 from pathlib import Path
 
-from topwork.detectors.axes import PROBE_COLUMNS, Anatomy, anatomy
+from topwork.detectors.axes import PROBE_COLUMNS, HeadSpec, head_spec
 from topwork.detectors.builders import torchvision_builders
 
 BEGIN, END = "<!-- table: written by docs/surgery_table.py -->\n", "<!-- end of table -->\n"
@@ -19,11 +19,11 @@ def table() -> str:
         "| builder | class-dependent tensors | layout (rows a class) | proof | head |",
         "| --- | --- | --- | --- | --- |",
     ]
-    lines += [line for name in torchvision_builders() for line in _lines(name, anatomy(name, 91))]
+    lines += [line for name in torchvision_builders() for line in _lines(name, head_spec(name, 91))]
     return "\n".join(lines) + "\n"
 
 
-def _lines(builder: str, found: Anatomy) -> list[str]:
+def _lines(builder: str, found: HeadSpec) -> list[str]:
     groups: dict[tuple[str, str, str], list[int]] = {}
     for axis in found.axes:
         module = re.sub(r"\.\d+\b", ".*", axis.tensor.rpartition(".")[0], count=1)

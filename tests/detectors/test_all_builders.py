@@ -9,7 +9,7 @@ import torch
 
 from detectors import efficient, tiny
 from topwork import graft
-from topwork.detectors.axes import anatomy, randomize
+from topwork.detectors.axes import head_spec, randomize
 from topwork.detectors.builders import UninitializedParameters, build, resolve, torchvision_builders
 from topwork.detectors.families import family_of
 from topwork.surgery import receipt
@@ -19,12 +19,6 @@ from topwork.surgery.verification import same_bits
 COLUMNS = ("__background__", "person", "car", "N/A", "dog", "tree")
 NAMED = ("__background__", "person", "car", "cone", "dog", "tree")
 BUILDERS = [*torchvision_builders(), efficient.build, tiny.unusual]
-SCORE_HEADS = {
-    "ssd": "head.classification_head",
-    "retinanet": "head.classification_head",
-    "fcos": "head.classification_head",
-    "rcnn": "roi_heads.box_predictor",
-}
 
 
 def _id(builder):
@@ -72,7 +66,7 @@ def test_identity_plan_is_bit_identical(source):
 def test_everything_outside_the_class_axes_is_passed_on_uncopied(source):
     builder, state_dict = source
     done = graft(state_dict, ["dog", "person"], builder=builder, columns=COLUMNS)
-    classes = {axis.tensor for axis in anatomy(builder, len(COLUMNS)).axes}
+    classes = {axis.tensor for axis in head_spec(builder, len(COLUMNS)).axes}
     assert {
         name for name, tensor in done.state_dict.items() if tensor is not state_dict[name]
     } == classes
@@ -89,7 +83,7 @@ def test_graft_and_graft_back(source, dropped):
         dropped=dropped,
     )
     back = graft(there.weights, ["person", "dog"], builder=builder)
-    before, after = anatomy(builder, len(COLUMNS)), anatomy(builder, 3)
+    before, after = head_spec(builder, len(COLUMNS)), head_spec(builder, 3)
     for old, new in zip(before.axes, after.axes, strict=True):
         for was, now in ((0, 0), (1, 1), (4, 2)):
             assert same_bits(
@@ -108,7 +102,7 @@ def _logits(builder, state_dict, columns, absorbed, dtype):
         family.isolate(model)
     model.to(dtype).eval()
     seen = []
-    head = model.get_submodule(SCORE_HEADS[family.name])
+    head = model.get_submodule(family.score_head)
     head.register_forward_hook(
         lambda module, inputs, output: seen.append(
             output[0] if isinstance(output, tuple) else output
@@ -138,7 +132,7 @@ def test_kept_logits_and_absorbed_probabilities(source, dtype, tolerance):
         removed[..., 1:], pretrained[..., [5, 1]], rtol=tolerance, atol=tolerance
     )
     wide = graft(state_dict, plan, builder=builder, columns=COLUMNS, dropped="absorb")
-    softmax = anatomy(builder, 6).softmax
+    softmax = head_spec(builder, 6).softmax
     assert wide.weights.absorbed == (("car", "N/A", "dog") if softmax else ())
     absorbed = _logits(builder, wide.state_dict, 3, len(wide.weights.absorbed), dtype)
     assert absorbed.shape == removed.shape
@@ -221,8 +215,8 @@ def test_the_grafted_detector_loads_strictly_and_keeps_the_source_untouched(sour
         model = build(builder, 3, absorbed=len(done.weights.absorbed))
     model.load_state_dict(copy.copy(done.state_dict), strict=True)
     for axis, old in zip(
-        anatomy(builder, 3, absorbed=len(done.weights.absorbed)).axes,
-        anatomy(builder, 6).axes,
+        head_spec(builder, 3, absorbed=len(done.weights.absorbed)).axes,
+        head_spec(builder, 6).axes,
         strict=True,
     ):
         expected = (

@@ -5,7 +5,7 @@ import torch
 
 from detectors import efficient, tiny
 from topwork import graft
-from topwork.detectors.axes import anatomy, discover
+from topwork.detectors.axes import head_spec
 from topwork.detectors.builders import build, shapes_of, torchvision_builders
 from topwork.errors import SurgeryError
 
@@ -58,7 +58,7 @@ def test_the_table_speaks_of_every_torchvision_detector():
 @pytest.mark.parametrize("builder", sorted(EXPECTED))
 def test_class_axes_of_torchvision(builder):
     softmax, modules = EXPECTED[builder]
-    found = anatomy(builder, 91)
+    found = head_spec(builder, 91)
     assert found.softmax is softmax
     assert {axis.tensor: (axis.layout, axis.multiplicity) for axis in found.axes} == {
         f"{module}.{kind}": expected
@@ -72,23 +72,23 @@ def test_class_axes_of_torchvision(builder):
 
 
 def test_rows_by_hand():
-    ssd = {axis.tensor: axis for axis in discover("ssdlite320_mobilenet_v3_large", 3)}[
+    ssd = {axis.tensor: axis for axis in head_spec("ssdlite320_mobilenet_v3_large", 3).axes}[
         "head.classification_head.module_list.0.1.bias"
     ]
     assert ssd.rows(1) == [1, 4, 7, 10, 13, 16]  # [6 anchors, 3 columns]
-    boxes = {axis.tensor: axis for axis in discover(tiny.faster_rcnn, 3)}[f"{BOXES}.bias"]
+    boxes = {axis.tensor: axis for axis in head_spec(tiny.faster_rcnn, 3).axes}[f"{BOXES}.bias"]
     assert boxes.rows(2) == [8, 9, 10, 11]  # [3 columns, 4 numbers]
     assert boxes.rows(3) == []
 
 
 def test_absorbed_columns_widen_scores_alone():
-    axes = {axis.tensor: axis for axis in discover(tiny.mask_rcnn, 3, absorbed=2)}
+    axes = {axis.tensor: axis for axis in head_spec(tiny.mask_rcnn, 3, absorbed=2).axes}
     assert {axis.role: axis.columns for axis in axes.values()} == {
         "scores": 5,
         "boxes": 3,
         "masks": 3,
     }
-    found = anatomy(tiny.mask_rcnn, 3, absorbed=2)
+    found = head_spec(tiny.mask_rcnn, 3, absorbed=2)
     assert found.shapes == {
         name: tuple(tensor.shape)
         for name, tensor in build(tiny.mask_rcnn, 3, absorbed=2).state_dict().items()
@@ -96,7 +96,7 @@ def test_absorbed_columns_widen_scores_alone():
 
 
 def test_effdet_from_pypi():
-    found = anatomy(efficient.build, 21)
+    found = head_spec(efficient.build, 21)
     assert not found.softmax
     assert [
         (axis.tensor, axis.layout, axis.multiplicity, axis.background) for axis in found.axes
@@ -109,7 +109,7 @@ def test_effdet_from_pypi():
 
 
 def test_an_unusual_layout_is_proved_without_being_declared():
-    found = anatomy(tiny.unusual, 4)
+    found = head_spec(tiny.unusual, 4)
     assert [(axis.tensor, axis.layout, axis.outer, axis.inner) for axis in found.axes] == [
         ("logits.weight", "2 x class x 3", 2, 3),
         ("logits.bias", "2 x class x 3", 2, 3),
@@ -119,7 +119,7 @@ def test_an_unusual_layout_is_proved_without_being_declared():
 
 
 def test_shared_rows_are_found_under_each_name():
-    assert [(axis.tensor, axis.outer, axis.inner) for axis in discover(tiny.tied, 4)] == [
+    assert [(axis.tensor, axis.outer, axis.inner) for axis in head_spec(tiny.tied, 4).axes] == [
         (f"{name}.{kind}", 2, 3) for name in ("logits", "again") for kind in ("weight", "bias")
     ]
     state_dict = tiny.tied(4).state_dict()
@@ -152,7 +152,7 @@ def test_shared_rows_are_found_under_each_name():
 )
 def test_what_cannot_be_proved_is_refused(builder, message):
     with pytest.raises(SurgeryError, match=message):
-        discover(builder, 9)
+        head_spec(builder, 9)
 
 
 def test_a_wrongly_declared_layout_is_refused():
@@ -163,4 +163,4 @@ def test_a_wrongly_declared_layout_is_refused():
 
     build_wrongly.family = replace(efficient.build.family, layouts={"scores": "class-major"})
     with pytest.raises(SurgeryError, match=r"class_net.predict.conv_pw.weight \[36, 64, 1, 1\]"):
-        discover(build_wrongly, 9)
+        head_spec(build_wrongly, 9)

@@ -9,7 +9,7 @@ import torch
 
 from detectors.spread import _settle_norms
 from topwork import graft
-from topwork.detectors.axes import anatomy, randomize
+from topwork.detectors.axes import head_spec, randomize
 from topwork.detectors.builders import UninitializedParameters, build, resolve, torchvision_builders
 from topwork.detectors.families import family_of
 
@@ -18,12 +18,6 @@ pytestmark = pytest.mark.long
 COLUMNS = ("__background__", "person", "car", "N/A", "dog", "tree")
 KEPT = {"tree": "keep", "people": {"keep": "person"}}
 OLD, NEW = [5, 1], [1, 2]  # columns of the kept classes before and after
-HEADS = {
-    "ssd": "head.classification_head",
-    "retinanet": "head.classification_head",
-    "fcos": "head.classification_head",
-    "rcnn": "roi_heads.box_predictor",
-}
 
 
 @pytest.fixture(scope="module", params=torchvision_builders())
@@ -41,7 +35,7 @@ def source(request):
     _settle_norms(model, 0)
     state_dict = model.state_dict()
     logits, _ = _run(request.param, small, state_dict, len(COLUMNS), 0, torch.float32)
-    for axis in anatomy(request.param, len(COLUMNS), small).axes:
+    for axis in head_spec(request.param, len(COLUMNS), small).axes:
         if axis.role == "scores":
             state_dict[axis.tensor].mul_(2 / logits.std())
     return request.param, small, state_dict
@@ -64,7 +58,7 @@ def _run(builder, small, state_dict, columns, absorbed, dtype):
         None  # masks and keypoints of 100,000 boxes take long
     )
     seen = []
-    head = model.get_submodule(HEADS[family_of(model, resolve(builder)).name])
+    head = model.get_submodule(family_of(model, resolve(builder)).score_head)
     head.register_forward_hook(
         lambda module, inputs, output: seen.append(
             output[0] if isinstance(output, tuple) else output
@@ -97,7 +91,7 @@ def _of(detections, label):
 )
 def test_kept_classes_on_random_images(source, dtype, tolerance):
     builder, small, state_dict = source
-    softmax = anatomy(builder, 6, small).softmax
+    softmax = head_spec(builder, 6, small).softmax
 
     def grafted(plan, dropped):
         done = graft(

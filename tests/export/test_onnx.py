@@ -12,13 +12,16 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from detectors import efficient
 from detectors.spread import spread_scores
 from topwork.demo.worlds import STREET, draw_split
 from topwork.detectors.builders import build, load, torchvision_builders
+from topwork.detectors.families import Limits, family_of
 from topwork.download.shipped import demo_weights
 from topwork.errors import ExportError
-from topwork.export.onnx import TOLERANCE, Limits, class_names, export_onnx, parity_of
+from topwork.export.onnx import TOLERANCE, class_names, export_onnx, parity_of
 from topwork.surgery.graft import graft
+from topwork.weights.format import Weights
 
 onnx = pytest.importorskip("onnx", reason="the extra `export` isn't installed")
 pytest.importorskip("onnxruntime", reason="the extra `export` isn't installed")
@@ -88,6 +91,21 @@ def test_every_torchvision_builder_agrees(tmp_path: Path, builder: str, absorbed
     parity = export_onnx(detector(builder, absorbed), tmp_path / "model.onnx", images())
     assert parity.detections > 10
     assert max(parity.scores, parity.boxes) <= TOLERANCE
+
+
+def test_a_detector_of_ones_own_agrees(tmp_path: Path) -> None:
+    """EfficientDet of PyPI's `effdet`, whose family declares its limits."""
+    torch.manual_seed(0)
+    model = efficient.detector(len(COLUMNS))
+    with torch.no_grad():
+        model.class_net.predict.conv_pw.weight.mul_(20)
+    path = str(Path(efficient.__file__).resolve())
+    weights = Weights(model.state_dict(), COLUMNS, f"{path}:detector")
+    loaded = load(weights)
+    parity = export_onnx(loaded, tmp_path / "model.onnx", images())
+    assert parity.detections > 10
+    assert max(parity.scores, parity.boxes) <= TOLERANCE
+    assert family_of(loaded).limits(loaded) == Limits(0.05, 100, 0.5)  # type: ignore[misc]
 
 
 def found(

@@ -113,7 +113,7 @@ def run_record() -> finetune.RunRecord:
         epochs=12,
         steps=96,
         stopped_early=False,
-        interpolation=finetune.Interpolation(share=0.9, tried=()),
+        interpolation=finetune.Interpolation(alpha=0.9, tried=()),
         accumulate=1,
         images={"train": 10, "replay": 0},
         history=(),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from detectors import tiny
 from topwork import demo_weights, graft, load
 from topwork.classes import ClassPlan
-from topwork.detectors.axes import anatomy, randomize
+from topwork.detectors.axes import head_spec, randomize
 from topwork.detectors.builders import build
 from topwork.errors import ClassPlanError, SurgeryError, WeightsError
 from topwork.surgery.rows import rows_of
@@ -73,7 +73,7 @@ def test_sigmoid_prior_is_a_probability():
         columns=COLUMNS,
         prior=0.02,
     )
-    _, bias = anatomy(tiny.retinanet, 3).axes
+    _, bias = head_spec(tiny.retinanet, 3).axes
     weight = done.state_dict["head.classification_head.cls_logits.weight"]
     assert torch.count_nonzero(weight[[2 + 3 * anchor for anchor in range(3)]]) == 0
     torch.testing.assert_close(
@@ -146,8 +146,8 @@ def test_random_plans(rules, own, dropped, builder, dtype):
     }
     done = graft(state_dict, plan, builder=builder, columns=COLUMNS, dropped=dropped)
     before, after = (
-        anatomy(builder, 7),
-        anatomy(builder, len(plan) + 1, absorbed=len(done.weights.absorbed)),
+        head_spec(builder, 7),
+        head_spec(builder, len(plan) + 1, absorbed=len(done.weights.absorbed)),
     )
     everything = [*done.weights.columns, *done.weights.absorbed]
     for name, tensor in done.state_dict.items():
@@ -302,7 +302,7 @@ def test_misfit_weights_name_every_tensor(points):
 @pytest.mark.parametrize(
     "builder", [tiny.ssd, tiny.mask_rcnn, tiny.unusual], ids=lambda builder: builder.__name__
 )
-def test_a_wrong_number_of_columns_is_told_from_the_shapes(builder):
+def test_a_wrong_number_of_columns_is_seen_in_the_shapes(builder):
     state_dict = build(builder, 9).state_dict()
     with pytest.raises(WeightsError, match=r"class columns are 9, not 7: mend fetch\.classes"):
         graft(state_dict, {"person": "keep"}, builder=builder, columns=COLUMNS)
@@ -476,7 +476,7 @@ def test_prior_needs_a_bias():
     build_model.family = tiny.points.family
     state_dict = build_model(7).state_dict()
     with pytest.raises(
-        SurgeryError, match=r"head.weight: helmet: `new: prior` needs a bias beside it"
+        SurgeryError, match=r"head.weight: helmet: `new: prior` needs a bias next to it"
     ):
         graft(state_dict, {"helmet": "new"}, builder=build_model, columns=COLUMNS)
     assert (
@@ -511,7 +511,7 @@ def test_plan_object_and_weights_object_agree_with_plain_ones(points):
     assert all(
         torch.equal(one.state_dict[name], tensor) for name, tensor in other.state_dict.items()
     )
-    with pytest.raises(ClassPlanError, match="graft: dropped, seed given beside a ClassPlan"):
+    with pytest.raises(ClassPlanError, match="graft: dropped, seed given with a ClassPlan"):
         graft(weights, ClassPlan.parse(["dog"]), builder=tiny.points, dropped="absorb", seed=1)
     with pytest.raises(SurgeryError, match="bring their own columns"):
         graft(weights, ["dog"], builder=tiny.points, columns=COLUMNS)

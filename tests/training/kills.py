@@ -31,7 +31,7 @@ def attempt(folder: Path, raw: dict, sent: str, after: str) -> tuple[int, float]
             os.dup2(log.fileno(), 2)
         try:
             finetune.run(parse_params(raw))
-        except BaseException as error:  # the exit code tells
+        except BaseException as error:  # the exit code is the answer
             print(f"{type(error).__name__}: {error}", flush=True)
             os._exit(1)
         os._exit(0)

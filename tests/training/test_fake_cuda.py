@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models.detection.image_list import ImageList
 
+from topwork.detectors.families import family_of
 from topwork.params.finetune import FinetuneParams
 from topwork.training.device import Device
 from topwork.training.distillation import Teacher
@@ -67,12 +68,14 @@ class Dense(nn.Module):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_whole_step_stays_on_the_gpu(optimizer: str) -> None:
-    params = FinetuneParams(optimizer=optimizer)
+    params, family = FinetuneParams(optimizer=optimizer), family_of(build(4))
     device = Device(CUDA, torch.float32, False)  # autocast wants a real GPU
     with FakeTensorMode():
         with torch.device(CUDA):
             model, teacher = Dense().train(), Dense()
-        objective = Objective(model, params, Teacher(teacher, model, [0, 1, 3], softmax=True))
+        objective = Objective(
+            model, params, Teacher(teacher, model, family, [0, 1, 3], softmax=True)
+        )
         rows = torch.zeros(24, dtype=torch.bool)
         masks = {"head.classification_head.module_list.0.bias": RowMasks(rows[:16], rows[:16])}
         protection = Protection(params, masks).to(CUDA)

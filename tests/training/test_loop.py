@@ -147,8 +147,8 @@ def test_a_run_that_holds_nothing_says_so(
     job = replace(make_job(epochs=1, **finetune), shown=True)
     notes = fine_tune(job).record.notes
     assert len(notes) == count
-    assert all(note.startswith("little holds person: no images to replay") for note in notes)
-    assert capsys.readouterr().out.count("little holds person") == count
+    assert all(note.startswith("person may be forgotten: no images to replay") for note in notes)
+    assert capsys.readouterr().out.count("person may be forgotten") == count
 
 
 def test_a_non_finite_loss_names_epoch_step_images_and_terms(make_job: MakeJob) -> None:

@@ -9,15 +9,16 @@ import torch
 from torch import nn
 from torchvision.ops import box_iou
 
+from topwork.detectors.families import family_of
 from topwork.errors import DeviceError, TopworkError
 from topwork.params.finetune import FinetuneParams
 from topwork.surgery.graft import graft
 from topwork.training.augmentation import PRESETS, augmentation
-from topwork.training.batches import Share, epoch_batches
+from topwork.training.batches import ProcessRank, epoch_batches
 from topwork.training.checkpoint import Checkpoints, restore_rng, rng_states, scratch_key
 from topwork.training.device import Device, determinism, training_device
 from topwork.training.distillation import Teacher
-from topwork.training.interpolation import choose_share, interpolate
+from topwork.training.interpolation import choose_alpha, interpolate
 from topwork.training.masks import masks_of
 from topwork.training.objective import Objective
 from topwork.training.protection import Protection, RowMasks, row_masks
@@ -39,22 +40,21 @@ def test_an_epoch_shows_every_training_image_once() -> None:
 
 
 def test_processes_share_an_epoch() -> None:
-    shares = [
-        epoch_batches(0, train=13, batch_size=2, seed=0, share=Share(rank, 3)) for rank in range(3)
-    ]
-    assert len({len(share) for share in shares}) == 1
-    seen = [index for share in shares for batch in share for _, index in batch]
+    processes = [ProcessRank(rank, 3) for rank in range(3)]
+    taken = [epoch_batches(0, train=13, batch_size=2, process=process) for process in processes]
+    assert len({len(batches) for batches in taken}) == 1
+    seen = [index for batches in taken for batch in batches for _, index in batch]
     assert (
         len(seen) == len(set(seen)) == 12
     )  # the thirteenth would leave two processes without an image
 
 
-def test_replayed_images_take_their_share_and_all_get_their_turn() -> None:
+def test_replayed_images_take_their_fraction_and_all_get_their_turn() -> None:
     batches = [
         batch
         for epoch in range(2)
         for batch in epoch_batches(
-            epoch, train=12, replay=5, replay_share=0.25, batch_size=8, seed=0
+            epoch, train=12, replay=5, replay_fraction=0.25, batch_size=8, seed=0
         )
     ]
     replayed = [[index for _, index in batch if index >= 12] for batch in batches]
@@ -211,18 +211,18 @@ def test_interpolation_by_hand() -> None:
     )
 
 
-def test_the_smallest_share_that_costs_nothing_is_chosen() -> None:
+def test_the_smallest_alpha_that_costs_nothing_is_chosen() -> None:
     start, end = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
     worth = {1.0: 0.5, 0.9: 0.52, 0.8: 0.53, 0.7: 0.52, 0.6: 0.515, 0.5: 0.4}
-    share, tried = choose_share(
+    alpha, tried = choose_alpha(
         start,
         end,
         {},
         FinetuneParams(),
         lambda tensors: {"map": worth[round(float(tensors["w"]), 6)]},
     )
-    assert share == 0.7
-    assert [row["share"] for row in tried] == [
+    assert alpha == 0.7
+    assert [row["alpha"] for row in tried] == [
         1.0,
         0.9,
         0.8,
@@ -230,8 +230,8 @@ def test_the_smallest_share_that_costs_nothing_is_chosen() -> None:
         0.6,
         0.5,
     ]  # below that it only falls
-    assert choose_share(start, end, {}, FinetuneParams(interpolation=0.3), None) == (0.3, [])
-    assert choose_share(start, end, {}, FinetuneParams(interpolation="off"), None) == (1.0, [])
+    assert choose_alpha(start, end, {}, FinetuneParams(interpolation=0.3), None) == (0.3, [])
+    assert choose_alpha(start, end, {}, FinetuneParams(interpolation="off"), None) == (1.0, [])
 
 
 # -- checkpoints -------------------------------------------------------------------------------
@@ -321,41 +321,43 @@ def _gradients(
     torch.manual_seed(0)
     student = build(4).train()
     objective = Objective(
-        student, FinetuneParams(), Teacher(teacher, student, columns, softmax=True)
+        student,
+        FinetuneParams(),
+        Teacher(teacher, student, family_of(student), columns, softmax=True),
     )
-    heard: dict[str, torch.Tensor] = {}
+    recorded: dict[str, torch.Tensor] = {}
 
-    def hear(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+    def record(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
         output.retain_grad()
-        heard["logits"] = output
+        recorded["logits"] = output
 
-    student.head.classification_head.register_forward_hook(hear, prepend=True)
+    student.head.classification_head.register_forward_hook(record, prepend=True)
     student.anchor_generator.register_forward_hook(
-        lambda module, inputs, output: heard.update(anchors=output[0])
+        lambda module, inputs, output: recorded.update(anchors=output[0])
     )
-    told = teacher.head.classification_head.register_forward_hook(
-        lambda module, inputs, output: heard.update(told=output), prepend=True
+    handle = teacher.head.classification_head.register_forward_hook(
+        lambda module, inputs, output: recorded.update(teacher=output), prepend=True
     )
     box = torch.tensor([[8.0, 8.0, 40.0, 40.0]])
     objective([torch.rand(3, SIDE, SIDE)], [{"boxes": box, "labels": torch.tensor([label])}])[
         "distill_classes"
     ].backward()
-    told.remove()
+    handle.remove()
     return (
-        heard["logits"].grad[0].abs().sum(-1),
-        box_iou(heard["anchors"], box)[:, 0] >= 0.4,
-        heard["told"][0][:, columns].softmax(-1),
+        recorded["logits"].grad[0].abs().sum(-1),
+        box_iou(recorded["anchors"], box)[:, 0] >= 0.4,
+        recorded["teacher"][0][:, columns].softmax(-1),
     )
 
 
-def test_on_a_new_classs_object_the_teacher_is_silent() -> None:
+def test_on_a_new_classs_object_the_teacher_has_no_weight() -> None:
     torch.manual_seed(1)
     gradients, annotated, _ = _gradients(2, [0, 1, 3], build(4))
     assert 0 < annotated.sum() < len(annotated)
     assert torch.equal(gradients > 0, ~annotated)
 
 
-def test_on_a_kept_classs_object_the_teacher_is_heard_as_far_as_it_sees_that_class() -> None:
+def test_on_a_kept_classs_object_the_teacher_counts_as_far_as_it_sees_that_class() -> None:
     def teacher(bias: float) -> nn.Module:
         torch.manual_seed(1)
         model = build(4)

@@ -1,17 +1,21 @@
 """Pooling in groups gives the same numbers and gradients."""
 
-from types import SimpleNamespace
-
 import torch
+from torch import nn
 from torchvision.ops import MultiScaleRoIAlign
 
+from detectors import tiny
+from topwork.detectors.families import family_of
 from topwork.training.roi_pool import pool_in_groups
 
 
 def test_groups_equal_the_whole() -> None:
     torch.manual_seed(0)
     pools = [MultiScaleRoIAlign(["0", "1"], 7, 2) for _ in range(2)]
-    pool_in_groups(SimpleNamespace(roi_heads=SimpleNamespace(box_roi_pool=pools[1])))
+    pool_in_groups(
+        nn.ModuleDict({"roi_heads": nn.ModuleDict({"box_roi_pool": pools[1]})}),
+        family_of(tiny.faster_rcnn(2)),
+    )
     corners = torch.rand(150, 2) * 60
     boxes = torch.cat([corners, corners + 4 + torch.rand(150, 2) * 50], dim=1)
     results = []

@@ -1,9 +1,9 @@
 """Class axes, discovered on the `meta` device and proved by gradients.
 
-Two detectors that differ by one class tell which tensors depend on the class count, along which
-axis and how often. How a class's rows lie inside a multiplied axis is proved on a small detector of
-the same builder: the gradient of one class's score (box, mask) must touch exactly the rows that the
-layout gives that class. What can't be proved is refused, never guessed.
+Comparing two detectors that differ by one class shows which tensors depend on the class count,
+along which axis and how often. How a class's rows lie inside a multiplied axis is proved on a small
+detector of the same builder: the gradient of one class's score (box, mask) must touch exactly the
+rows that the layout gives that class. What can't be proved is refused, never guessed.
 """
 
 import json
@@ -25,30 +25,29 @@ from topwork.detectors.builders import (
 from topwork.detectors.families import ROLES, Family, Role, family_of
 from topwork.detectors.layouts import ClassAxis, factorizations, layout_name, rows_of_column
 from topwork.errors import SurgeryError
+from topwork.weights.format import Weights
 
-# background and four classes: the least with which every pair of classes tells the rows of each
+# background and four classes: the fewest with which pairs of classes determine the rows of each
 PROBE_COLUMNS = 5
 TOUCHED = 1e-9  # relative to the largest gradient in float64; untouched rows are 0 but for rounding
 PROOF_METHOD = "gradient"
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """What surgery needs to know of a detector's head.
+class HeadSpec:
+    """What surgery and training need to know of a detector's head.
 
     Attributes:
         axes: one a class-dependent tensor, in the order of the state_dict.
         softmax: whether classes compete (softmax with background) or stand alone (sigmoid).
         shapes: every tensor's shape.
-        family: the declared family's name, or `undeclared`.
-        trunk: prefixes of the tensors below the head.
+        family: the detector's family; `UNDECLARED` where neither torchvision's nor declared.
     """
 
     axes: tuple[ClassAxis, ...]
     softmax: bool
     shapes: Mapping[str, tuple[int, ...]]
-    family: str
-    trunk: tuple[str, ...]
+    family: Family
 
     def axis_of(self, tensor: str) -> ClassAxis | None:
         """The class axis of a tensor, None where it doesn't depend on the classes."""
@@ -74,16 +73,16 @@ class _Proof:
     axes: tuple[ClassAxis, ...]
     shapes: Mapping[str, tuple[int, ...]]
     softmax: bool
-    family: Family | None
+    family: Family
 
 
 _PROOFS: dict[tuple[Any, str], _Proof] = {}
 
 
-def discover(
+def head_spec(
     builder: Builder, columns: int, builder_args: Mapping[str, Any] | None = None, absorbed: int = 0
-) -> list[ClassAxis]:
-    """The class axes of a builder's detector, proved.
+) -> HeadSpec:
+    """Class axes, kind of head and all shapes of a builder's detector; the axes are proved.
 
     Args:
         builder: name or function.
@@ -96,16 +95,9 @@ def discover(
             tensors are named with their shapes.
 
     Example:
-        >>> [axis.layout for axis in discover("ssdlite320_mobilenet_v3_large", 91)][:2]
+        >>> [axis.layout for axis in head_spec("ssdlite320_mobilenet_v3_large", 91).axes][:2]
         ['anchor-major', 'anchor-major']
     """
-    return list(anatomy(builder, columns, builder_args, absorbed).axes)
-
-
-def anatomy(
-    builder: Builder, columns: int, builder_args: Mapping[str, Any] | None = None, absorbed: int = 0
-) -> Anatomy:
-    """Class axes, kind of head and all shapes of a builder's detector; see `discover`."""
     proof = _proof(builder, dict(builder_args or {}))
     axes = [
         replace(axis, columns=columns + (absorbed if axis.role == "scores" else 0))
@@ -116,13 +108,18 @@ def anatomy(
         shape = list(shapes[axis.tensor])
         shape[axis.axis] = axis.multiplicity * (axis.columns - (0 if axis.background else 1))
         shapes[axis.tensor] = tuple(shape)
-    family = proof.family
-    return Anatomy(
-        tuple(axes),
-        proof.softmax,
-        shapes,
-        family.name if family else "undeclared",
-        family.trunk if family else ("backbone.",),
+    return HeadSpec(tuple(axes), proof.softmax, shapes, proof.family)
+
+
+def head_spec_of(weights: Weights, builder: Builder | None = None) -> HeadSpec:
+    """The head spec of the detector that weights belong to; `builder` replaces the one that they
+    name.
+    """
+    return head_spec(
+        builder or weights.builder,
+        len(weights.columns),
+        weights.builder_args,
+        len(weights.absorbed),
     )
 
 
@@ -188,7 +185,7 @@ def _prove(
         with UninitializedParameters():
             model = build(builder, PROBE_COLUMNS, arguments)
         family = family_of(model, resolve(builder))
-        if family is not None and family.isolate is not None:
+        if family.isolate is not None:
             family.isolate(model)
         model.double().eval().requires_grad_(False)
         randomize(model)
@@ -250,15 +247,12 @@ def randomize(model: nn.Module) -> None:
                     parameter.normal_(std=0.1)
 
 
-def _probe(name: str, family: Family | None, model: nn.Module) -> dict[str, Tensor]:
+def _probe(name: str, family: Family, model: nn.Module) -> dict[str, Tensor]:
     """Every candidate's label and, by role, one differentiable number: its score, and random
     mixtures of its box and mask.
     """
     try:
-        if family is not None:
-            detections = family.probe(model)
-        else:
-            detections = model([torch.rand(3, 320, 320, dtype=torch.float64)])
+        detections = family.probe(model)
         outputs = {"labels": torch.cat([item["labels"] for item in detections])}
         for role in ROLES:
             if role in detections[0]:
@@ -335,8 +329,8 @@ def _touches(
 def _rows_touched(
     found: list[dict[str, Tensor]], scales: Mapping[str, float]
 ) -> dict[str, list[set[int]]]:
-    """Tensor -> for each output, the rows whose gradient is more than rounding beside the tensor's
-    largest of a single class.
+    """Tensor -> for each output, the rows whose gradient is more than rounding next to the
+    tensor's largest of a single class.
     """
     return {
         tensor: [
@@ -348,7 +342,7 @@ def _rows_touched(
 
 
 def _match(
-    item: _Found, touches: Mapping[Role, list[set[int]]], softmax: bool, family: Family | None
+    item: _Found, touches: Mapping[Role, list[set[int]]], softmax: bool, family: Family
 ) -> ClassAxis | None:
     """The one layout under which every class touches just its own rows; None where there is none,
     or it isn't the declared one.
@@ -368,7 +362,7 @@ def _match(
                 else own
             )
             if sets == expected:
-                declared = family.layouts.get(role) if family else None
+                declared = family.layouts.get(role)
                 if declared not in (None, layout_name(outer, inner)):
                     return None
                 return ClassAxis(

@@ -177,7 +177,7 @@ def _freeze_batch_norm(module: nn.Module, eps: float) -> None:
             _freeze_batch_norm(child, eps)
 
 
-def absorb_columns(model: nn.Module, family: Family | None, columns: int, name: str) -> None:
+def absorb_columns(model: nn.Module, family: Family, columns: int, name: str) -> None:
     """Fold a freshly built, wide detector's columns from `columns` on into background, in place.
 
     The score head keeps its tensors and their names; a forward hook folds what it gives.
@@ -187,7 +187,7 @@ def absorb_columns(model: nn.Module, family: Family | None, columns: int, name: 
     Raises:
         SurgeryError: the family doesn't say where its logits are.
     """
-    if family is None or family.score_head is None or family.fold is None:
+    if family.score_head is None or family.fold is None:
         raise SurgeryError(
             f"builder {name}: its head can't absorb classes (no softmax head is declared for it)."
             " Write `dropped: remove`."
@@ -253,7 +253,7 @@ def load(
     builder: Builder | None = None,
 ) -> nn.Module:
     """Load weights into their detector, ready to predict: evaluation mode, `model.columns` names
-    the labels.
+    the labels, `model.family` is the detector's family.
 
     Args:
         weights: a file that topwork wrote, or weights already read.
@@ -283,6 +283,7 @@ def load(
     model.load_state_dict(weights.state_dict, strict=True)
     model.to(device=device, dtype=dtype).eval()
     model.columns = weights.columns  # type: ignore[assignment]
+    model.family = family_of(model, resolve(maker))  # type: ignore[assignment]
     return model
 
 

@@ -23,19 +23,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from topwork.classes import BACKGROUND, UNUSED
+from topwork.detectors.families import Limits, family_of
 from topwork.errors import ExportError
 from topwork.files import atomic_path
 
 OPSET = 17
 TOLERANCE = 1e-4
-"""Scores may differ by this much; boxes by this share of the image's longer side."""
+"""Scores may differ by this much; boxes by this fraction of the image's longer side."""
 MASK_TOLERANCE = 0.01
 """A mask's probabilities may differ by this much, in nine of ten masks: pasting rounds a box to
 whole pixels.
 """
 MOST = 0.9
+NO_LIMITS = (
+    " The detector's family declares no `limits`, so that none can be explained by rounding at them"
+    " (docs/surgery.md)."
+)
 OUTPUTS = ("boxes", "scores", "labels", "masks", "keypoints")
 Found = Mapping[str, NDArray[Any]]
 
@@ -47,7 +53,7 @@ class Parity:
     Attributes:
         images: how many images were looked at.
         detections: PyTorch's detections on them.
-        boxes: largest difference of a box coordinate, as a share of the image's longer side.
+        boxes: largest difference of a box coordinate, as a fraction of the image's longer side.
         boxes_px: the same in pixels.
         scores: largest difference of a score.
         masks: largest difference of a mask's probability, or None without masks.
@@ -204,6 +210,8 @@ def compare(
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    family = family_of(model)
+    limits = family.limits(model) if family.limits else None
     parts = []
     for index, image in enumerate(images):
         with torch.inference_mode():
@@ -218,7 +226,7 @@ def compare(
                 theirs,
                 max(image.shape[-2:]),
                 f"image {index + 1} of {len(images)}",
-                limits_of(model),
+                limits,
             )
         )
     masks = [part.masks for part in parts if part.masks is not None]
@@ -235,29 +243,6 @@ def compare(
     )
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Where a detector cuts its detections off: below this score, beyond this many an image, and
-    above this overlap with a better one.
-    """
-
-    score: float
-    count: int
-    overlap: float
-
-
-def limits_of(model: nn.Module) -> Limits | None:
-    """The limits of torchvision's detectors; None for others, which then get no allowance at the
-    edge.
-    """
-    part: Any = getattr(model, "roi_heads", model)
-    if not all(
-        hasattr(part, name) for name in ("score_thresh", "detections_per_img", "nms_thresh")
-    ):
-        return None
-    return Limits(float(part.score_thresh), int(part.detections_per_img), float(part.nms_thresh))
-
-
 def parity_of(
     ours: Found, theirs: Found, side: int, what: str = "image", limits: Limits | None = None
 ) -> Parity:
@@ -269,7 +254,8 @@ def parity_of(
         theirs: ONNX's.
         side: the image's longer side in pixels.
         what: the image, for messages.
-        limits: where the detector cuts off: a detection just there may be in one of the two alone.
+        limits: where the detector cuts off: a detection just there may be in one of the two alone;
+            None where its family doesn't say, which allows none.
 
     Raises:
         ExportError: a detection has no counterpart within the tolerance, or masks or keypoints of
@@ -302,8 +288,9 @@ def parity_of(
             f" detections and {len(lost) - here} of ONNX's {len(theirs['scores'])} have no"
             f" counterpart within {TOLERANCE:g}; the first is"
             f" {'PyTorch' if which == 'ours' else 'ONNX'}'s label {int(mine['labels'][index])},"
-            f" score {float(mine['scores'][index]):.6f}, box {box}. Nothing was written;"
-            " docs/export.md lists what is known of each builder."
+            f" score {float(mine['scores'][index]):.6f}, box {box}."
+            f"{'' if limits else NO_LIMITS} Nothing was written; docs/export.md lists what is known"
+            " of each builder."
         )
     masks = keypoints = None
     if "masks" in ours:
@@ -383,7 +370,11 @@ def _decided_by_rounding(
         ):
             rivals[lone] = []
             continue
-        overlap = _overlaps(mine["boxes"][index], others["boxes"][same])
+        one, many = (
+            torch.from_numpy(boxes.astype(np.float64)).reshape(-1, 4)
+            for boxes in (mine["boxes"][index], others["boxes"][same])
+        )
+        overlap = box_iou(one, many).numpy()[0]
         near = np.flatnonzero(
             (overlap > limits.overlap - TOLERANCE) & (others["scores"][same] >= score - noise)
         )
@@ -411,16 +402,6 @@ def _decided_by_rounding(
     }:
         decided |= more
     return decided
-
-
-def _overlaps(box: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
-    """IoU of one box with others, (x1, y1, x2, y2)."""
-    one, many = box.astype(np.float64), others.astype(np.float64).reshape(-1, 4)
-    size = np.clip(np.minimum(one[2:], many[:, 2:]) - np.maximum(one[:2], many[:, :2]), 0, None)
-    shared = size.prod(axis=1)
-    union = (one[2:] - one[:2]).prod() + (many[:, 2:] - many[:, :2]).prod(axis=1) - shared
-    shares: NDArray[np.float64] = np.divide(shared, union, out=np.zeros(len(many)), where=union > 0)
-    return shares
 
 
 def _pairs(ours: Found, theirs: Found, side: int) -> tuple[list[tuple[int, int]], list[Lone]]:

@@ -19,11 +19,11 @@ class Determinism(Record):
 
 
 class Interpolation(Record):
-    """Share of the way from the grafted to the fine-tuned weights that was kept, and the shares
-    tried with their validation mAP.
+    """Alpha, the fraction of the way from the grafted to the fine-tuned weights that was kept, and
+    the alphas tried with their validation mAP.
     """
 
-    share: float
+    alpha: float
     tried: tuple[dict[str, float], ...]
 
 

@@ -23,7 +23,7 @@ from topwork.project.unlabelled import BOXES
 from topwork.project.validate import FOLDER, table_paths
 from topwork.stages import in_project, main_of
 from topwork.training.device import keep_freed_memory, training_device
-from topwork.training.distributed import launch, local_rank, process_group, share_of_environment
+from topwork.training.distributed import launch, local_rank, process_group, process_of_environment
 from topwork.training.loop import fine_tune
 from topwork.training.setup import TrainingParams, prepare, read_splits
 from topwork.weights.format import read_weights, write_weights
@@ -42,7 +42,7 @@ def run(params: TrainingParams) -> None:
 
 def work(params: TrainingParams) -> None:
     """Fine-tune as the process that the environment describes."""
-    share = share_of_environment()
+    process = process_of_environment()
     device = training_device(params.finetune, params.runtime.device, local_rank())
     if not device.on_gpu:
         keep_freed_memory()
@@ -60,11 +60,11 @@ def work(params: TrainingParams) -> None:
         device=device,
         hashes=inputs.hashes,
         curves=CURVES,
-        share=share,
+        process=process,
     )
-    with process_group(share, device.device):
+    with process_group(process, device.device):
         outcome = fine_tune(job)
-    if share.rank:
+    if process.rank:
         return
     inputs.check()
     write_weights(FINETUNED, outcome.weights)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from topwork.classes import BACKGROUND, ClassPlan, category_set
-from topwork.detectors.axes import Anatomy, anatomy
+from topwork.detectors.axes import HeadSpec, head_spec, head_spec_of
 from topwork.detectors.builders import Builder, build, builder_name, load
 from topwork.detectors.layouts import ClassAxis
 from topwork.errors import ClassPlanError, SurgeryError
@@ -73,8 +73,8 @@ def graft(
     """Move head rows, by name, to a head of the plan's classes.
 
     Args:
-        weights: the pretrained weights; or a plain state_dict, with `builder` and `columns` beside
-            it.
+        weights: the pretrained weights; or a plain state_dict, with `builder` and `columns`
+            given as well.
         plan: target classes in order: a `ClassPlan`, a list of classes to keep, or a mapping as
             params.yaml writes it.
         builder: of a plain state_dict: what makes the detector (name or function).
@@ -106,15 +106,15 @@ def graft(
         plan = ClassPlan.parse(plan, **options)
     elif options:
         raise ClassPlanError(
-            f"graft: {', '.join(options)} given beside a ClassPlan, which has its own. Leave it"
+            f"graft: {', '.join(options)} given with a ClassPlan, which has its own. Leave it"
             " out, or give `ClassPlan.parse` it."
         )
     plan.check((*source.columns, *source.absorbed))
-    before = anatomy(function, len(source.columns), source.builder_args, len(source.absorbed))
+    before = head_spec_of(source, function)
     check_fit(source, before.shapes)
     sources = row_sources(plan, source.columns, source.absorbed, before.softmax)
     absorbed = tuple(row.name for row in sources if row.origin == "absorbed")
-    after = anatomy(function, len(plan.columns), source.builder_args, len(absorbed))
+    after = head_spec(function, len(plan.columns), source.builder_args, len(absorbed))
     state_dict = _operate(source, function, plan, before, after, sources)
     grafted = Weights(
         state_dict=state_dict,
@@ -176,8 +176,8 @@ def _operate(
     source: Weights,
     builder: Builder,
     plan: ClassPlan,
-    before: Anatomy,
-    after: Anatomy,
+    before: HeadSpec,
+    after: HeadSpec,
     sources: Sequence[RowSource],
 ) -> dict[str, Tensor]:
     """The target's tensors: those without a class axis passed on, the others put together row by
@@ -203,7 +203,7 @@ def _maker(
     tensor: Tensor,
     target: ClassAxis,
     plan: ClassPlan,
-    before: Anatomy,
+    before: HeadSpec,
     reference: Mapping[str, Tensor],
     classes: Sequence[int],
 ) -> Callable[[RowSource, ClassAxis], Tensor]:
@@ -224,7 +224,7 @@ def _maker(
             and before.axis_of(f"{axis.tensor.rpartition('.')[0]}.bias") is None
         ):
             raise SurgeryError(
-                f"{axis.tensor}: {row.name}: `new: prior` needs a bias beside it, and there is"
+                f"{axis.tensor}: {row.name}: `new: prior` needs a bias next to it, and there is"
                 " none. Write `new: reference` or `new: zero`."
             )
         return prior_rows(

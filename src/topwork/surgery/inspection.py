@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from topwork.classes import UNUSED
-from topwork.detectors.axes import Anatomy, anatomy
+from topwork.detectors.axes import HeadSpec, head_spec_of
 from topwork.detectors.builders import Builder
 from topwork.detectors.layouts import ClassAxis
 from topwork.errors import SurgeryError
@@ -33,7 +33,7 @@ def inspect(weights: Weights | Path | str, *, builder: Builder | None = None) ->
         table = topwork.inspect("out/fetch/pretrained.safetensors")
         table[table.role == "scores"]
     """
-    weights, found = _anatomy(weights, builder)
+    weights, found = _spec_of(weights, builder)
     records = []
     for name, tensor in weights.state_dict.items():
         axis = found.axis_of(name)
@@ -73,9 +73,10 @@ def inspect_classes(
     Columns: column, class, origin (as the graft wrote it; empty in pretrained weights), rows (of
     all tensors), weight_norm, bias_mean,
     nearest (list of (class, cosine), nearest first). The cosine is over the centred score weights:
-    the mean of all classes is taken off first, since what all rows share says nothing of a class.
+    the mean of all classes is taken off first, since what all rows have in common says nothing
+    about a class.
     """
-    weights, found = _anatomy(weights, builder)
+    weights, found = _spec_of(weights, builder)
     names = [*weights.columns, *weights.absorbed]
     origins = weights.provenance.get("graft", {}).get("rows", {})
     vectors = _score_vectors(weights, found, names)
@@ -138,7 +139,7 @@ def diff(
             f"diff: the first is of {one.builder} {one.builder_args}, the second of {other.builder}"
             f" {other.builder_args}; expected the same builder."
         )
-    (one, found_one), (other, found_other) = _anatomy(one, builder), _anatomy(other, builder)
+    (one, found_one), (other, found_other) = _spec_of(one, builder), _spec_of(other, builder)
     records = []
     for name in dict.fromkeys([*one.state_dict, *other.state_dict]):
         axis, axis_other = found_one.axis_of(name), found_other.axis_of(name)
@@ -214,20 +215,15 @@ def _moved(one: Tensor | None, other: Tensor | None) -> dict[str, Any]:
     }
 
 
-def _anatomy(weights: Weights | Path | str, builder: Builder | None) -> tuple[Weights, Anatomy]:
+def _spec_of(weights: Weights | Path | str, builder: Builder | None) -> tuple[Weights, HeadSpec]:
     if not isinstance(weights, Weights):
         weights = read_weights(Path(weights), trust=builder is not None)
-    found = anatomy(
-        builder or weights.builder,
-        len(weights.columns),
-        weights.builder_args,
-        len(weights.absorbed),
-    )
+    found = head_spec_of(weights, builder)
     check_fit(weights, found.shapes)
     return weights, found
 
 
-def _score_vectors(weights: Weights, found: Anatomy, names: list[str]) -> Tensor:
+def _score_vectors(weights: Weights, found: HeadSpec, names: list[str]) -> Tensor:
     """float64[columns, values]: each column's score weights, all tensors and rows behind one
     another; zeros where it has no rows.
     """
@@ -247,7 +243,7 @@ def _score_vectors(weights: Weights, found: Anatomy, names: list[str]) -> Tensor
     return torch.cat(parts, dim=1)
 
 
-def _bias_mean(weights: Weights, found: Anatomy, column: int) -> float:
+def _bias_mean(weights: Weights, found: HeadSpec, column: int) -> float:
     rows = [
         rows_of(weights.state_dict[axis.tensor], axis, column).double()
         for axis in found.axes

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from topwork.classes import BACKGROUND, UNUSED, ClassPlan
-from topwork.detectors.axes import anatomy
+from topwork.detectors.axes import head_spec, head_spec_of
 from topwork.detectors.builders import Builder
 from topwork.surgery.rows import check_rows, keeps_scores, kept_columns, row_sources
 from topwork.weights.fit import check_fit
@@ -49,10 +49,10 @@ def preview(weights: Weights, plan: ClassPlan, *, builder: Builder | None = None
     everything = [*weights.columns, *weights.absorbed]
     plan.check(everything)
     function = builder or weights.builder
-    before = anatomy(function, len(weights.columns), weights.builder_args, len(weights.absorbed))
+    before = head_spec_of(weights, function)
     check_fit(weights, before.shapes)
     sources = row_sources(plan, weights.columns, weights.absorbed, before.softmax)
-    after = anatomy(
+    after = head_spec(
         function, len(plan.columns), weights.builder_args, len(sources) - len(plan.columns)
     )
     classes = [

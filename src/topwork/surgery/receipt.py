@@ -12,7 +12,7 @@ from torch import Tensor
 
 from topwork import __version__
 from topwork.classes import ClassPlan, Row
-from topwork.detectors.axes import PROBE_COLUMNS, PROOF_METHOD, Anatomy
+from topwork.detectors.axes import PROBE_COLUMNS, PROOF_METHOD, HeadSpec
 from topwork.detectors.layouts import ClassAxis
 from topwork.files import canonical_json
 from topwork.project.surgery import RECEIPT_VERSION
@@ -30,8 +30,8 @@ def receipt_of(
     source: Weights,
     result: Weights,
     plan: ClassPlan,
-    before: Anatomy,
-    after: Anatomy,
+    before: HeadSpec,
+    after: HeadSpec,
     sources: Sequence[RowSource],
 ) -> dict[str, Any]:
     """Write down what a graft did; only JSON values, no clock time, no path."""
@@ -45,7 +45,7 @@ def receipt_of(
         },
         "builder": source.builder,
         "builder_args": dict(source.builder_args),
-        "family": before.family,
+        "family": before.family.name,
         "activation": "softmax" if before.softmax else "sigmoid",
         "source": {
             "columns": list(source.columns),
@@ -126,8 +126,8 @@ def _tensor_record(
     name: str,
     source: Weights,
     result: Weights,
-    before: Anatomy,
-    after: Anatomy,
+    before: HeadSpec,
+    after: HeadSpec,
     sources: Sequence[RowSource],
     hashes: Mapping[str, str],
 ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The rows of a class axis: taken from the source by name, or made anew."""
+"""The rows of a class axis: taken from the source by name, or newly made."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from topwork.detectors.axes import anatomy
+from topwork.detectors.axes import head_spec_of
 from topwork.detectors.builders import Builder
 from topwork.detectors.layouts import ClassAxis
 from topwork.errors import ReceiptError
@@ -34,7 +34,7 @@ def verify_graft(
     builder: Builder | None = None,
     trust: bool | str = False,
 ) -> list[str]:
-    """Hold a receipt against the two weights files it speaks of.
+    """Check a receipt against the two weights files that it is about.
 
     Args:
         source: the weights before the graft.
@@ -149,15 +149,7 @@ def _check_source(
                 f"{path}: {key} are {list(getattr(weights, key))}, the receipt says"
                 f" {record['source'][key]}. {_NEXT}"
             )
-    axes = {
-        axis.tensor: axis
-        for axis in anatomy(
-            builder or weights.builder,
-            len(weights.columns),
-            weights.builder_args,
-            len(weights.absorbed),
-        ).axes
-    }
+    axes = {axis.tensor: axis for axis in head_spec_of(weights, builder).axes}
     for name, tensor in weights.state_dict.items():
         item, actual = stated[name], sha256_tensor(tensor)
         if actual == item["sha256_before"]:
@@ -206,10 +198,8 @@ def _check_result(path: Path, source: Weights, found: Weights, expected: Graft) 
                 f"{path}: {key} is {getattr(found, key)!r}, expected"
                 f" {getattr(expected.weights, key)!r}. {_NEXT}"
             )
-    after = anatomy(expected.builder, len(found.columns), found.builder_args, len(found.absorbed))
-    before = anatomy(
-        expected.builder, len(source.columns), source.builder_args, len(source.absorbed)
-    )
+    after = head_spec_of(found, expected.builder)
+    before = head_spec_of(source, expected.builder)
     for name, tensor in found.state_dict.items():
         wanted = expected.state_dict[name]
         if tensor.dtype != wanted.dtype or tensor.shape != wanted.shape:

@@ -15,8 +15,8 @@ from topwork.training.seeds import permutation
 
 
 @dataclass(frozen=True)
-class Share:
-    """What this process takes of each step's images."""
+class ProcessRank:
+    """Which of how many training processes this is; each takes its own images of every step."""
 
     rank: int = 0
     world: int = 1
@@ -27,10 +27,10 @@ def epoch_batches(
     *,
     train: int,
     replay: int = 0,
-    replay_share: float = 0.25,
+    replay_fraction: float = 0.25,
     batch_size: int = 8,
     seed: int = 0,
-    share: Share = Share(),
+    process: ProcessRank = ProcessRank(),
 ) -> list[list[Key]]:
     """The batches of one epoch for one process: keys (epoch, index); indices from `train` on are
     replayed images.
@@ -42,32 +42,32 @@ def epoch_batches(
         epoch: counted from 0; it decides the order.
         train: how many training images there are.
         replay: how many images there are to replay.
-        replay_share: part of a batch that is replayed, at least one image where there are any.
+        replay_fraction: of a batch, that is replayed; at least one image where there are any.
         batch_size: images a step and process.
         seed: of the run.
-        share: which process this is.
+        process: which process this is.
     """
     replayed = (
-        min(max(1, round(batch_size * replay_share)), batch_size - 1)
-        if replay and replay_share and batch_size > 1
+        min(max(1, round(batch_size * replay_fraction)), batch_size - 1)
+        if replay and replay_fraction and batch_size > 1
         else 0
     )
-    fresh = (batch_size - replayed) * share.world
+    fresh = (batch_size - replayed) * process.world
     order = permutation(train, seed, "order", epoch)
     steps = [order[start : start + fresh] for start in range(0, train, fresh)]
-    if len(steps) > 1 and len(steps[-1]) < share.world:
+    if len(steps) > 1 and len(steps[-1]) < process.world:
         steps.pop()
     batches = []
     for number, step in enumerate(steps):
-        own = step[share.rank :: share.world] or step[:1]
-        first = (epoch * len(steps) + number) * replayed * share.world + share.rank * replayed
+        own = step[process.rank :: process.world] or step[:1]
+        first = (epoch * len(steps) + number) * replayed * process.world + process.rank * replayed
         again = [train + _replayed(first + offset, replay, seed) for offset in range(replayed)]
         batches.append([(epoch, index) for index in [*own, *again]])
     return batches
 
 
 def _replayed(position: int, replay: int, seed: int) -> int:
-    """The replay set, shuffled anew each time it's used up."""
+    """The replay set, shuffled again each time it's used up."""
     return permutation(replay, seed, "replay", position // replay)[position % replay]
 
 

@@ -1,5 +1,5 @@
 """Training curves by DVCLive, written while training runs; a resumed run writes its whole history
-anew.
+again.
 """
 
 import os

@@ -67,9 +67,9 @@ def examples(
         added: further boxes with columns image_id, name, x, y, width, height (the teacher's), or
             None.
     """
-    part = tables.split(split)
+    records = tables.split(split)
     names = tables.names(split)
-    found = part.annotations[~part.annotations["iscrowd"].astype(bool)]
+    found = records.annotations[~records.annotations["iscrowd"].astype(bool)]
     found = found.assign(name=found["category_id"].map(names))[
         ["image_id", "name", "x", "y", "width", "height", "segmentation"]
     ]
@@ -81,7 +81,7 @@ def examples(
     by_image = {int(str(key)): rows for key, rows in found.groupby("image_id", sort=False)}
     nothing = found.iloc[:0]
     result = []
-    for record in part.images.to_dict("records"):
+    for record in records.images.to_dict("records"):
         rows = by_image.get(int(record["image_id"]), nothing)
         boxes = (
             rows[["x", "y", "width", "height"]].to_numpy(np.float64).reshape(-1, 4)

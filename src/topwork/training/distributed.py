@@ -11,16 +11,16 @@ import torch
 from torch import distributed, nn
 
 from topwork.errors import TrainingError
-from topwork.training.batches import Share
+from topwork.training.batches import ProcessRank
 
 RENDEZVOUS = "127.0.0.1:0"
 
 
-def share_of_environment() -> Share:
-    """Which process of how many this is, from the environment that torchrun sets; alone without
-    it.
+def process_of_environment() -> ProcessRank:
+    """Which process of how many this is, from the environment that torchrun sets; without it, the
+    only one.
     """
-    return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    return ProcessRank(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def local_rank() -> int:
@@ -29,9 +29,9 @@ def local_rank() -> int:
 
 
 @contextmanager
-def process_group(share: Share, device: torch.device) -> Iterator[None]:
+def process_group(process: ProcessRank, device: torch.device) -> Iterator[None]:
     """Join the other processes for the block."""
-    if share.world == 1:
+    if process.world == 1:
         yield
         return
     if device.type == "cuda":
@@ -66,18 +66,20 @@ def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> Non
         elastic_launch(config, function)(*arguments)
     except ChildFailedError as error:
         first = error.get_first_failure()[1]
-        told = first.message if isinstance(first.message, str) else first.message.get("message", "")
+        message = (
+            first.message if isinstance(first.message, str) else first.message.get("message", "")
+        )
         raise TrainingError(
             f"finetune: training process {first.local_rank} of {processes} failed:"
-            f" {told or 'see its output above'}"
+            f" {message or 'see its output above'}"
         ) from error
 
 
-def wrap(objective: nn.Module, share: Share, device: torch.device) -> nn.Module:
-    """DDP around the objective where there are several processes; to be made anew when other
+def wrap(objective: nn.Module, process: ProcessRank, device: torch.device) -> nn.Module:
+    """DDP around the objective where there are several processes; to be wrapped again when other
     tensors begin to learn.
     """
-    if share.world == 1:
+    if process.world == 1:
         return objective
     return nn.parallel.DistributedDataParallel(
         objective,
@@ -87,19 +89,21 @@ def wrap(objective: nn.Module, share: Share, device: torch.device) -> nn.Module:
     )
 
 
-def told_by_first(value: Any, share: Share) -> Any:
+def broadcast_from_rank0(value: Any, process: ProcessRank) -> Any:
     """The value that process 0 has, in every process."""
-    if share.world == 1:
+    if process.world == 1:
         return value
-    held = [value]
-    distributed.broadcast_object_list(held, src=0)
-    return held[0]
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def mean_over_processes(terms: dict[str, torch.Tensor], share: Share) -> dict[str, torch.Tensor]:
-    """Loss terms averaged over processes, for telling."""
-    if share.world == 1 or not terms:
+def mean_over_processes(
+    terms: dict[str, torch.Tensor], process: ProcessRank
+) -> dict[str, torch.Tensor]:
+    """Loss terms averaged over processes, for the history and the progress line."""
+    if process.world == 1 or not terms:
         return terms
     values = torch.stack([value.detach().float() for value in terms.values()])
     distributed.all_reduce(values)
-    return dict(zip(terms, values / share.world, strict=True))
+    return dict(zip(terms, values / process.world, strict=True))

@@ -72,7 +72,8 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
                 or convolution.padding_mode != "zeros"
             ):
                 continue
-            if isinstance(norm, FrozenBatchNorm2d) or (
-                isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats
-            ):
+            if (  # no subclass: it may do more, as timm's BatchNormAct2d does
+                isinstance(norm, FrozenBatchNorm2d)
+                or (isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats)
+            ) and type(norm) in (FrozenBatchNorm2d, nn.BatchNorm2d):
                 yield convolution, norm

@@ -21,24 +21,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topwork.detectors.axes import anatomy
+from topwork.detectors.axes import head_spec_of
 from topwork.detectors.builders import load
 from topwork.errors import TrainingError
 from topwork.params.finetune import FinetuneParams
 from topwork.params.runtime import RuntimeParams
 from topwork.project.finetune import Determinism, Interpolation, RunRecord
-from topwork.training.batches import Share, epoch_batches, loader
+from topwork.training.batches import ProcessRank, epoch_batches, loader
 from topwork.training.checkpoint import Checkpoints
 from topwork.training.curves import Curves
 from topwork.training.dataset import DetectionDataset, Key, Target
 from topwork.training.device import Device, determinism, exactness, machine
-from topwork.training.distillation import Teacher, can_distill
-from topwork.training.distributed import mean_over_processes, told_by_first, wrap
+from topwork.training.distillation import Teacher
+from topwork.training.distributed import broadcast_from_rank0, mean_over_processes, wrap
 from topwork.training.features import FeatureBank
 from topwork.training.frozen_norm import fold_frozen_norms
-from topwork.training.interpolation import choose_share, interpolate
+from topwork.training.interpolation import choose_alpha, interpolate
 from topwork.training.objective import Objective
-from topwork.training.progress import Watch
+from topwork.training.progress import RunProgress
 from topwork.training.protection import Protection, row_masks
 from topwork.training.roi_pool import pool_in_groups
 from topwork.training.schedule import Schedule
@@ -48,6 +48,7 @@ from topwork.training.versions import installed_versions
 from topwork.weights.format import Weights
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
+Batch = tuple[list[Key], tuple[list[Tensor], list[Target]]]
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Job:
             images; None where there are none.
         scratch: folder of checkpoints, or None.
         curves: folder for DVCLive, or None.
-        share: which process this is.
-        shown: whether to tell how it goes.
+        process: which process this is.
+        shown: whether to print progress.
     """
 
     weights: Weights
@@ -80,7 +81,7 @@ class Job:
     validate: Validate | None = None
     scratch: Path | None = None
     curves: Path | None = None
-    share: Share = field(default_factory=Share)
+    process: ProcessRank = field(default_factory=ProcessRank)
     shown: bool = True
 
 
@@ -109,20 +110,16 @@ class _Run:
     def __init__(self, job: Job) -> None:
         params, device = job.params, job.device
         self.job, self.params, self.device = job, params, device
-        self.first = job.share.rank == 0
+        self.first = job.process.rank == 0
         torch.manual_seed(seed_of(params.seed, "run"))
-        self.anatomy = anatomy(
-            job.weights.builder,
-            len(job.weights.columns),
-            job.weights.builder_args,
-            len(job.weights.absorbed),
-        )
+        self.spec = head_spec_of(job.weights)
+        self.family = self.spec.family
         self.start = {
             name: tensor.float() if tensor.is_floating_point() else tensor
             for name, tensor in job.weights.state_dict.items()
         }
-        masks = row_masks(job.weights, job.kept, self.anatomy)
-        self.protection = Protection(params, masks, self.anatomy.trunk).to(device.device)
+        masks = row_masks(job.weights, job.kept, self.spec)
+        self.protection = Protection(params, masks, self.family.trunk).to(device.device)
         model = self._detector()
         self.teacher = self._teacher(model)
         self.objective = Objective(model, params, self.teacher)
@@ -135,14 +132,11 @@ class _Run:
             accumulate=params.accumulate,
         )
         if params.distill and self.teacher is None:
-            self.state.notes.append(
-                "distillation left out: nothing to distill, or the detector's head isn't built like"
-                " torchvision's"
-            )
+            self.state.notes.append(self._why_no_teacher())
         if job.kept and params.trunk_lr and self.teacher is None and not self._replays():
             self.state.notes.append(
-                f"little holds {', '.join(job.kept)}: no images to replay (dataset.replay) and no"
-                " distillation (finetune.distill)"
+                f"{', '.join(job.kept)} may be forgotten: no images to replay (dataset.replay) and"
+                " no distillation (finetune.distill)"
             )
 
     def _detector(self) -> nn.Module:
@@ -154,8 +148,9 @@ class _Run:
         if self.params.freeze_batch_norm:
             fold_frozen_norms(model)
         if self.params.deterministic and self.device.on_gpu:
-            pool_in_groups(model)
-        if isinstance(trunk := getattr(model, "backbone", None), nn.Module):
+            pool_in_groups(model, self.family)
+        trunk = dict(model.named_modules()).get(self.family.backbone)
+        if trunk is not None:
             trunk.register_forward_pre_hook(_channels_last)
             if self.params.compile:
                 trunk.compile()
@@ -167,19 +162,29 @@ class _Run:
             len(self.job.weights.columns),
             len(self.job.weights.columns) + len(self.job.weights.absorbed),
         )
-        if not self.params.distill or not can_distill(model) or not pretrained:
+        if not self.params.distill or not pretrained or self.family.missing_for_distillation():
             return None
-        columns = [0, *pretrained] if self.anatomy.softmax else pretrained
+        columns = [0, *pretrained] if self.spec.softmax else pretrained
         data = self.job.dataset
         variants = len(data) * data.variants if data.steady else 0
         return Teacher(
             self._detector(),
             model,
+            self.family,
             columns,
-            self.anatomy.softmax,
+            self.spec.softmax,
             variants=variants,
             memory_mib=self.params.feature_cache_mib,
         )
+
+    def _why_no_teacher(self) -> str:
+        """The note of a run that should distill and can't."""
+        if missing := self.family.missing_for_distillation():
+            return (
+                f"distillation left out: the detector's family {self.family.name!r} doesn't declare"
+                f" {', '.join(missing)} (docs/surgery.md)"
+            )
+        return "distillation left out: no class is kept and none is absorbed"
 
     def _fused(self) -> bool:
         return not self.device.scaled or self.device.device.type == "cuda"
@@ -190,10 +195,10 @@ class _Run:
             epoch,
             train=self.job.train,
             replay=self._replays(),
-            replay_share=params.replay,
+            replay_fraction=params.replay,
             batch_size=params.batch_size,
             seed=params.seed,
-            share=self.job.share,
+            process=self.job.process,
         )
 
     def _replays(self) -> int:
@@ -207,41 +212,40 @@ class _Run:
         if saved := self.checkpoints.latest():
             state.restore(saved)
         self.curves = Curves(self.job.curves if self.first else None, state.history)
-        self.watch = Watch(
+        self.progress = RunProgress(
             self.schedule.total,
             state.epoch * self.schedule.steps + state.step,
             shown=self.job.shown and self.first,
         )
         for note in state.notes:
-            self.watch.say(note)
+            self.progress.message(note)
         if saved:
-            self.watch.say(f"resumed at epoch {state.epoch + 1}, step {state.step}")
+            self.progress.message(f"resumed at epoch {state.epoch + 1}, step {state.step}")
         try:
-            with _stop_politely() as asked:
-                self._train(asked)
-            share, tried = self._interpolate()
+            with _stop_after_step() as stop_requested:
+                self._train(stop_requested)
+            alpha, tried = self._interpolate()
         finally:
-            self.watch.end()
+            self.progress.end()
         self.curves.end()
-        return self._outcome(share, tried)
+        return self._outcome(alpha, tried)
 
-    def _train(self, asked: threading.Event) -> None:
+    def _train(self, stop_requested: threading.Event) -> None:
         state, params = self.state, self.params
-        bank = FeatureBank.where_it_pays(state.model, self.job.dataset, self.device, params)
-        stream: Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]] | None = None
+        loaded: Iterator[Batch] | None = None
+        stream: Iterator[Batch] | None = None
         try:
             while state.epoch < params.epochs and not self._stopped_early():
                 thawed = state.epoch >= params.head_epochs and params.trunk_lr > 0
                 state.model.train()
                 self.protection.freeze(state.model, trunk=thawed)
-                self.objective.bank = None if thawed else bank
-                module = wrap(self.objective, self.job.share, self.device.device)
+                self.objective.bank = bank = None if thawed else self._bank()
+                module = wrap(self.objective, self.job.process, self.device.device)
                 until = self._next_thaw()
-                stream = (
-                    self._banked(bank, until)
-                    if bank is not None and not thawed
-                    else stream or self._stream()
-                )
+                if bank is not None:
+                    stream = self._banked(bank, until)
+                else:
+                    stream = loaded = loaded or self._stream()
                 while state.epoch < until and not self._stopped_early():
                     keys, (images, targets) = next(stream)
                     self._step(module, keys, images, targets)
@@ -251,7 +255,7 @@ class _Run:
                         self.protection.freeze(state.model, trunk=thawed)
                     elif (steps := self.job.runtime.checkpoint_steps) and state.step % steps == 0:
                         self._save()
-                    if asked.is_set():
+                    if stop_requested.is_set():
                         self._save()
                         raise TrainingError(
                             f"finetune: stopped by a signal at epoch {state.epoch + 1}, step"
@@ -260,7 +264,16 @@ class _Run:
         finally:
             # its loaders end here; at the interpreter's end they would be waited for, since they
             # ignore SIGTERM
-            stream = None
+            stream = loaded = None
+
+    def _bank(self) -> FeatureBank | None:
+        """The frozen trunk's features, where keeping them pays."""
+        bank, message = FeatureBank.where_it_pays(
+            self.state.model, self.family, self.job.dataset, self.device, self.params
+        )
+        if message:
+            self.progress.message(message)
+        return bank
 
     def _next_thaw(self) -> int:
         """The epoch in which other tensors begin to learn, or the end."""
@@ -270,7 +283,7 @@ class _Run:
             else self.params.epochs
         )
 
-    def _stream(self) -> Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]]:
+    def _stream(self) -> Iterator[Batch]:
         """Batches from where the run stands to its end, with their keys."""
         state = self.state
         batches = [
@@ -289,9 +302,7 @@ class _Run:
         )
         return zip(batches, loaded, strict=True)
 
-    def _banked(
-        self, bank: FeatureBank, until: int
-    ) -> Iterator[tuple[list[Key], tuple[list[Tensor], list[Target]]]]:
+    def _banked(self, bank: FeatureBank, until: int) -> Iterator[Batch]:
         """Batches up to an epoch, whose images nobody needs to load: their features are in the
         bank.
         """
@@ -310,7 +321,7 @@ class _Run:
         number = state.epoch * self.schedule.steps + state.step
         self.schedule.apply(state.optimizer, number)
         while True:
-            torch.manual_seed(seed_of(params.seed, "step", number, self.job.share.rank))
+            torch.manual_seed(seed_of(params.seed, "step", number, self.job.process.rank))
             state.optimizer.zero_grad(set_to_none=True)
             try:
                 terms = self._gradients(module, keys, images, targets)
@@ -331,7 +342,7 @@ class _Run:
         for name, value in terms.items():
             state.sums[name] = state.sums.get(name, 0.0) + value
         state.step += 1
-        self.watch.step(len(images) * self.job.share.world, terms)
+        self.progress.step(len(images) * self.job.process.world, terms)
 
     def _gradients(
         self, module: nn.Module, keys: list[Key], images: list[Tensor], targets: list[Target]
@@ -342,23 +353,25 @@ class _Run:
             TrainingError: the loss isn't finite.
         """
         size = math.ceil(len(images) / self.state.accumulate)
-        told: dict[str, Tensor] = {}
+        means: dict[str, Tensor] = {}
         for start in range(0, len(images), size):
-            part = slice(start, start + size)
-            weight = len(images[part]) / len(images)
+            micro_batch = slice(start, start + size)
+            weight = len(images[micro_batch]) / len(images)
             last = start + size >= len(images)
-            with nullcontext() if last or self.job.share.world == 1 else module.no_sync():  # type: ignore[operator]
+            with nullcontext() if last or self.job.process.world == 1 else module.no_sync():  # type: ignore[operator]
                 with self.device.autocast():
-                    terms = module(self.device.to(images[part]), self.device.to(targets[part]))
+                    terms = module(
+                        self.device.to(images[micro_batch]), self.device.to(targets[micro_batch])
+                    )
                     total = torch.stack([term.float() for term in terms.values()]).sum() * weight
-                self._check_finite(terms, keys[part])
+                self._check_finite(terms, keys[micro_batch])
                 self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-            told = {
-                name: told.get(name, 0.0) + term.detach().float() * weight
+            means = {
+                name: means.get(name, 0.0) + term.detach().float() * weight
                 for name, term in terms.items()
             }
-        told = mean_over_processes(told, self.job.share)
-        return dict(zip(told, torch.stack(list(told.values())).tolist(), strict=True))
+        means = mean_over_processes(means, self.job.process)
+        return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
 
     def _check_finite(self, terms: Mapping[str, Tensor], keys: list[Key]) -> None:
         if all(
@@ -367,17 +380,17 @@ class _Run:
         ):
             return
         images = ", ".join(self.job.dataset.name(index) for _, index in keys)
-        told = ", ".join(f"{name} {float(term.detach())}" for name, term in terms.items())
+        values = ", ".join(f"{name} {float(term.detach())}" for name, term in terms.items())
         raise TrainingError(
             f"finetune: the loss isn't finite at epoch {self.state.epoch + 1}, step"
-            f" {self.state.step + 1}: {told}; images: {images}. Lower finetune.lr or"
+            f" {self.state.step + 1}: {values}; images: {images}. Lower finetune.lr or"
             " finetune.clip_norm, or look at these images' boxes (topwork validate)."
         )
 
     def _take_less_memory(self, images: int, error: Exception) -> None:
         """Halve the micro-batch, or give up where it's one image already."""
         state = self.state
-        if self.job.share.world > 1 or state.accumulate >= images:
+        if self.job.process.world > 1 or state.accumulate >= images:
             raise TrainingError(
                 f"finetune: out of memory with {math.ceil(images / state.accumulate)} images at a"
                 f" time on {self.device.device} ({error}). Lower finetune.batch_size, raise"
@@ -392,7 +405,7 @@ class _Run:
             f" step is made of {state.accumulate} micro-batches"
         )
         state.notes.append(note)
-        self.watch.say(note)
+        self.progress.message(note)
 
     def _end_epoch(self) -> None:
         """Row of the history, maybe a validation, and a checkpoint."""
@@ -410,7 +423,7 @@ class _Run:
         state.history.append(row)
         state.sums, state.step, state.epoch = {}, 0, number
         self.curves.add(row)
-        self.watch.epoch(number, params.epochs, row)
+        self.progress.epoch(number, params.epochs, row)
         self._save()
 
     def _remember_best(self, found: float) -> None:
@@ -452,11 +465,11 @@ class _Run:
                     if value is not None
                 }
             model.load_state_dict(own)
-        result: dict[str, float] = told_by_first(found, self.job.share)
+        result: dict[str, float] = broadcast_from_rank0(found, self.job.process)
         return result
 
     def _interpolate(self) -> tuple[float, list[dict[str, Any]]]:
-        """Choose the share of the way, and put the model there."""
+        """Choose the fraction of the way, and put the model there."""
         state = self.state
         end = {name: tensor.clone() for name, tensor in (state.best or state.result()).items()}
         start = {name: tensor.to(self.device.device) for name, tensor in self.start.items()}
@@ -465,16 +478,16 @@ class _Run:
             if self.job.validate is None or not state.history
             else lambda tensors: self._validate(tensors) or {"map": 0.0}
         )
-        share, tried = choose_share(start, end, self.protection.masks, self.params, validate)
-        self.state.model.load_state_dict(interpolate(start, end, share, self.protection.masks))
+        alpha, tried = choose_alpha(start, end, self.protection.masks, self.params, validate)
+        self.state.model.load_state_dict(interpolate(start, end, alpha, self.protection.masks))
         if tried:
-            told = ", ".join(f"{row['share']}: {row['map']:.4f}" for row in tried)
-            self.watch.say(
-                f"interpolation: {share} of the way is kept (validation mAP by share: {told})"
+            listed = ", ".join(f"{row['alpha']}: {row['map']:.4f}" for row in tried)
+            self.progress.message(
+                f"interpolation: alpha {alpha} is kept (validation mAP by alpha: {listed})"
             )
-        return share, tried
+        return alpha, tried
 
-    def _outcome(self, share: float, tried: list[dict[str, Any]]) -> Outcome:
+    def _outcome(self, alpha: float, tried: list[dict[str, Any]]) -> Outcome:
         level, reasons = determinism(self.params, self.device)
         state, weights = self.state, self.job.weights
         record = RunRecord(
@@ -484,7 +497,7 @@ class _Run:
             epochs=len(state.history),
             steps=len(state.history) * self.schedule.steps,
             stopped_early=self._stopped_early(),
-            interpolation=Interpolation(share=share, tried=tuple(tried)),
+            interpolation=Interpolation(alpha=alpha, tried=tuple(tried)),
             accumulate=state.accumulate,
             images={"train": self.job.train, "replay": self._replays()},
             history=tuple(state.history),
@@ -496,7 +509,8 @@ class _Run:
         }
         provenance = {
             **weights.provenance,
-            "finetune": {"share": share, "epochs": len(state.history), "seed": self.params.seed},
+            # `share` is alpha: the key stands in weights files, whose bytes stay the same
+            "finetune": {"share": alpha, "epochs": len(state.history), "seed": self.params.seed},
         }
         return Outcome(
             Weights(
@@ -516,16 +530,16 @@ def _channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tenso
 
 
 @contextmanager
-def _stop_politely() -> Iterator[threading.Event]:
-    """Within the block SIGTERM asks for a stop after the running step, with a checkpoint, instead
+def _stop_after_step() -> Iterator[threading.Event]:
+    """Within the block SIGTERM requests a stop after the running step, with a checkpoint, instead
     of ending the process at once.
     """
-    asked = threading.Event()
+    stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop_requested
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
     try:
-        yield asked
+        yield stop_requested
     finally:
         signal.signal(signal.SIGTERM, before)

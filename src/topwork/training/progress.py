@@ -1,4 +1,4 @@
-"""Telling how training goes: a rich bar on a terminal, one line an epoch elsewhere."""
+"""Progress of training on the screen: a rich bar on a terminal, one line an epoch elsewhere."""
 
 import sys
 import time
@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from topwork.project.events import ProgressEvent, emit
 
 
-class Watch:
-    """Progress of a run; silent where `shown` is False (every process but the first)."""
+class RunProgress:
+    """Progress of a run; prints nothing where `shown` is False (every process but the first)."""
 
     def __init__(self, total: int, done: int = 0, shown: bool = True) -> None:
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
@@ -23,19 +23,19 @@ class Watch:
                 TextColumn("[bold]fine-tuning"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[terms]}"),
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self._task = self._bar.add_task("", total=total, completed=done, told="")
+            self._task = self._bar.add_task("", total=total, completed=done, terms="")
             self._bar.start()
 
     def step(self, images: int, terms: Mapping[str, float]) -> None:
         """One step more."""
         self.images += images
         if self._bar is not None:
-            told = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
-            self._bar.update(self._task, advance=1, told=f"{self.rate():.1f} images/s  {told}")
+            listed = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            self._bar.update(self._task, advance=1, terms=f"{self.rate():.1f} images/s  {listed}")
 
     def rate(self) -> float:
         """Images a second since the last epoch's line."""
@@ -43,19 +43,18 @@ class Watch:
 
     def epoch(self, number: int, of: int, row: Mapping[str, Any]) -> None:
         """One epoch more: its figures in a line."""
-        told = "  ".join(
+        figures = "  ".join(
             f"{name} {value:.4g}"
             for name, value in row.items()
             if name != "epoch" and isinstance(value, float)
         )
-        self.say(f"epoch {number}/{of}  {self.rate():.1f} images/s  {told}")
+        self.message(f"epoch {number}/{of}  {self.rate():.1f} images/s  {figures}")
         self.images, self.since = 0, time.perf_counter()
         if self.shown:
-            event = ProgressEvent(done=number, total=of, unit="epoch", text=told)
-            emit(event)
+            emit(ProgressEvent(done=number, total=of, unit="epoch", text=figures))
 
-    def say(self, text: str) -> None:
-        """A line of text."""
+    def message(self, text: str) -> None:
+        """Print a line of text."""
         if self.shown:
             self.console.print(text, markup=False)
             self.console.file.flush()

@@ -2,19 +2,19 @@
 no weight decay.
 
 A class-dependent tensor holds rows of kept, new and absorbed classes side by side; an optimizer
-knows tensors only. So rows that stay are told apart in the gradients, just before each step; and no
+knows tensors only. So the gradients of rows that stay are zeroed just before each step; and no
 class-dependent tensor gets weight decay, which knows no rows.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from topwork.detectors.axes import Anatomy, anatomy
-from topwork.detectors.protection import RowGroup, protection_of
+from topwork.detectors.axes import HeadSpec, head_spec_of
+from topwork.detectors.layouts import ClassAxis
 from topwork.errors import TrainingError
 from topwork.params.finetune import FinetuneParams
 from topwork.weights.format import Weights
@@ -35,35 +35,34 @@ class RowMasks:
 
 
 def row_masks(
-    weights: Weights, kept: Iterable[str], shape: Anatomy | None = None
+    weights: Weights, kept: Iterable[str], spec: HeadSpec | None = None
 ) -> dict[str, RowMasks]:
-    """Masks of every class-dependent tensor.
+    """Masks of every class-dependent tensor, by its name.
 
     Args:
         weights: the grafted ones; columns that are neither background nor `kept` are new.
         kept: target classes whose rows came from the pretrained head.
-        shape: the detector's anatomy, where it's already known.
+        spec: the detector's head spec, where it's already known.
     """
-    shape = shape or anatomy(
-        weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed)
-    )
-    held = set(kept)
-    rows = protection_of(
-        weights, {name: "keep" if name in held else "new" for name in weights.columns[1:]}
-    )
-    masks = {}
-    for axis in shape.axes:
-        sizes = [1] * len(shape.shapes[axis.tensor])
-        sizes[axis.axis] = shape.shapes[axis.tensor][axis.axis]
-        masks[axis.tensor] = RowMasks(
-            *(_mask(sizes, group.get(axis.tensor)) for group in (rows.new, rows.absorbed))
+    spec = spec or head_spec_of(weights)
+    kept = set(kept)
+    new = [column for column, name in enumerate(weights.columns) if column and name not in kept]
+    absorbed = range(len(weights.columns), len(weights.columns) + len(weights.absorbed))
+    return {
+        axis.tensor: RowMasks(
+            *(_mask(axis, spec.shapes[axis.tensor], columns) for columns in (new, absorbed))
         )
-    return masks
+        for axis in spec.axes
+    }
 
 
-def _mask(sizes: list[int], group: RowGroup | None) -> Tensor:
-    mask = torch.zeros(sizes, dtype=torch.bool)
-    return mask.index_fill_(group.axis, torch.tensor(group.rows), True) if group else mask
+def _mask(axis: ClassAxis, shape: Sequence[int], columns: Iterable[int]) -> Tensor:
+    """True at the rows of some columns: bool, 1 in every dimension but the class axis."""
+    mask = torch.zeros(
+        [size if place == axis.axis else 1 for place, size in enumerate(shape)], dtype=torch.bool
+    )
+    rows = [row for column in columns for row in axis.rows(column)]
+    return mask.index_fill_(axis.axis, torch.tensor(rows, dtype=torch.int64), True)
 
 
 @dataclass

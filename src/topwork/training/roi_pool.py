@@ -10,21 +10,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from topwork.detectors.families import Family
 
 REGIONS = 64
 
 
-def pool_in_groups(model: Any) -> None:
+def pool_in_groups(model: nn.Module, family: Family) -> None:
     """Make a two-stage detector pool its regions in groups, in place; other detectors are left as
     they are.
     """
-    heads = getattr(model, "roi_heads", None)
-    for name in ("box_roi_pool", "mask_roi_pool", "keypoint_roi_pool"):
-        pool = getattr(heads, name, None)
-        if pool is not None:
-            pool.forward = _Groups(pool.forward)
+    pools = family.two_stage.pools if family.two_stage else ()
+    for path, module in model.named_modules():
+        if path in pools:
+            module.forward = _Groups(module.forward)
 
 
 class _Groups:

@@ -12,6 +12,7 @@ from torch import nn
 from topwork.classes import ClassPlan, label_of
 from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
+from topwork.detectors.axes import head_spec_of
 from topwork.errors import TrainingError
 from topwork.inference.prediction import predict
 from topwork.metrics.coco import score
@@ -21,7 +22,7 @@ from topwork.params.predict import PredictParams
 from topwork.params.runtime import RuntimeParams
 from topwork.params.section import Sections
 from topwork.params.surgery import SurgeryParams
-from topwork.training.batches import Share
+from topwork.training.batches import ProcessRank
 from topwork.training.checkpoint import SCRATCH, scratch_key, sweep
 from topwork.training.dataset import DetectionDataset, Example, examples
 from topwork.training.device import Device, machine
@@ -54,7 +55,7 @@ def prepare(
     *,
     device: Device,
     hashes: Mapping[str, str],
-    share: Share,
+    process: ProcessRank,
     curves: Path | None = None,
 ) -> Job:
     """Put a job together.
@@ -66,7 +67,7 @@ def prepare(
         boxes: kept-class objects that the annotations lack (stage `unlabelled`), or None.
         device: where to train.
         hashes: of the input files, for the resume key.
-        share: which process this is.
+        process: which process this is.
         curves: folder for DVCLive, or None.
 
     Raises:
@@ -88,7 +89,7 @@ def prepare(
         validate=validation(tables, weights, images, params.predict.batch_size, device),
         scratch=SCRATCH / key,
         curves=curves,
-        share=share,
+        process=process,
     )
 
 
@@ -123,12 +124,14 @@ def training_set(
             for target, source in plan.kept.items()
         }
         replay = examples(tables, "replay", names)
+    mask_head = head_spec_of(weights).family.mask_head
     dataset = DetectionDataset(
         [*train, *replay],
         preset=finetune.augmentation,
         seed=finetune.seed,
         cache_mib=params.runtime.image_cache_mib,
-        masks=any("mask_predictor" in name for name in weights.state_dict),
+        masks=mask_head is not None
+        and any(name.startswith(mask_head) for name in weights.state_dict),
     )
     return dataset, len(train)
 

@@ -25,7 +25,7 @@ class State:
         best: weights of the best validation (early stop only), or None.
         best_map: their mAP.
         stale: validations since.
-        notes: what the record should tell.
+        notes: messages for the record.
     """
 
     model: nn.Module
