@@ -56,9 +56,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         empty = Path(name)
         empty_project(empty, stages)
-        pairs = [(seconds(ROOT), seconds(empty)) for _ in range(rounds + 1)][
-            1:
-        ]  # the first round warms the disk cache
+        # the first round warms the disk cache
+        pairs = [(seconds(ROOT), seconds(empty)) for _ in range(rounds + 1)][1:]
     ratios = sorted(ours / theirs for ours, theirs in pairs)
     print(f"{stages} stages, {rounds} rounds in turns")
     print(f"this pipeline   {statistics.median(o for o, _ in pairs):6.2f} s")

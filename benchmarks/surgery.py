@@ -180,9 +180,8 @@ def graft_memory(builder: str, dropped: str) -> dict[str, float]:
 def _memory_of(source: Path, dropped: str) -> int:
     """Graft a file, write the result, and say by how many bytes the peak grew."""
     read_weights(DEMO_WEIGHTS)
-    head_spec(
-        "ssdlite320_mobilenet_v3_large", 3
-    )  # with the line before: loads what is loaded on first use
+    # with the line before: loads what is loaded on first use
+    head_spec("ssdlite320_mobilenet_v3_large", 3)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts again
     before = _resident("VmRSS")
     write_weights(

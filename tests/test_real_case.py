@@ -27,9 +27,8 @@ def test_the_params_file_of_the_docs_runs_on_real_weights_and_data(
         image["id"]
         for image in json.loads((real / "hardhat/train.3class.coco.json").read_text())["images"]
     ]
-    params["dataset"]["drop_images"] = [
-        f"train:{image_id}" for image_id in ids[8:]
-    ]  # one epoch of eight pictures: the way, not the figures
+    # one epoch of eight pictures: the way, not the figures
+    params["dataset"]["drop_images"] = [f"train:{image_id}" for image_id in ids[8:]]
     params["finetune"]["epochs"] = 1
     params["evaluate"]["bootstrap"] = 20
     with (folder / "params.yaml").open("w", encoding="utf-8") as stream:

@@ -19,9 +19,8 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from topwork.detectors.families import Family, Limits
 
 with warnings.catch_warnings():
-    warnings.simplefilter(
-        "ignore"
-    )  # effdet scripts its functions when it is imported, which torch 2.14 deprecates
+    # effdet scripts its functions when it is imported, which torch 2.14 deprecates
+    warnings.simplefilter("ignore")
     from effdet import EfficientDet, get_efficientdet_config
     from effdet.anchors import AnchorLabeler, Anchors, decode_box_outputs
     from effdet.bench import _post_process

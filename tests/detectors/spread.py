@@ -76,9 +76,8 @@ def _spread(model: nn.Module, pictures: Sequence[Tensor], deviations: Mapping[An
 
     def look(layer: nn.Module, _: Any, output: Tensor) -> None:
         across = (0, 2, 3) if output.ndim == 4 else (0,)
-        seen.setdefault(
-            layer, (float(output.std(dim=across).mean()), output.mean(dim=across))
-        )  # over places: what tells boxes apart
+        # over places: what tells boxes apart
+        seen.setdefault(layer, (float(output.std(dim=across).mean()), output.mean(dim=across)))
 
     for layer in deviations:
         layer.bias.zero_()
@@ -101,9 +100,8 @@ def _settle_norms(model: nn.Module, seed: int) -> None:
         layer.train()
         layer.momentum = 1.0
     with torch.no_grad():
-        model(
-            list(torch.rand(2, 3, 240, 300, generator=torch.Generator().manual_seed(seed)))
-        )  # two: the last map has one place
+        # two: the last map has one place
+        model(list(torch.rand(2, 3, 240, 300, generator=torch.Generator().manual_seed(seed))))
     for layer in norms:
         layer.eval()
 

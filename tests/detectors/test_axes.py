@@ -66,9 +66,8 @@ def test_class_axes_of_torchvision(builder):
         for kind in ("weight", "bias")
     }
     assert all(axis.axis == 0 and axis.background and axis.columns == 91 for axis in found.axes)
-    assert found.shapes == shapes_of(
-        builder, 91
-    )  # what is computed from two small detectors is what the builder makes
+    # what is computed from two small detectors is what the builder makes
+    assert found.shapes == shapes_of(builder, 91)
 
 
 def test_rows_by_hand():

@@ -99,9 +99,8 @@ class Unusual(nn.Module):
         detections = []
         for image in images:
             features = self.trunk(image[None])
-            logits = self.logits(features).reshape(
-                2, self.classes, 3, -1
-            )  # [branch, class, anchor, place]
+            # [branch, class, anchor, place]
+            logits = self.logits(features).reshape(2, self.classes, 3, -1)
             scores = logits.sigmoid()
             labels = torch.arange(1, self.classes + 1).reshape(1, -1, 1, 1).expand_as(scores)
             boxes = (

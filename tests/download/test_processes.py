@@ -125,9 +125,8 @@ def one_killed(
     )
     before = len(server.seen)
     process = start(url, cache, expected)
-    while (
-        len(server.seen) == before and process.poll() is None
-    ):  # most of the time goes into starting Python; kill what matters
+    # most of the time goes into starting Python; kill what matters
+    while len(server.seen) == before and process.poll() is None:
         time.sleep(0.002)
     time.sleep(after_s)
     process.send_signal(signal.SIGKILL)

@@ -319,9 +319,8 @@ def test_class_without_objects_has_a_note_and_no_ap(tmp_path: Path) -> None:
         == "person on test: retention undefined (the test set has no object of the class), asked"
         " for 0.9 at least"
     )
-    assert read(tmp_path / TABLE)["sets"]["test"]["finetuned"]["map"] == pytest.approx(
-        1.0
-    )  # the helmet's alone
+    # the helmet's alone
+    assert read(tmp_path / TABLE)["sets"]["test"]["finetuned"]["map"] == pytest.approx(1.0)
 
 
 def test_contract_by_interval(tmp_path: Path) -> None:

@@ -158,18 +158,20 @@ def test_disagreement_is_an_error_with_figures(
 
 
 def test_a_detection_at_the_cut_may_be_in_one_alone() -> None:
+    # the last of as many as may be given
+    # room for one, and two that are as good
     cases = [
         (found([0.9, 0.05001]), found([0.9]), Limits(0.05, 100, 0.5)),  # just over the threshold
         (
             found([0.9, 0.6]),
             found([0.9, 0.6], labels=[1, 2]),
             Limits(0.05, 2, 0.5),
-        ),  # the last of as many as may be given
+        ),
         (
             found([0.9, 0.6, 0.2]),
             found([0.9, 0.6, 0.2], labels=[1, 1, 2]),
             Limits(0.05, 3, 0.5),
-        ),  # room for one, and two that are as good
+        ),
     ]
     assert [
         parity_of(ours, theirs, 100, limits=limits).at_the_edge for ours, theirs, limits in cases

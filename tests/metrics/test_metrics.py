@@ -174,9 +174,8 @@ def test_torchmetrics_agrees(example: tuple[Truth, pd.DataFrame]) -> None:
     theirs = metric.compute()
     ours = score(truth, found)
     for key, value in ours.table().items():
-        assert float(theirs[key]) == pytest.approx(value, abs=1e-6), (
-            key
-        )  # torchmetrics keeps boxes and results in single precision
+        # torchmetrics keeps boxes and results in single precision
+        assert float(theirs[key]) == pytest.approx(value, abs=1e-6), key
     classes = [truth.classes[int(label) - 1] for label in theirs["classes"]]
     for name, value in zip(classes, theirs["map_per_class"].tolist(), strict=True):
         assert value == pytest.approx(-1 if ours.ap(name) is None else ours.ap(name), abs=1e-6), (

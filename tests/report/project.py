@@ -69,9 +69,8 @@ def build_project(
 ) -> Params:
     """Draw, check, graft and evaluate in `root`; returns the params."""
     params = parse_params(document(**changes))
-    (root / "params.yaml").write_text(
-        json.dumps(document(**changes))
-    )  # JSON is YAML; unsorted, since classes have an order
+    # JSON is YAML; unsorted, since classes have an order
+    (root / "params.yaml").write_text(json.dumps(document(**changes)))
     data = root / "data/demo"
     draw_split(YARD, data / "yard", "train", train, 7, processes=1)
     draw_split(YARD, data / "yard", "test", test, 7, processes=1)

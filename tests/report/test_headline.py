@@ -42,16 +42,16 @@ def test_contract_held() -> None:
         == "Person kept 97% of its pretrained AP (at least 95% was asked), and helmet and forklift"
         " were learned to AP 0.50 and 0.70."
     )
+    # worst retention; (0.5 + 0.7) / 2; the mAP given
     assert [number.value for number in top.numbers] == [
         "97%",
         "0.60",
         "0.60",
-    ]  # worst retention; (0.5 + 0.7) / 2; the mAP given
+    ]
     assert top.numbers[0].context == "person, source set; interval 93% to 100%; asked ≥ 95%"
     assert top.numbers[1].context == "mean of helmet and forklift; 0.05 before training"
-    assert (
-        top.numbers[2].context == "mean over 3 classes, test set; pretrained 0.10"
-    )  # 0.3 / 3: it knows one of the three
+    # 0.3 / 3: it knows one of the three
+    assert top.numbers[2].context == "mean over 3 classes, test set; pretrained 0.10"
 
 
 def test_contract_breached_names_class_and_figures() -> None:

@@ -31,9 +31,8 @@ def absorbed(request):
 
 
 def test_fold_by_hand():
-    wide = torch.tensor(
-        [[0.3, 1.0, -2.0, 0.7, 0.1]], dtype=torch.float64
-    )  # bg, two targets, two absorbed
+    # bg, two targets, two absorbed
+    wide = torch.tensor([[0.3, 1.0, -2.0, 0.7, 0.1]], dtype=torch.float64)
     folded = fold_background(wide, 3)
     assert folded.tolist()[0][1:] == [1.0, -2.0]
     torch.testing.assert_close(

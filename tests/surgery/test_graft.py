@@ -279,9 +279,8 @@ def test_rows_that_are_not_finite(points, value):
         SurgeryError, match=r"head.weight: NaN or infinite numbers in the rows of dog"
     ):
         graft(points, {"person": "keep", "dog": "keep"}, builder=tiny.points, columns=COLUMNS)
-    assert graft(
-        points, {"person": "keep"}, builder=tiny.points, columns=COLUMNS
-    )  # the row is gone
+    # the row is gone
+    assert graft(points, {"person": "keep"}, builder=tiny.points, columns=COLUMNS)
     with pytest.raises(SurgeryError, match="dog"):
         graft(points, {"person": "keep"}, builder=tiny.points, columns=COLUMNS, dropped="absorb")
 

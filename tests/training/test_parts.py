@@ -44,9 +44,8 @@ def test_processes_share_an_epoch() -> None:
     taken = [epoch_batches(0, train=13, batch_size=2, process=process) for process in processes]
     assert len({len(batches) for batches in taken}) == 1
     seen = [index for batches in taken for batch in batches for _, index in batch]
-    assert (
-        len(seen) == len(set(seen)) == 12
-    )  # the thirteenth would leave two processes without an image
+    # the thirteenth would leave two processes without an image
+    assert len(seen) == len(set(seen)) == 12
 
 
 def test_replayed_images_take_their_fraction_and_all_get_their_turn() -> None:
@@ -118,9 +117,8 @@ def masks() -> dict[str, RowMasks]:
 
 def test_row_masks_name_new_and_absorbed_rows(masks: dict[str, RowMasks]) -> None:
     for name, mask in masks.items():
-        if (
-            "classification_head" in name
-        ):  # columns: background, person, box, and car, tree, dog absorbed; 4 anchors... each
+        # columns: background, person, box, and car, tree, dog absorbed; 4 anchors... each
+        if "classification_head" in name:
             anchors = mask.new.numel() // 6
             assert mask.new.flatten().int().tolist() == [0, 0, 1, 0, 0, 0] * anchors
             assert mask.absorbed.flatten().int().tolist() == [0, 0, 0, 1, 1, 1] * anchors
@@ -222,6 +220,7 @@ def test_the_smallest_alpha_that_costs_nothing_is_chosen() -> None:
         lambda tensors: {"map": worth[round(float(tensors["w"]), 6)]},
     )
     assert alpha == 0.7
+    # below that it only falls
     assert [row["alpha"] for row in tried] == [
         1.0,
         0.9,
@@ -229,7 +228,7 @@ def test_the_smallest_alpha_that_costs_nothing_is_chosen() -> None:
         0.7,
         0.6,
         0.5,
-    ]  # below that it only falls
+    ]
     assert choose_alpha(start, end, {}, FinetuneParams(interpolation=0.3), None) == (0.3, [])
     assert choose_alpha(start, end, {}, FinetuneParams(interpolation="off"), None) == (1.0, [])
 

@@ -125,9 +125,8 @@ def _coco_records(
         segmentation,
     )
     if any(row.rule in FATAL for row in found.findings):
-        assert "\\ud" in json.dumps(
-            data
-        )  # half a surrogate pair is no text; nothing else in here makes a file unreadable
+        # half a surrogate pair is no text; nothing else in here makes a file unreadable
+        assert "\\ud" in json.dumps(data)
         return
     rows = Counter(found.tables.annotations["annotation_id"].tolist())
     malformed = Counter(
@@ -191,9 +190,10 @@ def _voc(
     found = check(DatasetParams(root=Path(), train=SetParams(annotations=Path("voc"))), folder)
     if not edits and cut is None:
         whole_file = any(row.rule == "file-not-voc" for row in found.findings)
+        # what XML can't hold
         assert whole_file == any(
             character < " " and character not in "\t\n\r" for character in text.decode()
-        )  # what XML can't hold
+        )
         assert whole_file or len(found.tables.annotations) == len(boxes)
 
 

@@ -15,6 +15,7 @@ from topwork.project.names import CUSTOM_SPLITS, SPLITS
 from topwork.validation.splits import assign, groups_of, place, read_places
 from validation.scene import Scene, encoded, picture
 
+# of a to h at 0.15 and 0.15
 PLACES = [
     "val",
     "val",
@@ -24,7 +25,7 @@ PLACES = [
     "train",
     "train",
     "test",
-]  # of a to h at 0.15 and 0.15
+]
 
 
 def classes_of(count: int) -> list[Counter[str]]:

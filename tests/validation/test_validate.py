@@ -280,9 +280,8 @@ def test_two_images_that_look_the_same_stand_side_by_side(
             for x in (0, both.width // 2 + 3)
         )
     assert left.size == right.size == (100, 80)
-    assert (
-        np.abs(np.asarray(left, float) - np.asarray(right, float)).mean() < 15
-    )  # one is the other, brightened by 9
+    # one is the other, brightened by 9
+    assert np.abs(np.asarray(left, float) - np.asarray(right, float)).mean() < 15
 
 
 @pytest.mark.parametrize(

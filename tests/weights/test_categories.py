@@ -48,11 +48,12 @@ def test_open_images() -> None:
 def test_names_that_contradict_the_weights_own_are_shown_side_by_side() -> None:
     own = category_set("coco-91")
     check_same_names(category_set("coco-91"), own, "w.pth")
+    # the 80 names in a row
     shifted = (
         *own[:12],
         *(name for name in own[12:] if name != UNUSED),
         *[UNUSED] * 10,
-    )  # the 80 names in a row
+    )
     with pytest.raises(
         WeightsError,
         match=(

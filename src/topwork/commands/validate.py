@@ -275,9 +275,8 @@ def _print_text(found: "Validation", with_images: bool) -> None:
         )
     counts = found.findings.by_rule()
     order = list(dict.fromkeys(row.rule for row in found.findings))
-    rows = (
-        LINES - len(tables.splits) - 4
-    )  # the table's head, "more rules", the counts, where the page is
+    # the table's head, "more rules", the counts, where the page is
+    rows = LINES - len(tables.splits) - 4
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
     if order:
         table = Table(box=None, pad_edge=False, expand=True)

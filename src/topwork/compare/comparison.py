@@ -245,9 +245,8 @@ def _weights(content: bytes) -> Any:
         path = Path(folder) / "weights.safetensors"
         path.write_bytes(content)
         found = read_weights(path, trust=True)  # the project's own, of another revision
-        state = {
-            name: tensor.clone() for name, tensor in found.state_dict.items()
-        }  # the file goes, its mapping with it
+        # the file goes, its mapping with it
+        state = {name: tensor.clone() for name, tensor in found.state_dict.items()}
         return Weights(
             state,
             found.columns,

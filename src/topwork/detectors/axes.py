@@ -189,9 +189,8 @@ def _prove(
             family.isolate(model)
         model.double().eval().requires_grad_(False)
         randomize(model)
-        parameters = dict(
-            model.named_parameters(remove_duplicate=False)
-        )  # heads that share their rows have them under several names
+        # heads that share their rows have them under several names
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         loose = [
             f"{item.tensor} {list(shapes[item.tensor])}"
             for item in found

@@ -211,9 +211,8 @@ class _StandIn(nn.Module):
         super().__init__()
         self.shape = shape
         self.like: Tensor
-        self.register_buffer(
-            "like", torch.zeros(1), persistent=False
-        )  # follows the detector's dtype
+        # follows the detector's dtype
+        self.register_buffer("like", torch.zeros(1), persistent=False)
 
     def forward(self, *inputs: Any) -> Any:
         if isinstance(self.shape, dict):  # a backbone: one map a level
@@ -221,9 +220,8 @@ class _StandIn(nn.Module):
                 (name, torch.randn(shape, dtype=self.like.dtype))
                 for name, shape in self.shape.items()
             )
-        return torch.randn(
-            len(inputs[0]), *self.shape, dtype=self.like.dtype
-        )  # a RoI head: features a box
+        # a RoI head: features a box
+        return torch.randn(len(inputs[0]), *self.shape, dtype=self.like.dtype)
 
 
 class _Boxes(nn.Module):
@@ -242,18 +240,16 @@ def _isolate_one_stage(model: Any) -> None:
     maps = model.backbone.to("meta").eval()(torch.empty(1, 3, height, width, device="meta"))
     maps = maps if isinstance(maps, dict) else {"0": maps}
     shapes = OrderedDict((name, value.shape) for name, value in maps.items())
-    if (
-        type(model.anchor_generator) is DefaultBoxGenerator
-    ):  # makes anchors for any size: four places a level prove as much as 1444
+    # makes anchors for any size: four places a level prove as much as 1444
+    if type(model.anchor_generator) is DefaultBoxGenerator:
         shapes = OrderedDict(
             (name, torch.Size((*shape[:2], min(shape[2], 2), min(shape[3], 2))))
             for name, shape in shapes.items()
         )
     model.backbone = _StandIn(shapes)
     for head in (model.head.classification_head, model.head.regression_head):
-        if hasattr(
-            head, "conv"
-        ):  # RetinaNet's and FCOS's towers, as wide at the end as at the start
+        # RetinaNet's and FCOS's towers, as wide at the end as at the start
+        if hasattr(head, "conv"):
             head.conv = nn.Identity()
 
 

@@ -90,15 +90,13 @@ def _labelled(truth: Truth, detections: Detections, params: UnlabelledParams) ->
     overlap = match(
         truth, detections, thresholds=(0.5,), least_iou=np.nextafter(params.max_iou, 2.0)
     )
-    all_crowds = replace(
-        truth, crowd=np.ones_like(truth.crowd)
-    )  # a crowd's overlap is the part of the detection that lies in it
+    # a crowd's overlap is the part of the detection that lies in it
+    all_crowds = replace(truth, crowd=np.ones_like(truth.crowd))
     inside = match(
         all_crowds, detections, thresholds=(0.5,), least_iou=np.nextafter(params.max_inside, 2.0)
     )
-    labelled = np.ones(
-        len(detections), dtype=np.bool_
-    )  # beyond the 100 best an image and class: not looked at, so not reported
+    # beyond the 100 best an image and class: not looked at, so not reported
+    labelled = np.ones(len(detections), dtype=np.bool_)
     labelled[overlap.order] = False
     for found in (overlap, inside):
         same = found.label[found.pairs.detection] == truth.label[found.pairs.object]

@@ -157,9 +157,8 @@ def _encode_masks(masks: Tensor) -> list[str]:
     from pycocotools import mask as coco_mask
 
     hard = (masks[:, 0] >= MASK_THRESHOLD).to(torch.uint8).cpu().numpy()
-    encoded = (
-        coco_mask.encode(np.asfortranarray(hard.transpose(1, 2, 0))) if len(hard) else []
-    )  # (N, H, W) -> (H, W, N)
+    # (N, H, W) -> (H, W, N)
+    encoded = coco_mask.encode(np.asfortranarray(hard.transpose(1, 2, 0))) if len(hard) else []
     return [
         json.dumps({"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")})
         for rle in encoded

@@ -49,9 +49,8 @@ def weighted_ap(matches: Matches, label: int, weights: NDArray[np.int64]) -> NDA
     step = max(1, _CHUNK_CELLS // max(1, where.stop - where.start))
     for start in range(0, len(weights), step):
         rows = slice(start, start + step)
-        counted = np.cumsum(
-            weights[rows][:, matches.image[where]], axis=1
-        )  # (b, D): detections up to here, all of them
+        # (b, D): detections up to here, all of them
+        counted = np.cumsum(weights[rows][:, matches.image[where]], axis=1)
         by_threshold = [
             _interpolated(
                 matches.true[t, where],
@@ -82,9 +81,8 @@ def _interpolated(
     hits = np.flatnonzero(true)
     if not len(hits):
         return np.zeros(len(weights))
-    found = np.cumsum(
-        weights[:, image[hits]], axis=1
-    )  # (b, H): true detections up to each true one
+    # (b, H): true detections up to each true one
+    found = np.cumsum(weights[:, image[hits]], axis=1)
     so_far = counted[:, hits]
     if ignored.any():
         lost = np.flatnonzero(ignored)

@@ -139,9 +139,8 @@ def _datasets(truth: Truth, detections: Detections, iou_type: IouType) -> tuple[
         [detections.image + 1, detections.boxes, detections.score, detections.label]
     )
     found = ground.load_res(rows, segmentation=None if masks is None else masks[1])
-    if masks is not None and len(
-        detections
-    ):  # COCO's sizes go by the mask's area, the array form has taken the box's
+    # COCO's sizes go by the mask's area, the array form has taken the box's
+    if masks is not None and len(detections):
         areas = hotcoco.mask.area(masks[1])
         found.update_anns(
             ids=np.arange(1, len(detections) + 1), area=np.asarray(areas, dtype=np.float64)

@@ -108,9 +108,8 @@ def _ranked(detections: Detections) -> NDArray[np.int64]:
     """Detections that count, by class and falling score; of equal scores the earlier image, then
     the earlier row, comes first.
     """
-    by_image = np.lexsort(
-        (-detections.score, detections.image, detections.label)
-    )  # stable, as pycocotools' mergesort is
+    # stable, as pycocotools' mergesort is
+    by_image = np.lexsort((-detections.score, detections.image, detections.label))
     group = (
         detections.label[by_image] * (int(detections.image.max(initial=0)) + 1)
         + detections.image[by_image]
@@ -215,9 +214,8 @@ def _greedy(
         able = (free[:, g] | crowd[start:stop]) & (iou[start:stop] >= limits[:, None])
         starts = np.flatnonzero(np.r_[True, d[1:] != d[:-1]])
         place = np.where(able, np.arange(len(d)), len(d))
-        first = np.minimum.reduceat(
-            place, starts, axis=1
-        )  # (T, detections of this rank): best pair that is able
+        # (T, detections of this rank): best pair that is able
+        first = np.minimum.reduceat(place, starts, axis=1)
         row, column = np.nonzero(first < len(d))
         pair = first[row, column]
         taken[row, d[pair]] = g[pair]

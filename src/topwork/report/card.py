@@ -106,9 +106,8 @@ def front_matter(
         ],
     }
     if licence := provenance.get("licence"):
-        known = re.fullmatch(
-            r"[A-Za-z0-9.+-]+", str(licence)
-        )  # an identifier, such as Apache-2.0; a sentence is part of the text
+        # an identifier, such as Apache-2.0; a sentence is part of the text
+        known = re.fullmatch(r"[A-Za-z0-9.+-]+", str(licence))
         head = {"license": str(licence).lower() if known else "other", **head}
     results = [
         found

@@ -274,9 +274,10 @@ def confusion(run: Run, figures: Sequence[ClassFigures]) -> Confusion | None:
             (f"{int(value):,}", f"{value / whole:.3f}", other == name)
             for other, value in matrix.loc[name].items()
         ]
+        # nothing found where nothing is
         rows.append(
             (str(name), [*cells[:-1], ("–", "0", False)] if name == "background" else cells)
-        )  # nothing found where nothing is
+        )
     return Confusion([str(name) for name in chosen], rows, len(names) - len(chosen))
 
 

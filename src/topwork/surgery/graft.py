@@ -265,7 +265,6 @@ def _finite(tensor: Tensor) -> bool:
     """
     if not tensor.numel() or tensor.is_complex():
         return bool(torch.isfinite(tensor).all())
-    numbers = (
-        tensor.float() if tensor.element_size() == 1 else tensor
-    )  # float8 has no extremes of its own
+    # float8 has no extremes of its own
+    numbers = tensor.float() if tensor.element_size() == 1 else tensor
     return bool(torch.isfinite(torch.stack(numbers.aminmax())).all())

@@ -45,9 +45,8 @@ def row_sources(
     sources = [RowSource(BACKGROUND, "background", {0: 1.0})]
     for row in plan.rows:
         origin = {everything.index(name): weight for name, weight in row.sources.items()}
-        sources.append(
-            RowSource(row.name, row.origin, dict(sorted(origin.items())), row.init)
-        )  # sorted: a sum's last bit depends on order
+        # sorted: a sum's last bit depends on order
+        sources.append(RowSource(row.name, row.origin, dict(sorted(origin.items())), row.init))
     if softmax and plan.dropped == "absorb":
         kept = set(kept_columns(plan.rows, everything))
         sources += [

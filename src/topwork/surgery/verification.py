@@ -112,9 +112,8 @@ def _read(path: Path) -> dict[str, Any]:
         seal = sealed(record)["sha256"]
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(
-            str(key) for key in first["loc"] if key not in ("untouched", "changed")
-        )  # tags of a union, no keys
+        # tags of a union, no keys
+        place = ".".join(str(key) for key in first["loc"] if key not in ("untouched", "changed"))
         expected = first["msg"].partition(" or instance of")[0].lower()
         raise ReceiptError(
             f"{path}: damaged, {place} is {_short(first['input'])}: {expected}. {_NEXT}"

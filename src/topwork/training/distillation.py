@@ -251,9 +251,8 @@ class Teacher:
         probabilities = (targets.softmax(-1) if self.softmax else targets.sigmoid()).reshape(
             -1, targets.shape[-1]
         )
-        place_of_label = torch.full(
-            (student.logits.shape[-1],), -1, device=targets.device
-        )  # label -> its place among the pretrained columns
+        # label -> its place among the pretrained columns
+        place_of_label = torch.full((student.logits.shape[-1],), -1, device=targets.device)
         place_of_label[self.columns] = torch.arange(len(self.columns), device=targets.device)
         weights = []
         for places, boxes, labels, seen in zip(
@@ -298,9 +297,8 @@ class Teacher:
         terms = {"distill_classes": (divergence.sum(-1) * weights).sum() / objects}
         if deltas is not None:
             off = F.smooth_l1_loss(deltas.float(), target_deltas, reduction="none")
-            if (
-                off.shape[-1] != 4
-            ):  # (N, columns * 4) -> (N, columns, 4), the columns of the target head alone
+            # (N, columns * 4) -> (N, columns, 4), the columns of the target head alone
+            if off.shape[-1] != 4:
                 off = off.reshape(*off.shape[:-1], -1, 4)
                 off = off[
                     ..., [column for column in self.columns if 0 < column < off.shape[-2]], :
