@@ -148,7 +148,7 @@ def test_a_run_goes_on_from_the_bank_to_a_thawed_trunk(make_job: MakeJob) -> Non
     ],
     ids=["random trunk", "images of any size"],
 )
-def test_a_bank_that_the_detector_rules_out_is_said(
+def test_a_bank_that_the_detector_rules_out_is_named(
     make_job: MakeJob,
     capsys: pytest.CaptureFixture[str],
     builder: str,
