@@ -23,9 +23,9 @@ def main_of(run: Callable[[Params], None], sections: type[Params]) -> int:
     """Run a stage on the params.yaml of the current folder; an error that a user can mend becomes
     one paragraph and exit code 1.
 
-    The whole file is checked first, so that a misspelt key of a later stage is an error before hours
-    are spent. That check is imported by name, since it can stop a stage but not change what it
-    writes: a stage's code is what the sections it reads are made of.
+    The whole file is checked first, so that a misspelt key of a later stage is an error before
+    hours are spent. That check is imported by name, since it can stop a stage but not change what
+    it writes: a stage's code is what the sections it reads are made of.
     """
     try:
         document = read_document()
