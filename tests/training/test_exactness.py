@@ -182,9 +182,9 @@ def test_loader_workers_change_no_bit(
 
 def test_a_damaged_checkpoint_is_passed_over(runner: Runner, whole: tuple[float, str]) -> None:
     seconds, expected = whole
-    runner.forget()
-    for after in (0.5, 0.6, 0.7, 0.8, 0.9):
-        runner("SIGKILL", after=after * seconds)
+    for after in (0.05, 0.1, 0.2, 0.4, 0.8):  # of a run, from the first checkpoint on
+        runner.forget()
+        runner("SIGKILL", after=f"+{after * seconds}")
         files = sorted(runner.folder.glob(".topwork/scratch/*/*.checkpoint"))
         if len(files) == 2:
             break
