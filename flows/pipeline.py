@@ -164,7 +164,7 @@ def run_stage(stage: str, root: Path) -> State[str]:
 
 
 def event_of(line: str) -> dict[str, Any] | None:
-    """The event in a line of a stage's output (`topwork.project.events`), None in others."""
+    """The event in a line of a stage's output (`topwork.events`), None in others."""
     if not line.startswith(EVENT):
         return None
     try:

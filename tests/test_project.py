@@ -53,8 +53,8 @@ def imports() -> grimp.ImportGraph:
 
 
 def closure(graph: grimp.ImportGraph, stage: str) -> set[Path]:
-    """Files of a stage's import closure, the packages that they lie in included; those that import
-    nothing and say nothing aside.
+    """Files of a stage's import closure, the packages that they lie in included; aside are
+    those that can't change what a stage writes.
     """
     names = {f"topwork.stages.{stage}"} | graph.find_upstream_modules(f"topwork.stages.{stage}")
     names |= {
@@ -63,7 +63,7 @@ def closure(graph: grimp.ImportGraph, stage: str) -> set[Path]:
         for length in range(2, name.count(".") + 1)
     }
     files = set()
-    for name in names - {"topwork", "topwork.errors"}:
+    for name in names - {"topwork", "topwork.errors", "topwork.events"}:
         path = ROOT / "src" / Path(*name.split("."))
         files.add(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
     return {file for file in files if has_code(file)}

@@ -29,6 +29,8 @@ EVERYTHING = {
 }
 AFTER_TRAINING = {"finetune", "predict", "evaluate", "report", "gate"}
 RERUNS: dict[str, set[str]] = {
+    "errors.py": set(),
+    "events.py": set(),
     "files.py": EVERYTHING,
     "classes.py": EVERYTHING - {"demo", "gate"},
     "category_sets/coco-91.txt": {"validate", "fetch", "surgery"},
@@ -38,7 +40,6 @@ RERUNS: dict[str, set[str]] = {
     "params/document.py": {"report"},
     "params/finetune.py": {"finetune", "report"},
     "project/record.py": EVERYTHING,
-    "project/events.py": EVERYTHING,
     "project/report.py": {"report", "gate"},
     "dataset/tables.py": EVERYTHING - {"demo", "fetch", "surgery", "gate"},
     "dataset/images.py": {"validate", "baseline", "finetune", "predict", "report"},

@@ -10,12 +10,12 @@ from topwork.classes import ClassPlan
 from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
 from topwork.detectors.builders import load
+from topwork.events import ProgressEvent, emit
 from topwork.files import atomic_folder
 from topwork.inference.device import machine_facts
 from topwork.inference.outputs import write_predictions
 from topwork.inference.prediction import predict
 from topwork.metrics.sets import rename_kept
-from topwork.project.events import ProgressEvent, emit
 from topwork.project.predictions import PredictionRecord
 from topwork.weights.format import read_weights
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from topwork.errors import TopworkError
+from topwork.events import ErrorEvent, emit
 from topwork.params.section import parse, read_document
-from topwork.project.events import ErrorEvent, emit
 
 Params = TypeVar("Params", bound=BaseModel)
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from topwork.project.events import ProgressEvent, emit
+from topwork.events import ProgressEvent, emit
 
 
 class RunProgress:

@@ -6,20 +6,20 @@ of the form `@topwork JSON`, such as
     @topwork {"done": 3, "kind": "progress", "text": "loss 1.2", "total": 30, "unit": "epoch"}
     @topwork {"kind": "error", "message": "params.yaml: no such file. ..."}
 
-Nothing that a stage writes depends on it.
+Nothing that a stage writes depends on it, so that no stage has it among its deps.
 """
 
 import json
 import os
+from dataclasses import asdict, dataclass
 from typing import Literal
-
-from topwork.project.record import Record
 
 PREFIX = "@topwork "
 VARIABLE = "TOPWORK_EVENTS"
 
 
-class ProgressEvent(Record):
+@dataclass(frozen=True, kw_only=True)
+class ProgressEvent:
     """So many of so many units (epochs, splits...) are done."""
 
     kind: Literal["progress"] = "progress"
@@ -29,7 +29,8 @@ class ProgressEvent(Record):
     text: str = ""
 
 
-class ErrorEvent(Record):
+@dataclass(frozen=True, kw_only=True)
+class ErrorEvent:
     """The error that ends the stage."""
 
     kind: Literal["error"] = "error"
@@ -39,4 +40,4 @@ class ErrorEvent(Record):
 def emit(event: ProgressEvent | ErrorEvent) -> None:
     """Print an event, where somebody asked for them."""
     if os.environ.get(VARIABLE, "") not in ("", "0"):
-        print(PREFIX + json.dumps(event.document(), sort_keys=True), flush=True)
+        print(PREFIX + json.dumps(asdict(event), sort_keys=True), flush=True)
