@@ -4,6 +4,7 @@ receipt's record.
 `python docs/generate.py`; a test holds both to the code.
 """
 
+import inspect
 import json
 import typing
 from pathlib import Path
@@ -44,7 +45,7 @@ def _table(title: str, section: type[BaseModel]) -> str:
     lines = [
         f"## {title}",
         "",
-        f"{(section.__doc__ or '').strip()}",
+        inspect.cleandoc(section.__doc__ or ""),
         "",
         "| key | default | what |",
         "| --- | --- | --- |",

@@ -335,3 +335,11 @@ def test_the_lock_names_no_address() -> None:
     lock = (ROOT / "requirements.lock").read_text()
     assert "://" not in lock
     assert all("--hash=sha256:" in block for block in re.split(r"\n(?=\S)", lock.strip()))
+
+
+def test_files_that_the_docs_name_exist() -> None:
+    pattern = re.compile(r"\b(?:src|tests|benchmarks|flows|docs|pretrain)/[\w./-]+\.\w+")
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "dvc.yaml"]
+    named = {(page.name, path) for page in pages for path in pattern.findall(page.read_text())}
+    assert len(named) > 20
+    assert not {(page, path) for page, path in named if not (ROOT / path).exists()}

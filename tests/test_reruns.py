@@ -172,9 +172,35 @@ def test_a_param_makes_stale_what_reads_it(
     assert changed(clone) == stale
 
 
-def test_other_weights_files_and_builders_make_fetch_stale(clone: Path) -> None:
-    (clone / "weights" / "detector.py").write_text("def build(num_classes): ...\n")
+def test_an_edit_of_what_an_own_builder_imports_runs_what_it_can_change(clone: Path) -> None:
+    """Also where the weights' file is one that topwork itself wrote."""
+    (clone / "weights" / "detector.py").write_text(
+        "from torchvision.models import get_model_builder\n"
+        "from weights.settings import THRESHOLD\n"
+        "def build(num_classes, **kwargs):\n"
+        "    make = get_model_builder('ssdlite320_mobilenet_v3_large')\n"
+        "    plain = dict(weights=None, weights_backbone=None)\n"
+        "    return make(num_classes=num_classes, score_thresh=THRESHOLD, **plain)\n"
+    )
+    (clone / "weights" / "settings.py").write_text("THRESHOLD = 0.3\n")
     assert changed(clone) == {"fetch"}
+    shutil.copyfile(
+        clone / "out/fetch/pretrained.safetensors", clone / "weights/street.safetensors"
+    )
+    edit_params(
+        clone,
+        {
+            "fetch": {
+                "source": "weights/street.safetensors",
+                "builder": "weights/detector.py:build",
+            }
+        },
+    )
+    done(clone, "dvc", "repro", "baseline")
+    before = (clone / "out/baseline/training.parquet").read_bytes()
+    (clone / "weights" / "settings.py").write_text("THRESHOLD = 0.4\n")
+    assert ran(done(clone, "dvc", "repro", "baseline")) == ["fetch", "check", "surgery", "baseline"]
+    assert (clone / "out/baseline/training.parquet").read_bytes() != before
 
 
 def test_more_resamples_run_no_model(clone: Path) -> None:
@@ -232,3 +258,27 @@ def test_an_experiment_in_a_copy_learns_a_source_and_keeps_it(clone: Path) -> No
     done(clone, *command)
     lock = done(clone, "git", "show", f"{experiment(clone, 'own')}:weights.lock")
     assert '"weights/street.safetensors": ' in lock
+
+
+def test_sections_that_are_missing_are_named_before_anything_runs(clone: Path) -> None:
+    """And empty ones stand for the defaults, which DVC takes as well."""
+    params = clone / "params.yaml"
+    document = YAML(typ="safe", pure=True).load(params.read_text(encoding="utf-8"))
+    for name in ("predict", "report", "fetch", "unlabelled"):
+        del document[name]
+    document["dataset"]["fail_on"] = "never"
+    with params.open("w", encoding="utf-8") as stream:
+        YAML().dump(document, stream)
+    failed = run(clone, "dvc", "repro")
+    assert failed.returncode != 0
+    assert (
+        "error: params.yaml: no section fetch, predict, report, unlabelled, which DVC needs for its"
+        " stages. Write `fetch: {}`, `predict: {}`, `report: {}`, `unlabelled: {}` for the defaults"
+    ) in failed.stdout + failed.stderr
+    with params.open("a", encoding="utf-8") as stream:
+        stream.writelines(
+            f"{name}: {{}}\n" for name in ("predict", "report", "fetch", "unlabelled")
+        )
+    assert ran(done(clone, "dvc", "repro", "fetch", "validate")) == ["validate", "fetch"]
+    with Repo(str(clone)) as repo:
+        assert "baseline" in repo.status()

@@ -8,13 +8,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from topwork.errors import TopworkError
 
 CHUNK_BYTES = 1 << 20
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def sha256_file(path: Path) -> str:
@@ -145,22 +143,25 @@ class HeldInputs:
 
     Args:
         paths: name -> file or folder.
-        watched: name -> what gives the state of inputs that are too many to hash twice (size and
-            time of each image).
     """
 
-    def __init__(
-        self, paths: Mapping[str, Path], watched: Mapping[str, Callable[[], object]] = NOTHING
-    ) -> None:
+    def __init__(self, paths: Mapping[str, Path]) -> None:
         self.paths = dict(paths)
         for path in self.paths.values():
             if not path.exists():
                 raise TopworkError(
                     f"{path}: no such file or folder, and this stage reads it. Run `dvc repro`, or"
-                    " mend params.yaml."
+                    " mend params.yaml. If dvc.yaml has no stage that makes it, it is of an earlier"
+                    " topwork: take the one that `topwork init` writes."
                 )
         self.hashes = {name: sha256_path(path) for name, path in self.paths.items()}
-        self._watched = {name: (state, state()) for name, state in watched.items()}
+        self._watched: dict[str, tuple[Callable[[], object], object]] = {}
+
+    def watch(self, name: str, state: Callable[[], object]) -> None:
+        """Hold inputs that are too many to hash twice by their state (size and time of each
+        image).
+        """
+        self._watched[name] = (state, state())
 
     def check(self) -> None:
         """Hash again.
@@ -176,6 +177,15 @@ class HeldInputs:
                     f" {self.hashes[name][:12]} before, {found[:12]} after). Nothing was written;"
                     " run the stage again."
                 )
+        self.check_watched()
+
+    def check_watched(self) -> None:
+        """Look at the watched inputs again, which takes a moment: while a stage runs, before it
+        keeps anything that it made of them.
+
+        Raises:
+            TopworkError: one changed.
+        """
         for name, (state, before) in self._watched.items():
             if state() != before:
                 raise TopworkError(

@@ -127,8 +127,8 @@ def test_a_builder_file_that_changed_since_the_fetch_is_refused(tmp_path, monkey
     with pytest.raises(
         SurgeryError,
         match=(
-            r"builder 'mine\.py:build': its file changed since the weights were fetched.*dvc repro"
-            r" --force fetch"
+            r"builder 'mine\.py:build': its code \(mine\.py\) changed since the weights were"
+            r" fetched.*Run `dvc repro`"
         ),
     ):
         load(weights)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from training.tiny import make_project
 
@@ -129,3 +130,35 @@ def test_a_checkpoint_is_resumed_by_what_decides_the_bits(
     process.communicate()
     assert lines, "the stage said nothing"
     assert lines[-1].startswith("resumed" if resumed else "epoch 1/"), lines
+
+
+def test_nothing_is_kept_of_an_image_that_was_another_one_for_a_while(tmp_path: Path) -> None:
+    """Swapped while training reads it and put back afterwards: the run fails, and the next one ends
+    in the bits of a run that never saw the other image.
+    """
+    params = make_project(
+        tmp_path / "project", epochs=40, runtime={"workers": 0, "image_cache_mib": 0}
+    )
+    raw = params.model_dump(mode="json", exclude_defaults=True)
+    raw["dataset"] = {"root": "data", "train": {"annotations": "train.json"}}
+    shutil.copytree(tmp_path / "project", tmp_path / "undisturbed")
+    image = tmp_path / "project" / "data" / "train" / "3.png"
+    content = image.read_bytes()
+    process = start(tmp_path / "project", ROOT / "src", raw)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    Image.new("RGB", Image.open(image).size, (90, 0, 0)).save(image)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "images: changed while the stage was reading them" in output
+    image.write_bytes(content)
+    weights = "out/finetune/weights.safetensors"
+    assert not (tmp_path / "project" / weights).exists()
+    for folder in ("project", "undisturbed"):
+        output, _ = start(tmp_path / folder, ROOT / "src", raw).communicate(timeout=300)
+        assert ("resumed" in output) == (folder == "project"), output
+    assert (tmp_path / "project" / weights).read_bytes() == (
+        tmp_path / "undisturbed" / weights
+    ).read_bytes()

@@ -23,7 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from topwork.detectors.families import Family, family_of
 from topwork.errors import SurgeryError
-from topwork.files import sha256_file
+from topwork.weights.builder_files import BUILDER_HASH, builder_files, builder_hash
 from topwork.weights.fit import check_fit
 from topwork.weights.format import Weights, read_weights
 
@@ -87,7 +87,7 @@ def resolve(builder: Builder) -> Callable[..., nn.Module]:
         ]
         raise SurgeryError(
             f"builder {builder!r}: {place} has no function {name!r}; it has:"
-            f" {', '.join(offered) or 'none'}."
+            f" {', '.join(offered) or 'none'}. Mend fetch.builder."
         )
     return found  # type: ignore[no-any-return]
 
@@ -288,19 +288,20 @@ def load(
 
 
 def _check_builder_file(weights: Weights) -> None:
-    """A builder's own file is no dep in dvc.yaml; the weights remember its hash instead.
+    """Compare a builder of one's own with what it was when the weights were fetched.
 
     Raises:
-        SurgeryError: the file changed since the weights were fetched.
+        SurgeryError: it changed.
     """
-    expected = weights.provenance.get("builder_sha256")
-    file = Path(weights.builder.rpartition(":")[0])
-    if expected is None or not file.is_file():
+    expected = weights.provenance.get(BUILDER_HASH)
+    found = builder_hash(weights.builder)
+    if expected is None or found is None:
         return
-    found = sha256_file(file)
     if found != expected:
+        files = ", ".join(str(file) for file in builder_files(weights.builder))
         raise SurgeryError(
-            f"builder {weights.builder!r}: its file changed since the weights were fetched (SHA-256"
-            f" {found[:12]}, expected {expected[:12]}). Run `dvc repro --force fetch`, then `dvc"
-            " repro`, so that every stage uses the new one."
+            f"builder {weights.builder!r}: its code ({files}) changed since the weights were"
+            f" fetched (SHA-256 {found[:12]}, expected {expected[:12]}). Run `dvc repro`, so that"
+            " every stage uses the new one; for a builder outside of the project `dvc repro --force"
+            " fetch` first."
         )

@@ -13,9 +13,9 @@ from topwork.download.locate import FetchContext, Located, locate
 from topwork.download.lock import read_lock, record
 from topwork.download.shipped import demo_source
 from topwork.errors import ChecksumError, NotWeightsError, WeightsError
-from topwork.files import sha256_file
 from topwork.params.fetch import FetchParams
 from topwork.project.fetch import WEIGHTS_LOCK
+from topwork.weights.builder_files import BUILDER_HASH, builder_hash
 from topwork.weights.categories import check_same_names, columns_of
 from topwork.weights.format import Weights, read_weights
 from topwork.weights.load_raw import read_state_dict
@@ -127,7 +127,7 @@ def _read(located: Located, params: FetchParams) -> Weights:
     )
     provenance |= {
         key: value
-        for key, value in (("prefix", params.prefix), ("builder_sha256", _builder_hash(builder)))
+        for key, value in (("prefix", params.prefix), (BUILDER_HASH, builder_hash(builder)))
         if value
     }
     zero_eps = located.facts.get("frozen_batch_norm_eps") if params.builder is None else None
@@ -154,12 +154,6 @@ def _check_builder_is_trusted(own: Weights, located: Located, params: FetchParam
         )
 
 
-def _builder_hash(builder: str) -> str | None:
-    """SHA-256 of the builder's file, where it is one."""
-    file = Path(builder.rpartition(":")[0])
-    return sha256_file(file) if file.suffix == ".py" and file.is_file() else None
-
-
 def _own_weights(path: Path) -> Weights | None:
     """The weights of a file that topwork itself wrote, None of any other."""
     try:
@@ -177,8 +171,13 @@ def _overridden(weights: Weights, params: FetchParams, source: str) -> Weights:
     """
     if params.classes is not None:
         check_same_names(columns_of(params.classes), weights.columns, source)
+    builder = params.builder or weights.builder
+    provenance = {key: weights.provenance[key] for key in weights.provenance if key != BUILDER_HASH}
+    if (own := builder_hash(builder)) is not None:
+        provenance[BUILDER_HASH] = own
     return replace(
         weights,
-        builder=params.builder or weights.builder,
+        builder=builder,
         builder_args={**weights.builder_args, **params.builder_args},
+        provenance=provenance,
     )

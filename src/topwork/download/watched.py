@@ -1,24 +1,27 @@
 """Local files that params `fetch` name: a file of the project has to be where DVC watches it."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 from topwork.errors import WeightsError
 from topwork.params.fetch import FetchParams
 from topwork.project.fetch import OWN_WEIGHTS
+from topwork.weights.builder_files import builder_files
 
 
 def files_named(params: FetchParams) -> dict[str, Path]:
-    """Key -> file, for each key of params `fetch` that names a file of this machine: source,
-    builder, classes.
+    """Key -> file, for each file of this machine that a key of params `fetch` names: source,
+    classes, the builder's and those that it imports.
     """
+    texts = {"fetch.source": params.source, "fetch.classes": params.classes}
     named = {
-        "fetch.source": params.source,
-        "fetch.builder": _builder_file(params.builder or ""),
-        "fetch.classes": params.classes if isinstance(params.classes, str) else "",
+        key: Path(text)
+        for key, text in texts.items()
+        if isinstance(text, str) and Path(text).is_file()
     }
-    return {key: Path(text) for key, text in named.items() if text and Path(text).is_file()}
+    for file in builder_files(params.builder or ""):
+        named["fetch.builder" if "fetch.builder" not in named else f"import of {file.stem}"] = file
+    return named
 
 
 def check_watched(params: FetchParams, root: Path = Path()) -> None:
@@ -34,11 +37,10 @@ def check_watched(params: FetchParams, root: Path = Path()) -> None:
     for key, path in files_named(params).items():
         place = path.resolve()
         if place.is_relative_to(inside) and not place.is_relative_to(inside / OWN_WEIGHTS):
-            name = path.name
             raise WeightsError(
                 f"{key}: {path}: is in the project where DVC doesn't watch it, so DVC wouldn't see"
                 f" a change of it. Move it to {OWN_WEIGHTS}/ and write"
-                f" `{OWN_WEIGHTS / name}`."
+                f" `{OWN_WEIGHTS / path.name}`."
             )
 
 
@@ -46,33 +48,27 @@ def _check_copied(params: FetchParams) -> None:
     """DVC runs queued and temporary experiments in a copy of what git and DVC track; DVC_ROOT names
     the project it is a copy of.
     """
-    parent = Path(os.environ.get("DVC_ROOT", "."))
-    if parent.resolve() == Path.cwd():
+    parent = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    if parent == Path.cwd():
         return
-    named = {
+    texts = {
         "fetch.source": params.source,
         "fetch.builder": (params.builder or "").rpartition(":")[0],
+        "fetch.classes": params.classes,
     }
-    for key, text in named.items():
-        if (
-            text
-            and not Path(text).is_absolute()
-            and not Path(text).exists()
-            and (parent / text).is_file()
-        ):
+    for key, text in texts.items():
+        if not isinstance(text, str) or not text or Path(text).is_absolute():
+            continue
+        original = Path(os.path.normpath(parent / text))
+        if Path(text).exists() or not original.is_file():
+            continue
+        if original.is_relative_to(parent):
             raise WeightsError(
                 f"{key}: {text}: is in the project but not in this experiment's copy of it, which"
                 f" has what git and DVC track. Run `dvc add {text}` (or commit it) first, or run"
                 " the experiment in the workspace: dvc exp run without --queue and --temp."
             )
-
-
-def _builder_file(builder: str) -> str:
-    place, _, _ = builder.rpartition(":")
-    if not place or place.endswith(".py"):
-        return place
-    try:
-        spec = find_spec(place)
-    except (ImportError, ValueError):
-        return ""
-    return (spec.origin or "") if spec is not None else ""
+        raise WeightsError(
+            f"{key}: {text}: is relative to the project's folder, but this experiment runs in a"
+            f" copy of it elsewhere. Write `{original}`."
+        )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from topwork.errors import ParamsError
 from topwork.params.dataset import DatasetParams
 from topwork.params.demo import DemoParams
 from topwork.params.evaluate import EvaluateParams
@@ -62,3 +63,26 @@ def parse_params(raw: dict[str, Any], path: Path = PARAMS_FILE) -> Params:
         ParamsError: a key or value is at fault; all faults are named together.
     """
     return parse(Params, raw, path, MOVED)
+
+
+def check_tracked(raw: dict[str, Any], graph: Path = Path("dvc.yaml")) -> None:
+    """Hold the document's sections against those that stages track in dvc.yaml: where one is
+    missing, DVC would stop in the middle of the pipeline.
+
+    Raises:
+        ParamsError: sections are missing; all are named.
+    """
+    if not graph.is_file():
+        return
+    stages = read_document(graph).get("stages")
+    tracked = {
+        key.partition(".")[0]
+        for stage in (stages.values() if isinstance(stages, dict) else ())
+        for key in stage.get("params", ())
+        if isinstance(key, str)
+    }
+    if missing := sorted(tracked - set(raw)):
+        raise ParamsError(
+            f"{PARAMS_FILE}: no section {', '.join(missing)}, which DVC needs for its stages."
+            f" Write {', '.join(f'`{name}: {{}}`' for name in missing)} for the defaults."
+        )

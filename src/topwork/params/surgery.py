@@ -9,7 +9,7 @@ from topwork.params.section import Section
 
 
 class SurgeryParams(Section):
-    """The class plan: read by `surgery`."""
+    """The class plan: read by `surgery`, `classes` by all later stages."""
 
     classes: dict[str, Any]
     """Target classes in order: `keep`, `{keep: NAME}`, `{like: NAME}`, `{like: [NAMES]}`, `{like:

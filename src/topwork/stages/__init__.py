@@ -29,7 +29,9 @@ def main_of(run: Callable[[Params], None], sections: type[Params]) -> int:
     """
     try:
         document = read_document()
-        import_module("topwork.params.document").parse_params(document)
+        whole = import_module("topwork.params.document")
+        whole.parse_params(document)
+        whole.check_tracked(document)
         run(parse(sections, document))
     except TopworkError as error:
         return _failed(str(error))

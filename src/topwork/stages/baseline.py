@@ -40,14 +40,13 @@ class Params(Sections):
 def run(params: Params) -> None:
     """Run both detectors."""
     plan = params.surgery.plan()
+    held = HeldInputs({**WEIGHTS, **table_paths()})
     tables = Tables.read(FOLDER, segmentation=False)
     images = SplitImages(tables)
     splits = {"pretrained": held_out(plan, tables), "grafted": held_out(plan, tables)}
     if plan.kept and "train" in tables.splits:
         splits["pretrained"] = [*splits["pretrained"], "train"]
-    held = HeldInputs(
-        {**WEIGHTS, **table_paths()}, {"images": lambda: images.stamps(splits["pretrained"])}
-    )
+    held.watch("images", lambda: images.stamps(splits["pretrained"]))
     device, batch_size = choose_device(params.runtime.device), params.predict.batch_size
     found = {
         model: predict_splits(

@@ -46,19 +46,17 @@ def work(params: TrainingParams) -> None:
     device = training_device(params.finetune, params.runtime.device, local_rank())
     if not device.on_gpu:
         keep_freed_memory()
+    inputs = HeldInputs({"grafted": GRAFTED, "boxes": BOXES, **table_paths()})
     tables = Tables.read(FOLDER)
     images = SplitImages(tables)
-    inputs = HeldInputs(
-        {"grafted": GRAFTED, "boxes": BOXES, **table_paths()},
-        {"images": lambda: images.stamps(read_splits(tables))},
-    )
+    inputs.watch("images", lambda: images.stamps(read_splits(tables)))
     job = prepare(
         params,
         tables,
         read_weights(GRAFTED, trust=True),
         pd.read_parquet(BOXES),
         device=device,
-        hashes=inputs.hashes,
+        inputs=inputs,
         curves=CURVES,
         process=process,
     )

@@ -1,11 +1,10 @@
 """Stage `predict`: what the fine-tuned detector sees on the held-out images.
 
 Reads params `predict` and `surgery.classes`, the tables of `validate` with the held-out images, and
-the fine-tuned weights. Writes
-out/predict: predictions/ (Parquet and COCO results by split) and record.json. On the CPU of one
-kind of machine it repeats to the
-byte; a GPU may differ in the last digits. Stopped by weights that give NaN, a device that isn't
-there, and inputs that change meanwhile.
+the fine-tuned weights. Writes out/predict: predictions/ (Parquet and COCO results by split) and
+record.json. On the CPU of one kind of machine it repeats to the byte; a GPU may differ in the last
+digits. Stopped by weights that give NaN, a device that isn't there, and inputs that change
+meanwhile.
 """
 
 from topwork.dataset.split_images import SplitImages
@@ -38,11 +37,10 @@ class Params(Sections):
 def run(params: Params) -> None:
     """Run the fine-tuned detector."""
     plan = params.surgery.plan()
+    held = HeldInputs({"weights": FINETUNED, **table_paths()})
     tables = Tables.read(FOLDER, segmentation=False)
     images, splits = SplitImages(tables), held_out(plan, tables)
-    held = HeldInputs(
-        {"weights": FINETUNED, **table_paths()}, {"images": lambda: images.stamps(splits)}
-    )
+    held.watch("images", lambda: images.stamps(splits))
     device, batch_size = choose_device(params.runtime.device), params.predict.batch_size
     found = {
         MODEL: predict_splits(

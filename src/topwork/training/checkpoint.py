@@ -92,11 +92,6 @@ class Checkpoints:
                 return state
         return None
 
-    def clear(self) -> None:
-        """Remove the scratch folder; the run is over."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def rng_states() -> dict[str, Any]:
     """States of every generator that something might draw from."""

@@ -51,6 +51,10 @@ Validate = Callable[[nn.Module], Mapping[str, float]]
 Batch = tuple[list[Key], tuple[list[Tensor], list[Target]]]
 
 
+def _unchecked() -> None:
+    """Of a job whose images nobody can change."""
+
+
 @dataclass(frozen=True)
 class Job:
     """All that a run is made of.
@@ -66,6 +70,8 @@ class Job:
         validate: detector in evaluation mode -> {"map": mAP, "ap/CLASS": AP...} on validation
             images; None where there are none.
         scratch: folder of checkpoints, or None.
+        check_images: raises where an image changed since the start; called before each checkpoint,
+            so that none is kept of pixels that its key doesn't stand for.
         curves: folder for DVCLive, or None.
         process: which process this is.
         shown: whether to print progress.
@@ -80,6 +86,7 @@ class Job:
     runtime: RuntimeParams = field(default_factory=RuntimeParams)
     validate: Validate | None = None
     scratch: Path | None = None
+    check_images: Callable[[], None] = _unchecked
     curves: Path | None = None
     process: ProcessRank = field(default_factory=ProcessRank)
     shown: bool = True
@@ -98,7 +105,7 @@ def fine_tune(job: Job) -> Outcome:
 
     Raises:
         TrainingError: the loss isn't finite, or nothing can learn.
-        TopworkError: the disk is full.
+        TopworkError: the disk is full, or an image changed.
     """
     with exactness(job.params, job.device):
         return _Run(job).to_end()
@@ -443,7 +450,8 @@ class _Run:
         return self.params.early_stop is not None and self.state.stale >= self.params.early_stop
 
     def _save(self) -> None:
-        if self.first:
+        if self.first and self.job.scratch is not None:
+            self.job.check_images()
             self.checkpoints.save(
                 self.state.epoch * self.schedule.steps + self.state.step, self.state.dump()
             )

@@ -14,6 +14,7 @@ from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
 from topwork.detectors.axes import head_spec_of
 from topwork.errors import TrainingError
+from topwork.files import HeldInputs
 from topwork.inference.prediction import predict
 from topwork.metrics.coco import score
 from topwork.metrics.truth import detections_of, truth_of
@@ -54,7 +55,7 @@ def prepare(
     boxes: pd.DataFrame | None,
     *,
     device: Device,
-    hashes: Mapping[str, str],
+    inputs: HeldInputs,
     process: ProcessRank,
     curves: Path | None = None,
 ) -> Job:
@@ -66,7 +67,7 @@ def prepare(
         weights: the grafted ones.
         boxes: kept-class objects that the annotations lack (stage `unlabelled`), or None.
         device: where to train.
-        hashes: of the input files, for the resume key.
+        inputs: what is read, held before it was: its hashes are part of the resume key.
         process: which process this is.
         curves: folder for DVCLive, or None.
 
@@ -76,7 +77,9 @@ def prepare(
     plan = params.surgery.plan()
     images = SplitImages(tables)
     dataset, train = training_set(params, plan, tables, weights, boxes)
-    key = scratch_key(deciding(params, hashes, images.content_hash(read_splits(tables)), device))
+    key = scratch_key(
+        deciding(params, inputs.hashes, images.content_hash(read_splits(tables)), device)
+    )
     sweep(SCRATCH)
     return Job(
         weights=weights,
@@ -88,6 +91,7 @@ def prepare(
         runtime=params.runtime,
         validate=validation(tables, weights, images, params.predict.batch_size, device),
         scratch=SCRATCH / key,
+        check_images=inputs.check_watched,
         curves=curves,
         process=process,
     )

@@ -19,8 +19,13 @@ def columns_of(classes: Sequence[str] | str) -> tuple[str, ...]:
     """
     if isinstance(classes, str):
         path = Path(classes)
-        if classes in CATEGORY_SETS or not path.is_file():
+        looks_like_a_file = bool(path.suffix) or len(path.parts) > 1
+        if classes in CATEGORY_SETS or not (looks_like_a_file or path.is_file()):
             return category_set(classes)
+        if not path.is_file():
+            raise WeightsError(
+                f"fetch.classes: {classes}: no such file; expected text, one class name a line."
+            )
         where = classes
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
