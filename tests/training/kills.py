@@ -38,7 +38,7 @@ def attempt(folder: Path, raw: dict, sent: str, after: str) -> tuple[int, float]
     if float(after):
         while (
             after.startswith("+")
-            and not list(folder.glob(".topwork/scratch/*/*.checkpoint"))
+            and not list(folder.glob(".topwork/scratch/*/[0-9]*.checkpoint"))
             and not os.waitid(*ended(child))
         ):
             time.sleep(0.01)
