@@ -213,7 +213,7 @@ def run(
         finetune,
         device,
         params.runtime,
-        validation(tables, weights, SplitImages(tables), params.predict.batch_size, device),
+        validation(tables, weights, SplitImages(tables), params.predict, device),
         shown=False,
     )
     outcome = fine_tune(job)

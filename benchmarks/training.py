@@ -50,29 +50,54 @@ IMAGES = 16
 COLUMNS = ("__background__", "person", "helmet", "forklift")
 
 
-def pictures(folder: Path, side: int = 320) -> list[Example]:
+def pictures(
+    folder: Path, width: int = 320, height: int = 320, images: int = IMAGES
+) -> list[Example]:
+    """Smooth noise as JPEGs, with boxes."""
     random = np.random.default_rng(0)
     items = []
-    for number in range(IMAGES):
-        Image.fromarray(random.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(
-            folder / f"{number}.jpg"
+    for number in range(images):
+        coarse = random.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(
+            folder / f"{number}.jpg", quality=90
         )
-        corners = random.uniform(0, side * 0.6, (4, 2))
-        boxes = np.concatenate([corners, corners + random.uniform(20, side * 0.35, (4, 2))], axis=1)
+        corners = random.uniform(0, [width * 0.6, height * 0.6], (4, 2))
+        boxes = np.concatenate([corners, corners + random.uniform(20, height * 0.35, (4, 2))], 1)
+        labels = random.integers(1, len(COLUMNS), 4)
         items.append(
             Example(
                 "train",
                 number,
                 f"{number}.jpg",
                 str(folder),
-                side,
-                side,
+                height,
+                width,
                 boxes,
-                random.integers(1, 4, 4),
+                labels,
                 (None,) * 4,
             )
         )
     return items
+
+
+def reference_transform() -> Callable[..., Any]:
+    """Of the reference recipe."""
+    transform: Callable[..., Any] = v2.Compose(
+        [v2.RandomHorizontalFlip(0.5), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
+    )
+    return transform
+
+
+def decoded(item: Example) -> tuple[tv_tensors.Image, dict[str, Any]]:
+    """A picture and its target, as the reference recipe reads them."""
+    with Image.open(Path(item.root) / item.file_name) as picture:
+        image = tv_tensors.Image(v2.functional.pil_to_tensor(picture.convert("RGB")))
+    boxes = tv_tensors.BoundingBoxes(
+        torch.tensor(item.boxes, dtype=torch.float32),
+        format="XYXY",
+        canvas_size=(item.height, item.width),
+    )
+    return image, {"boxes": boxes, "labels": torch.tensor(item.labels)}
 
 
 def reference(
@@ -87,22 +112,12 @@ def reference(
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9, weight_decay=5e-4
     )
-    transform = v2.Compose(
-        [v2.RandomHorizontalFlip(0.5), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
-    )
-
-    def load(item: Example) -> tuple[torch.Tensor, dict[str, Any]]:
-        with Image.open(Path(item.root) / item.file_name) as picture:
-            image = tv_tensors.Image(v2.functional.pil_to_tensor(picture.convert("RGB")))
-        boxes = tv_tensors.BoundingBoxes(
-            torch.tensor(item.boxes, dtype=torch.float32), format="XYXY", canvas_size=(320, 320)
-        )
-        return transform(image, {"boxes": boxes, "labels": torch.tensor(item.labels)})  # type: ignore[no-any-return]
+    transform = reference_transform()
 
     def step(number: int) -> None:
         start = number * batch_size % len(items)
         images, targets = zip(
-            *(load(item) for item in items[start : start + batch_size]), strict=True
+            *(transform(*decoded(item)) for item in items[start : start + batch_size]), strict=True
         )
         losses = model(list(images), list(targets))
         total = sum(losses.values())
@@ -115,14 +130,26 @@ def reference(
 
 def our_run(
     builder: str,
-    trunk_lr: float,
     items: list[Example],
-    batch_size: int,
-    options: dict[str, Any],
+    params: FinetuneParams,
     cache_mib: int = 512,
+    device: str = "cpu",
 ) -> _Run:
     """Our loop, ready to take steps."""
-    params = FinetuneParams(
+    torch.manual_seed(0)
+    weights = Weights(build(builder, len(COLUMNS)).state_dict(), COLUMNS, builder)
+    dataset = DetectionDataset(items, root=Path("/"), preset="hflip", cache_mib=cache_mib)
+    kept = COLUMNS[1:2] if params.distill else ()
+    on = training_device(params, device)
+    run = _Run(Job(weights, kept, dataset, len(items), params, on, shown=False))
+    run.state.model.train()
+    run.protection.freeze(run.state.model, trunk=params.trunk_lr > 0)
+    run.progress = RunProgress(0, shown=False)
+    return run
+
+
+def params_of(trunk_lr: float, batch_size: int, options: dict[str, Any]) -> FinetuneParams:
+    return FinetuneParams(
         epochs=100,
         head_epochs=0,
         batch_size=batch_size,
@@ -132,23 +159,13 @@ def our_run(
         warmup_steps=0,
         **options,
     )
-    torch.manual_seed(0)
-    weights = Weights(build(builder, len(COLUMNS)).state_dict(), COLUMNS, builder)
-    dataset = DetectionDataset(items, root=Path("/"), preset="hflip", cache_mib=cache_mib)
-    run = _Run(
-        Job(weights, (), dataset, len(items), params, training_device(params, "cpu"), shown=False)
-    )
-    run.state.model.train()
-    run.protection.freeze(run.state.model, trunk=trunk_lr > 0)
-    run.progress = RunProgress(0, shown=False)
-    return run
 
 
 def ours(
     builder: str, trunk_lr: float, items: list[Example], batch_size: int, options: dict[str, Any]
 ) -> Callable[[int], None]:
     """A step of our loop, from keys to weights."""
-    run = our_run(builder, trunk_lr, items, batch_size, options)
+    run = our_run(builder, items, params_of(trunk_lr, batch_size, options))
     dataset = run.job.dataset
     batches = [
         batch
@@ -158,7 +175,9 @@ def ours(
     bank = (
         None
         if trunk_lr
-        else FeatureBank.where_it_pays(run.state.model, dataset, run.device, run.params)
+        else FeatureBank.where_it_pays(
+            run.state.model, run.family, dataset, run.device, run.params
+        )[0]
     )
     run.objective.bank = bank
 
@@ -175,7 +194,7 @@ def loading(items: list[Example], rounds: int, steps: int, options: dict[str, An
     decoded images aren't kept.
     """
     builder, trunk_lr, batch_size = CASES["ssdlite320, full"]
-    run = our_run(builder, trunk_lr, items, batch_size, options, cache_mib=0)
+    run = our_run(builder, items, params_of(trunk_lr, batch_size, options), cache_mib=0)
     epochs = 1 + (rounds + 2) * steps * batch_size // len(items)
     batches = [
         batch
@@ -224,7 +243,7 @@ def main() -> int:
             tempfile.TemporaryDirectory() as folder,
             exactness(params, training_device(params, "cpu")),
         ):
-            loading(pictures(Path(folder), 640), arguments.rounds, arguments.steps, options)
+            loading(pictures(Path(folder), 640, 640), arguments.rounds, arguments.steps, options)
         return 0
     print(
         "| case | reference images/s | ours images/s | ratio | quartiles |\n|---|---|---|---|---|"

@@ -10,15 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from evaluation.colours import BUILDER, COLOURS, ColourDetector, colour_set, colour_weights
 from topwork.dataset.images import ImageStore
 from topwork.dataset.split_images import SplitImages
 from topwork.detectors.builders import load
 from topwork.errors import DataError, DeviceError, EvaluationError
-from topwork.inference.device import choose_device
+from topwork.inference.device import choose_device, computing_at
 from topwork.inference.outputs import coco_results
-from topwork.inference.prediction import predict
+from topwork.inference.prediction import _to_device, predict
 
 
 @pytest.fixture
@@ -310,3 +311,61 @@ def test_benchmark_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     )
     print_latency(rows)
     assert "images/s" in capsys.readouterr().out
+
+
+def test_precision_is_that_of_the_forward_pass_and_nothing_else(model: nn.Module) -> None:
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+            seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return model(images)  # type: ignore[no-any-return]
+
+    columns = model.columns
+    for precision in ("float32", "bfloat16"):
+        predict(Spy(), pictures(1), device="cpu", columns=columns, precision=precision)  # type: ignore[arg-type]
+    assert seen == [torch.float32, torch.bfloat16]
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_tf32_is_set_for_the_block_alone() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    with computing_at("tf32", torch.device("cuda")):
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    with computing_at("float32", torch.device("cuda")):
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_tf32_without_a_cuda_device_is_refused(model: nn.Module) -> None:
+    with pytest.raises(DeviceError, match="tf32 is a mode of CUDA devices, and this is 'cpu'"):
+        predict(model, pictures(1), device="cpu", precision="tf32")  # type: ignore[arg-type]
+
+
+def test_a_batch_goes_up_in_one_copy_with_the_same_pixels() -> None:
+    """The way of a GPU, taken on the CPU: what the CPU's own way gives, to the bit."""
+    random = np.random.default_rng(0)
+    opened = [
+        torch.from_numpy(random.integers(0, 256, (height, 7, 3), dtype=np.uint8))
+        for height in (5, 9)
+    ]
+    for image, moved in zip(opened, _to_device(opened, torch.device("cpu")), strict=True):
+        assert torch.equal(moved, image.permute(2, 0, 1).contiguous().float().div_(255))
+        assert moved.is_contiguous()
+
+
+def test_a_batch_of_a_gpu_lies_there() -> None:
+    with FakeTensorMode():
+        device = torch.device("cuda", 0)
+        opened = [torch.empty((4, 5, 3), dtype=torch.uint8)]
+        pinned = torch.empty
+        try:
+            torch.empty = lambda *a, pin_memory=False, **k: pinned(*a, **k)
+            (image,) = _to_device(opened, device)
+        finally:
+            torch.empty = pinned
+    assert image.device == device
+    assert image.shape == (3, 4, 5)
+    assert image.dtype == torch.float32

@@ -22,6 +22,7 @@ from topwork.files import write_json
 from topwork.inference.run import record_of, write_run
 from topwork.metrics.sets import held_out
 from topwork.params.document import Params, parse_params
+from topwork.params.predict import PredictParams
 from topwork.project import finetune
 from topwork.project import unlabelled as unlabelled_outs
 from topwork.project.fetch import PRETRAINED, PROVENANCE
@@ -167,7 +168,7 @@ def predict_and_evaluate(root: Path, params: Params, seed: int = 0) -> None:
     for models in (("pretrained", "grafted"), ("finetuned",)):
         of = {model: {split: found[split][model] for split in splits} for model in models}
         write_run(root / predictions_folder(models[0]), of, tables, plan)
-        record_of(of, dict.fromkeys(models, "ab" * 32), 8, torch.device("cpu")).write(
+        record_of(of, dict.fromkeys(models, "ab" * 32), PredictParams(), torch.device("cpu")).write(
             root / record_path(models[0])
         )
     evaluate.run(params, root)

@@ -1,5 +1,6 @@
 """The loop as a whole, on a tiny detector."""
 
+import math
 from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import replace
@@ -15,8 +16,10 @@ from topwork.errors import TrainingError
 from topwork.params.finetune import FinetuneParams
 from topwork.params.runtime import RuntimeParams
 from topwork.project.unlabelled import BOXES
+from topwork.training.checkpoint import Checkpoints
 from topwork.training.device import training_device
 from topwork.training.loop import Job, _Run, fine_tune
+from topwork.training.objective import Objective
 from topwork.training.protection import row_masks
 from topwork.training.setup import training_set, validation
 from topwork.weights.format import read_weights
@@ -49,7 +52,7 @@ def make_job(tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
             dataset, train = training_set(params, plan, tables, weights, pd.read_parquet(BOXES))
             device = training_device(finetune, runtime.device)
             validate = validation(
-                tables, weights, SplitImages(tables, folder), params.predict.batch_size, device
+                tables, weights, SplitImages(tables, folder), params.predict, device
             )
             dataset.preload()
         return Job(
@@ -162,6 +165,34 @@ def test_a_non_finite_loss_names_epoch_step_images_and_terms(make_job: MakeJob) 
         ),
     ):
         fine_tune(replace(job, weights=replace(job.weights, state_dict=broken)))
+
+
+def test_a_non_finite_loss_names_its_micro_batch_and_leaves_no_checkpoint(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = replace(
+        make_job(epochs=1, head_epochs=0, accumulate=4, clip_norm=None),
+        scratch=tmp_path,
+        runtime=RuntimeParams(workers=0, checkpoint_steps=1),
+    )
+    run = _Run(job)
+    keys = run._batches(0)[1]
+    plain = Objective.forward
+    calls = iter(range(1000))
+
+    def broken(self: Objective, images, targets):
+        terms = plain(self, images, targets)
+        return {n: t * float("nan") for n, t in terms.items()} if next(calls) == 4 + 2 else terms
+
+    monkeypatch.setattr(Objective, "forward", broken)
+    size = math.ceil(len(keys) / 4)
+    named = ", ".join(job.dataset.name(index) for _, index in keys[2 * size : 3 * size])
+    with pytest.raises(TrainingError, match=rf"epoch 1, step 2: .*; images: {named}\. Lower"):
+        run.to_end()
+    saved = Checkpoints(tmp_path).latest()
+    assert saved is not None
+    assert saved["step"] == 1
+    assert all(bool(t.isfinite().all()) for t in saved["model"].values() if t.is_floating_point())
 
 
 def test_out_of_memory_halves_the_micro_batch_says_so_and_goes_on(

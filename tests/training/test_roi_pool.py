@@ -1,35 +1,45 @@
-"""Pooling in groups gives the same numbers and gradients."""
+"""The deterministic pooling gives torchvision's numbers and gradients."""
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
 
 from detectors import tiny
 from topwork.detectors.families import family_of
-from topwork.training.roi_pool import pool_in_groups
+from topwork.training.roi_pool import pool_deterministically
 
 
-def test_groups_equal_the_whole() -> None:
+def boxes_of(number: int) -> Tensor:
+    """Small, large, reaching over the map's edge, and without area."""
+    corners = torch.rand(number, 2) * 150 - 15
+    boxes = torch.cat([corners, corners + torch.rand(number, 2).pow(2) * 120], dim=1)
+    boxes[::17, 2:] = boxes[::17, :2]
+    return boxes
+
+
+@pytest.mark.parametrize("sampling", [2, -1])
+@pytest.mark.parametrize("levels", [["0", "1"], ["0"]])
+def test_it_equals_torchvisions(levels: list[str], sampling: int) -> None:
     torch.manual_seed(0)
-    pools = [MultiScaleRoIAlign(["0", "1"], 7, 2) for _ in range(2)]
-    pool_in_groups(
+    pools = [MultiScaleRoIAlign(levels, 7, sampling) for _ in range(2)]
+    pool_deterministically(
         nn.ModuleDict({"roi_heads": nn.ModuleDict({"box_roi_pool": pools[1]})}),
         family_of(tiny.faster_rcnn(2)),
     )
-    corners = torch.rand(150, 2) * 60
-    boxes = torch.cat([corners, corners + 4 + torch.rand(150, 2) * 50], dim=1)
+    boxes = boxes_of(400)
     results = []
     for pool in pools:
         torch.manual_seed(1)
         maps = {
-            "0": torch.rand(2, 3, 32, 32, requires_grad=True),
-            "1": torch.rand(2, 3, 16, 16, requires_grad=True),
+            name: torch.rand(3, 3, 32 // 2**level, 40 // 2**level, requires_grad=True)
+            for level, name in enumerate(levels)
         }
-        pooled = pool(maps, [boxes[:100], boxes[100:]], [(128, 128), (128, 128)])
-        pooled.square().sum().backward()
-        results.append((pooled, maps["0"].grad, maps["1"].grad))
-    for whole, grouped in zip(*results, strict=True):
-        torch.testing.assert_close(grouped, whole)
-    assert pools[1](
-        maps, [torch.zeros(0, 4), torch.zeros(0, 4)], [(128, 128), (128, 128)]
-    ).shape == (0, 3, 7, 7)
+        pooled = pool(maps, [boxes[:250], boxes[:0], boxes[250:]], [(128, 160)] * 3)
+        (pooled * torch.rand_like(pooled)).sum().backward()
+        results.append((pooled, *(value.grad for value in maps.values())))
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    nothing = pools[1](maps, [boxes[:0]] * 3, [(128, 160)] * 3)
+    assert nothing.shape == (0, 3, 7, 7)
+    nothing.sum().backward()

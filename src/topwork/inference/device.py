@@ -2,12 +2,15 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torchvision
 
 from topwork.errors import DeviceError
+from topwork.params.predict import Precision
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
@@ -46,6 +49,38 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
                 "Lower runtime.device, or finetune.processes."
             )
     return device
+
+
+@contextmanager
+def computing_at(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Within the block, forward passes have this precision, and on one GPU the same bits each time.
+
+    Args:
+        precision: `float32`: every operation in full; `tf32`: products of matrices and convolutions
+            of 10 bits of mantissa on a GPU; `bfloat16`: autocast.
+        device: where they are computed.
+
+    Raises:
+        DeviceError: `tf32` on a device that isn't a GPU of NVIDIA's.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise DeviceError(
+            f"predict.precision: tf32 is a mode of CUDA devices, and this is {device.type!r}. Write"
+            " `float32` or `bfloat16`, or choose a CUDA device (runtime.device)."
+        )
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    tf32 = precision == "tf32"
+    try:
+        matmul.allow_tf32 = tf32
+        with (
+            torch.backends.cudnn.flags(
+                enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
+            ),
+            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+        ):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def usable_cores() -> int:

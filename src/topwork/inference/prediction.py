@@ -7,6 +7,7 @@ the order given, detections of an image as the model orders them (best first).
 """
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from topwork.classes import BACKGROUND, UNUSED
 from topwork.dataset.split_images import Picture
 from topwork.errors import EvaluationError
-from topwork.inference.device import choose_device
+from topwork.inference.device import choose_device, computing_at, usable_cores
+from topwork.params.predict import Precision
 
 COLUMNS = {
     "image_id": "int64",
@@ -36,8 +38,8 @@ MASK_THRESHOLD = 0.5
 """Probability from which a pixel belongs to a mask, as in torchvision's and COCO's own evaluation
 of Mask R-CNN.
 """
-_DECODERS = 2
-"""Threads that open images while the model runs on the batch before."""
+_DECODERS_BESIDE_A_GPU = 12
+"""Threads at most that open images for a GPU; on a CPU two, since the model has the cores."""
 
 
 def predict(
@@ -47,6 +49,7 @@ def predict(
     batch_size: int = 8,
     device: str | torch.device = "auto",
     columns: Sequence[str] | None = None,
+    precision: Precision = "float32",
 ) -> pd.DataFrame:
     """Detect objects in images.
 
@@ -57,6 +60,7 @@ def predict(
         batch_size: images a forward pass.
         device: see `device.choose_device`.
         columns: names of the labels; left out where the model says them (`model.columns`).
+        precision: of the forward pass; see `device.computing_at`.
 
     Returns:
         The table that this module's docstring describes; for no images, the same columns and no
@@ -77,15 +81,9 @@ def predict(
     training = model.training
     model.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     try:
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-            ),
-        ):
+        with torch.inference_mode(), computing_at(precision, target):
             found = [
-                _to_host(ids, model([_to_device(image, target) for image in batch]))
-                for ids, batch in _batches(images, batch_size, pin=target.type == "cuda")
+                _to_host(ids, model(batch)) for ids, batch in _batches(images, batch_size, target)
             ]
     finally:
         model.train(training)
@@ -97,53 +95,69 @@ def no_detections() -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COLUMNS.items()})
 
 
-def _open(open_image: Callable[[], Image.Image], pin: bool) -> Tensor:
-    """uint8[3, H, W]; for the CPU float32 in [0, 1], so that the conversion, too, happens in the
-    decoding thread.
-    """
-    pixels = np.array(open_image().convert("RGB"))  # a copy: PIL's own buffer is read-only
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    return tensor.pin_memory() if pin else tensor.to(torch.float32).div_(255)
-
-
-def _to_device(image: Tensor, device: torch.device) -> Tensor:
-    moved = image.to(device, non_blocking=True)
-    return moved if moved.is_floating_point() else moved.to(torch.float32).div_(255)
-
-
 def _batches(
-    images: Sequence[Picture], batch_size: int, pin: bool
+    images: Sequence[Picture], batch_size: int, device: torch.device
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Batches of opened images; the next batch is opened while the caller works on this one."""
-    with ThreadPoolExecutor(_DECODERS, thread_name_prefix="topwork-decode") as pool:
-
-        def submit(start: int) -> list[Future[Tensor]]:
-            return [
-                pool.submit(_open, open_image, pin)
-                for _, open_image in images[start : start + batch_size]
-            ]
-
-        ahead = submit(0)
-        for start in range(0, len(images), batch_size):
-            current, ahead = ahead, submit(start + batch_size)
-            yield (
-                [image_id for image_id, _ in images[start : start + batch_size]],
-                [future.result() for future in current],
+    """Ids and images, float32[3, H, W] in [0, 1] on the device, of each batch; the next batches are
+    opened while the caller works on this one.
+    """
+    on_gpu = device.type != "cpu"
+    decoders = min(usable_cores(), _DECODERS_BESIDE_A_GPU) if on_gpu else 2
+    ahead = 2 if on_gpu else 1
+    opening: deque[list[Future[Tensor]]] = deque()
+    with ThreadPoolExecutor(decoders, thread_name_prefix="topwork-decode") as pool:
+        for start in range(0, len(images) + ahead * batch_size, batch_size):
+            opening.append(
+                [
+                    pool.submit(_open, open_image, on_gpu)
+                    for _, open_image in images[start : start + batch_size]
+                ]
             )
+            first = start - ahead * batch_size
+            if first < 0:
+                continue
+            opened = [future.result() for future in opening.popleft()]
+            ids = [image_id for image_id, _ in images[first : first + batch_size]]
+            yield ids, _to_device(opened, device) if on_gpu else opened
+
+
+def _open(open_image: Callable[[], Image.Image], on_gpu: bool) -> Tensor:
+    """For a GPU uint8[H, W, 3]; for the CPU float32[3, H, W] in [0, 1], so that the conversion,
+    too, happens in the decoding thread.
+    """
+    pixels = torch.from_numpy(np.array(open_image().convert("RGB")))  # a copy: PIL's is read-only
+    return pixels if on_gpu else pixels.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+
+
+def _to_device(opened: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """A batch of uint8[H, W, 3] as float32[3, H, W] in [0, 1] on the device: one copy, which
+    nobody waits for.
+    """
+    sizes = [image.numel() for image in opened]
+    buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    torch.cat([image.reshape(-1) for image in opened], out=buffer)
+    moved = buffer.to(device, non_blocking=True)
+    return [
+        pixels.view(image.shape).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+        for pixels, image in zip(torch.split(moved, sizes), opened, strict=True)
+    ]
 
 
 def _to_host(ids: Sequence[int], outputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
-    """One batch's detections as flat arrays; a single copy a field, so that a GPU is waited for
-    once.
-    """
+    """One batch's detections as flat arrays; a single copy, so that a GPU is waited for once."""
     counts = [len(output["scores"]) for output in outputs]
+    table = torch.cat(  # [N, 6]; float64 holds each of them exactly
+        [
+            torch.column_stack([output[key].double() for key in ("labels", "scores", "boxes")])
+            for output in outputs
+        ]
+    )
+    values = table.cpu().numpy()
     rows: dict[str, Any] = {
         "image_id": np.repeat(np.asarray(ids, dtype=np.int64), counts),
-        "label": torch.cat([output["labels"] for output in outputs]).cpu().numpy().astype(np.int64),
-        "score": torch.cat([output["scores"] for output in outputs]).double().cpu().numpy(),
-        "boxes_xyxy": (
-            torch.cat([output["boxes"] for output in outputs]).double().cpu().numpy().reshape(-1, 4)
-        ),
+        "label": values[:, 0].astype(np.int64),
+        "score": values[:, 1],
+        "boxes_xyxy": values[:, 2:],
     }
     if outputs and "masks" in outputs[0]:
         rows["segmentation"] = [

@@ -16,6 +16,7 @@ from topwork.inference.device import machine_facts
 from topwork.inference.outputs import write_predictions
 from topwork.inference.prediction import predict
 from topwork.metrics.sets import rename_kept
+from topwork.params.predict import PredictParams
 from topwork.project.predictions import PredictionRecord
 from topwork.weights.format import read_weights
 
@@ -27,7 +28,7 @@ def predict_splits(
     images: SplitImages,
     plan: ClassPlan,
     *,
-    batch_size: int,
+    params: PredictParams,
     device: torch.device,
 ) -> dict[str, pd.DataFrame]:
     """One detector's detections on some splits, under the target's class names.
@@ -39,14 +40,20 @@ def predict_splits(
         splits: which.
         images: the data set's.
         plan: the class plan.
-        batch_size: images a forward pass.
+        params: batch size and precision.
         device: where.
     """
     detector = load(read_weights(path, trust=True))
     found = {}
     for done, split in enumerate(splits, start=1):
         print(f"{model} on {split}: {len(images.openers(split))} images", flush=True)
-        table = predict(detector, images.openers(split), batch_size=batch_size, device=device)
+        table = predict(
+            detector,
+            images.openers(split),
+            batch_size=params.batch_size,
+            device=device,
+            precision=params.precision,
+        )
         found[split] = rename_kept(table, plan) if model == "pretrained" else table
         emit(ProgressEvent(done=done, total=len(splits), unit="split", text=f"{model}, {split}"))
     return found
@@ -66,13 +73,14 @@ def write_run(
 def record_of(
     found: Mapping[str, Mapping[str, pd.DataFrame]],
     weights: Mapping[str, str],
-    batch_size: int,
+    params: PredictParams,
     device: torch.device,
 ) -> PredictionRecord:
     """How the detections were computed; `weights` are the hashes of the files, by model."""
     return PredictionRecord(
         machine=machine_facts(device),
-        batch_size=batch_size,
+        batch_size=params.batch_size,
+        precision=params.precision,
         weights=dict(weights),
         splits={model: list(by_split) for model, by_split in found.items()},
     )

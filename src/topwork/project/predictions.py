@@ -34,11 +34,13 @@ class PredictionRecord(Record):
     Attributes:
         machine: device, threads, instruction set, versions of torch and torchvision.
         batch_size: images a forward pass.
+        precision: of the forward pass.
         weights: model -> SHA-256 of its weights file.
         splits: model -> splits that it was run on.
     """
 
     machine: dict[str, Any]
     batch_size: int
+    precision: str
     weights: dict[str, str]
     splits: dict[str, list[str]]

@@ -47,16 +47,16 @@ def run(params: Params) -> None:
     if plan.kept and "train" in tables.splits:
         splits["pretrained"] = [*splits["pretrained"], "train"]
     held.watch("images", lambda: images.stamps(splits["pretrained"]))
-    device, batch_size = choose_device(params.runtime.device), params.predict.batch_size
+    device = choose_device(params.runtime.device)
     found = {
         model: predict_splits(
-            model, path, splits[model], images, plan, batch_size=batch_size, device=device
+            model, path, splits[model], images, plan, params=params.predict, device=device
         )
         for model, path in WEIGHTS.items()
     }
     held.check()
     weights = {model: held.hashes[model] for model in WEIGHTS}
-    record = record_of(found, weights, batch_size, device)
+    record = record_of(found, weights, params.predict, device)
     training = found["pretrained"].pop("train", no_detections())
     write_run(predictions_folder("pretrained"), found, tables, plan)
     with atomic_path(TRAINING) as temporary:

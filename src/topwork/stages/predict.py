@@ -41,15 +41,17 @@ def run(params: Params) -> None:
     tables = Tables.read(FOLDER, segmentation=False)
     images, splits = SplitImages(tables), held_out(plan, tables)
     held.watch("images", lambda: images.stamps(splits))
-    device, batch_size = choose_device(params.runtime.device), params.predict.batch_size
+    device = choose_device(params.runtime.device)
     found = {
         MODEL: predict_splits(
-            MODEL, FINETUNED, splits, images, plan, batch_size=batch_size, device=device
+            MODEL, FINETUNED, splits, images, plan, params=params.predict, device=device
         )
     }
     held.check()
     write_run(predictions_folder(MODEL), found, tables, plan)
-    record_of(found, {MODEL: held.hashes["weights"]}, batch_size, device).write(record_path(MODEL))
+    record_of(found, {MODEL: held.hashes["weights"]}, params.predict, device).write(
+        record_path(MODEL)
+    )
 
 
 def main() -> int:

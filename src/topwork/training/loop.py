@@ -40,10 +40,11 @@ from topwork.training.interpolation import choose_alpha, interpolate
 from topwork.training.objective import Objective
 from topwork.training.progress import RunProgress
 from topwork.training.protection import Protection, row_masks
-from topwork.training.roi_pool import pool_in_groups
+from topwork.training.roi_pool import pool_deterministically
 from topwork.training.schedule import Schedule
 from topwork.training.seeds import seed_of
 from topwork.training.state import State
+from topwork.training.step_terms import StepTerms
 from topwork.training.versions import installed_versions
 from topwork.weights.format import Weights
 
@@ -138,6 +139,7 @@ class _Run:
             scaler,
             accumulate=params.accumulate,
         )
+        self._unread: _Unread | None = None
         if params.distill and self.teacher is None:
             self.state.notes.append(self._why_no_teacher())
         if job.kept and params.trunk_lr and self.teacher is None and not self._replays():
@@ -155,7 +157,7 @@ class _Run:
         if self.params.freeze_batch_norm:
             fold_frozen_norms(model)
         if self.params.deterministic and self.device.on_gpu:
-            pool_in_groups(model, self.family)
+            pool_deterministically(model, self.family)
         trunk = dict(model.named_modules()).get(self.family.backbone)
         if trunk is not None:
             trunk.register_forward_pre_hook(_channels_last)
@@ -346,21 +348,34 @@ class _Run:
         state.scaler.update()
         if params.ema:
             state.follow(min(params.ema, (1 + number) / (10 + number)))
-        for name, value in terms.items():
-            state.sums[name] = state.sums.get(name, 0.0) + value
         state.step += 1
-        self.progress.step(len(images) * self.job.process.world, terms)
+        self._read_terms()  # of the step before; the device has this one to work on meanwhile
+        self._unread = _Unread(number, keys, terms, len(images) * self.job.process.world)
+
+    def _read_terms(self) -> None:
+        """Take in the last step's loss terms.
+
+        Raises:
+            TrainingError: the loss wasn't finite. No checkpoint was written since; each reads
+                first.
+        """
+        if self._unread is None:
+            return
+        unread, self._unread = self._unread, None
+        means = unread.terms.means()
+        if bad := unread.terms.first_not_finite():
+            self._refuse(unread, *bad)
+        for name, value in means.items():
+            self.state.sums[name] = self.state.sums.get(name, 0.0) + value
+        self.progress.step(unread.images, means)
 
     def _gradients(
         self, module: nn.Module, keys: list[Key], images: list[Tensor], targets: list[Target]
-    ) -> dict[str, float]:
-        """Add up the micro-batches' gradients; returns the loss terms of the step.
-
-        Raises:
-            TrainingError: the loss isn't finite.
-        """
+    ) -> StepTerms:
+        """Add up the micro-batches' gradients; returns the loss terms of the step."""
         size = math.ceil(len(images) / self.state.accumulate)
         means: dict[str, Tensor] = {}
+        found = []
         for start in range(0, len(images), size):
             micro_batch = slice(start, start + size)
             weight = len(images[micro_batch]) / len(images)
@@ -371,27 +386,22 @@ class _Run:
                         self.device.to(images[micro_batch]), self.device.to(targets[micro_batch])
                     )
                     total = torch.stack([term.float() for term in terms.values()]).sum() * weight
-                self._check_finite(terms, keys[micro_batch])
                 self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-            means = {
-                name: means.get(name, 0.0) + term.detach().float() * weight
-                for name, term in terms.items()
-            }
-        means = mean_over_processes(means, self.job.process)
-        return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+            terms = {name: term.detach().float() for name, term in terms.items()}
+            found.append(torch.stack(list(terms.values())))
+            means = {name: means.get(name, 0.0) + term * weight for name, term in terms.items()}
+        return StepTerms.of(mean_over_processes(means, self.job.process), found)
 
-    def _check_finite(self, terms: Mapping[str, Tensor], keys: list[Key]) -> None:
-        if all(
-            math.isfinite(value)
-            for value in torch.stack([term.detach().float() for term in terms.values()]).tolist()
-        ):
-            return
+    def _refuse(self, unread: "_Unread", micro_batch: int, terms: Mapping[str, float]) -> None:
+        size = math.ceil(len(unread.keys) / (len(unread.terms.values) - 1))
+        keys = unread.keys[micro_batch * size : (micro_batch + 1) * size]
         images = ", ".join(self.job.dataset.name(index) for _, index in keys)
-        values = ", ".join(f"{name} {float(term.detach())}" for name, term in terms.items())
+        values = ", ".join(f"{name} {value}" for name, value in terms.items())
+        epoch, step = divmod(unread.number, self.schedule.steps)
         raise TrainingError(
-            f"finetune: the loss isn't finite at epoch {self.state.epoch + 1}, step"
-            f" {self.state.step + 1}: {values}; images: {images}. Lower finetune.lr or"
-            " finetune.clip_norm, or look at these images' boxes (topwork validate)."
+            f"finetune: the loss isn't finite at epoch {epoch + 1}, step {step + 1}: {values};"
+            f" images: {images}. Lower finetune.lr or finetune.clip_norm, or look at these images'"
+            " boxes (topwork validate)."
         )
 
     def _take_less_memory(self, images: int, error: Exception) -> None:
@@ -416,6 +426,7 @@ class _Run:
 
     def _end_epoch(self) -> None:
         """Row of the history, maybe a validation, and a checkpoint."""
+        self._read_terms()
         state, params = self.state, self.params
         number = state.epoch + 1
         means = {f"train/{name}": value / self.schedule.steps for name, value in state.sums.items()}
@@ -450,6 +461,7 @@ class _Run:
         return self.params.early_stop is not None and self.state.stale >= self.params.early_stop
 
     def _save(self) -> None:
+        self._read_terms()
         if self.first and self.job.scratch is not None:
             self.job.check_images()
             self.checkpoints.save(
@@ -531,6 +543,18 @@ class _Run:
             ),
             record,
         )
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A step whose loss terms nobody has read yet: its number, its images' keys and how many they
+    are in all processes.
+    """
+
+    number: int
+    keys: list[Key]
+    terms: StepTerms
+    images: int
 
 
 def _channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -89,7 +89,7 @@ def prepare(
         params=params.finetune,
         device=device,
         runtime=params.runtime,
-        validate=validation(tables, weights, images, params.predict.batch_size, device),
+        validate=validation(tables, weights, images, params.predict, device),
         scratch=SCRATCH / key,
         check_images=inputs.check_watched,
         curves=curves,
@@ -141,7 +141,7 @@ def training_set(
 
 
 def validation(
-    tables: Tables, weights: Weights, images: SplitImages, batch_size: int, device: Device
+    tables: Tables, weights: Weights, images: SplitImages, params: PredictParams, device: Device
 ) -> Callable[[nn.Module], Mapping[str, float]] | None:
     """COCO figures of a detector on the validation images, or None where there are none."""
     if "val" not in tables.splits:
@@ -156,7 +156,12 @@ def validation(
 
     def validate(model: nn.Module) -> dict[str, float]:
         table = predict(
-            model, pictures, batch_size=batch_size, device=device.device, columns=weights.columns
+            model,
+            pictures,
+            batch_size=params.batch_size,
+            device=device.device,
+            columns=weights.columns,
+            precision=params.precision,
         )
         scores = score(truth, detections_of(table[table["name"].isin(names)], truth))
         by_class = {f"ap/{name}": found for name in names if (found := scores.ap(name)) is not None}
