@@ -16,7 +16,12 @@ from topwork.surgery.graft import graft
 from topwork.training.augmentation import PRESETS, augmentation
 from topwork.training.batches import ProcessRank, epoch_batches
 from topwork.training.checkpoint import Checkpoints, restore_rng, rng_states, scratch_key
-from topwork.training.device import Device, determinism, training_device
+from topwork.training.device import (
+    Device,
+    determinism,
+    loader_processes,
+    training_device,
+)
 from topwork.training.distillation import Teacher
 from topwork.training.interpolation import choose_alpha, interpolate
 from topwork.training.masks import masks_of
@@ -370,3 +375,12 @@ def test_on_a_kept_classs_object_the_teacher_counts_as_far_as_it_sees_that_class
     sure, annotated, seen = _gradients(1, [0, 1, 3], teacher(+30.0))
     assert seen[annotated, 1].min() > 0.999
     assert sure[annotated].min() > 0
+
+
+def test_loader_processes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = Device(torch.device("cpu"), torch.float32, False)
+    gpu = Device(torch.device("cuda"), torch.bfloat16, False)
+    monkeypatch.setattr("topwork.training.device.usable_cores", lambda: 16)
+    assert [loader_processes("auto", cpu), loader_processes(3, cpu)] == [1, 3]
+    assert [loader_processes("auto", gpu, n) for n in (1, 2, 4, 32)] == [12, 8, 4, 1]
+    assert loader_processes(0, gpu, 2) == 0

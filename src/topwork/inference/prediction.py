@@ -126,7 +126,10 @@ def _open(open_image: Callable[[], Image.Image], on_gpu: bool) -> Tensor:
     too, happens in the decoding thread.
     """
     pixels = torch.from_numpy(np.array(open_image().convert("RGB")))  # a copy: PIL's is read-only
-    return pixels if on_gpu else pixels.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+    if on_gpu:
+        return pixels
+    height, width, channels = pixels.shape
+    return torch.empty(channels, height, width).copy_(pixels.permute(2, 0, 1)).div_(255)
 
 
 def _to_device(opened: Sequence[Tensor], device: torch.device) -> list[Tensor]:

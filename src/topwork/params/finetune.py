@@ -90,7 +90,10 @@ class FinetuneParams(Section):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; null: as many as there are cores. Part of what decides the bits."""
     processes: int = Field(default=1, ge=1)
-    """Training processes (DDP), one a GPU; each takes batch_size images a step."""
+    """Training processes (DDP) a machine, one a GPU; each takes batch_size images a step."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines. More than one are started by torchrun, with a command on each (docs/training.md).
+    """
     feature_cache_mib: int = Field(default=1024, ge=0)
     """Memory for the frozen trunk's features and the pretrained detector's outputs."""
 

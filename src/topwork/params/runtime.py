@@ -3,6 +3,8 @@
 No stage tracks it, since no past result becomes stale by it.
 """
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from topwork.params.section import Section
@@ -16,8 +18,10 @@ class RuntimeParams(Section):
 
     device: str = "auto"
     """`auto` (the accelerator that torch finds, else the CPU), `cpu`, `cuda`, `cuda:1`..."""
-    workers: int = Field(default=1, ge=0)
-    """Processes that load training images; any number gives the same bits."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Processes that load training images; any number gives the same bits. `auto`: one beside a
+    CPU, which has the cores to compute on; for a GPU as many as there are cores, up to twelve.
+    """
     image_cache_mib: int = Field(default=512, ge=0)
     """Memory for decoded training images; a set that fits is decoded once."""
     checkpoint_steps: int | None = Field(default=None, ge=1)

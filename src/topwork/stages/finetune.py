@@ -16,6 +16,7 @@ import pandas as pd
 
 from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
+from topwork.errors import TrainingError
 from topwork.files import HeldInputs
 from topwork.project.finetune import CURVES, FINETUNED, RECORD
 from topwork.project.surgery import GRAFTED
@@ -32,17 +33,32 @@ from topwork.weights.format import read_weights, write_weights
 @in_project
 def run(params: TrainingParams) -> None:
     """Fine-tune the grafted weights, in one process or several."""
-    if params.finetune.processes > 1 and "RANK" not in os.environ:
+    nodes, processes = params.finetune.nodes, params.finetune.processes
+    if "RANK" in os.environ or nodes == processes == 1:
+        work(params)
+    elif nodes == 1:
         from topwork.stages import finetune  # by its name, so that new processes find it
 
-        launch(finetune.work, params.finetune.processes, params)
+        launch(finetune.work, processes, params)
     else:
-        work(params)
+        raise TrainingError(
+            f"finetune.nodes is {nodes}: start the stage on each machine, `torchrun --nnodes"
+            f" {nodes} --nproc-per-node {processes} --node-rank 0 --master-addr ADDRESS -m"
+            " topwork.stages.finetune` on the one that DVC works on, with --node-rank 1 on the"
+            " next, and then `dvc commit finetune` (docs/training.md)."
+        )
 
 
 def work(params: TrainingParams) -> None:
     """Fine-tune as the process that the environment describes."""
     process = process_of_environment()
+    expected = params.finetune.nodes * params.finetune.processes
+    if process.world != expected:
+        raise TrainingError(
+            f"finetune: {process.world} training processes were started, and finetune.nodes times"
+            f" finetune.processes is {expected}. The number decides the result: write it into"
+            " params.yaml, or start as many."
+        )
     device = training_device(params.finetune, params.runtime.device, local_rank())
     if not device.on_gpu:
         keep_freed_memory()

@@ -16,6 +16,7 @@ from topwork.errors import DeviceError
 from topwork.inference.device import choose_device, machine_facts, usable_cores
 from topwork.params.finetune import FinetuneParams
 
+_LOADERS = 12  # of a GPU at most: by then a card waits for something else
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 
 Level = Literal["bit-exact", "same-device", "statistical"]
@@ -86,6 +87,13 @@ def _dtype(params: FinetuneParams, device: torch.device) -> torch.dtype:
     ]
 
 
+def loader_processes(workers: int | Literal["auto"], device: Device, processes: int = 1) -> int:
+    """How many processes load images for one of a machine's training processes."""
+    if workers != "auto":
+        return workers
+    return max(1, min(_LOADERS, usable_cores() // processes)) if device.on_gpu else 1
+
+
 @contextmanager
 def exactness(params: FinetuneParams, device: Device) -> Iterator[None]:
     """Set threads and deterministic algorithms for the block, and put back what was there
@@ -144,5 +152,5 @@ def machine(params: FinetuneParams, device: Device) -> dict[str, Any]:
     return {
         **machine_facts(device.device, params.threads or usable_cores()),
         "precision": str(device.dtype).removeprefix("torch."),
-        "processes": params.processes,
+        "processes": params.nodes * params.processes,
     }

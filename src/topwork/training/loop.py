@@ -31,7 +31,7 @@ from topwork.training.batches import ProcessRank, epoch_batches, loader
 from topwork.training.checkpoint import Checkpoints
 from topwork.training.curves import Curves
 from topwork.training.dataset import DetectionDataset, Key, Target
-from topwork.training.device import Device, determinism, exactness, machine
+from topwork.training.device import Device, determinism, exactness, loader_processes, machine
 from topwork.training.distillation import Teacher
 from topwork.training.distributed import broadcast_from_rank0, mean_over_processes, wrap
 from topwork.training.features import FeatureBank
@@ -218,7 +218,8 @@ class _Run:
         """The story: resume, train epoch by epoch, interpolate."""
         state = self.state
         self.checkpoints = Checkpoints(self.job.scratch)
-        if saved := self.checkpoints.latest():
+        found = self.checkpoints.latest() if self.first else None
+        if saved := broadcast_from_rank0(found, self.job.process):  # others may lie elsewhere
             state.restore(saved)
         self.curves = Curves(self.job.curves if self.first else None, state.history)
         self.progress = RunProgress(
@@ -306,7 +307,7 @@ class _Run:
         loaded = loader(
             self.job.dataset,
             batches,
-            workers=self.job.runtime.workers,
+            workers=loader_processes(self.job.runtime.workers, self.device, self.params.processes),
             pin_memory=self.device.on_gpu,
         )
         return zip(batches, loaded, strict=True)
