@@ -15,6 +15,6 @@ class PredictParams(Section):
     batch_size: int = Field(default=8, ge=1)
     """Images a forward pass. The last digits of a score depend on it."""
     precision: Precision = "float32"
-    """Of the forward pass: `float32` for figures on record; `tf32` (NVIDIA GPUs) and `bfloat16` are
-    several times as fast on a GPU, and move scores in their third digit. Part of the record.
+    """Of the forward pass: `float32` for figures on record; `tf32` (NVIDIA GPUs) and `bfloat16`
+    are faster on a GPU and less exact. Part of the record.
     """
