@@ -78,6 +78,10 @@ def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> Non
 def wrap(objective: nn.Module, process: ProcessRank, device: torch.device) -> nn.Module:
     """DDP around the objective where there are several processes; to be wrapped again when other
     tensors begin to learn.
+
+    After its first step DDP sorts gradients into buckets anew, by when they were ready, unless it
+    looks for unused parameters. The place in a bucket decides in which order three or more
+    processes are added up, so a resumed run would end in other bits; the sum of two has no order.
     """
     if process.world == 1:
         return objective
@@ -86,6 +90,7 @@ def wrap(objective: nn.Module, process: ProcessRank, device: torch.device) -> nn
         device_ids=[device.index] if device.type == "cuda" else None,
         forward_sync_buffers=False,
         gradient_as_bucket_view=False,
+        find_unused_parameters=process.world > 2,
     )
 
 
