@@ -10,7 +10,6 @@ Image ids number the images in order of name; annotation ids are image id x 10,0
 """
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +27,8 @@ MAX_LABEL_BYTES = 32 << 20
 PER_IMAGE = 10_000
 POSE_ROWS = 3  # rows of one length from which undeclared keypoints are told from polygons
 POSE_FILL = 0.3  # share of a box's sides that its keypoints span at least, in the median
+VISIBILITY = {0.0, 1.0, 2.0}
+"""The third number of a keypoint: not marked, hidden, visible."""
 TASKS = ("detect", "segment", "pose", "obb")
 OTHER_NAME = {"val": ("valid", "validation"), "valid": ("val",), "validation": ("val",)}
 """What a list or a folder of that name is called elsewhere."""
@@ -527,35 +528,50 @@ class _Lengths:
                 "yolo-rows-mixed",
                 f"{len(few)} rows are {what} and {len(many)} are {other}: {shown}",
             )
-        if keypoints := self._undeclared():
+        if shape := self._undeclared():
             raw.find(
                 "yolo-pose-undeclared",
-                f"all {len(self.rows)} long rows have {2 * keypoints + 5} numbers and read as a box"
-                f" with {keypoints} keypoints in it; write `kpt_shape: [{keypoints}, 2]` into"
-                " data.yaml, or `task: segment` if they are polygons",
+                f"all {len(self.rows)} long rows have {len(self.rows[0])} numbers and read as a box"
+                f" with {shape[0]} keypoints in it; write `kpt_shape: [{shape[0]}, {shape[1]}]`"
+                " into data.yaml, or `task: segment` if they are polygons",
             )
 
-    def _undeclared(self) -> int:
-        """Keypoints a row where rows are poses that nothing declares; else 0."""
-        lengths = Counter(map(len, self.rows))
-        if len(lengths) != 1 or len(self.rows) < POSE_ROWS:
-            return 0
-        fills = []
-        for row in self.rows:
-            _, x, y, width, height = row[:5]
-            points = [
-                point for point in zip(row[5::2], row[6::2], strict=True) if point != (0.0, 0.0)
-            ]
-            if not points or not (width > 0 and height > 0):
-                return 0
-            if any(
-                abs(px - x) > width / 2 + 0.01 or abs(py - y) > height / 2 + 0.01
-                for px, py in points
-            ):
-                return 0
-            xs, ys = zip(*points, strict=True)
-            fills.append(max((max(xs) - min(xs)) / width, (max(ys) - min(ys)) / height))
-        return (next(iter(lengths)) - 5) // 2 if sorted(fills)[len(fills) // 2] > POSE_FILL else 0
+    def _undeclared(self) -> tuple[int, int] | None:
+        """Keypoints a row and numbers of each, where rows are poses that nothing declares."""
+        lengths = {len(row) for row in self.rows}
+        if len(lengths) != 1:
+            return None
+        further = lengths.pop() - 5
+        seen = [value for row in self.rows for value in row[7::3]]
+        if further % 3 == 0 and set(seen) <= VISIBILITY:
+            step = 3
+        elif further % 2 == 0:
+            step = 2
+        else:
+            return None
+        # a share of 2 is no corner; else it takes several rows to tell
+        if len(self.rows) < POSE_ROWS and not (step == 3 and 2.0 in seen):
+            return None
+        fills = [_fill(row[1:5], row[5::step], row[6::step]) for row in self.rows]
+        told = [fill for fill in fills if fill is not None]
+        if len(told) < len(fills) or sorted(told)[len(told) // 2] < POSE_FILL:
+            return None
+        return further // step, step
+
+
+def _fill(box: list[float], xs: list[float], ys: list[float]) -> float | None:
+    """The share of a box's longer-filled side that keypoints span; None where one is outside of it
+    (0, 0 means that it isn't marked).
+    """
+    x, y, width, height = box
+    points = [point for point in zip(xs, ys, strict=True) if point != (0.0, 0.0)]
+    if not points or not (width > 0 and height > 0):
+        return None
+    if any(abs(px - x) > width / 2 + 0.01 or abs(py - y) > height / 2 + 0.01 for px, py in points):
+        return None
+    wide = max(px for px, _ in points) - min(px for px, _ in points)
+    high = max(py for _, py in points) - min(py for _, py in points)
+    return max(wide / width, high / height)
 
 
 def _lines(raw: RawSplit, label: Path, number: int, name: str) -> list[tuple[int, str]]:
