@@ -76,11 +76,11 @@ def eight_bits(image: Image.Image) -> Image.Image:
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode not in ("I", "F"):
         return image
-    numbers = np.nan_to_num(np.asarray(image, np.float64))
+    numbers = np.nan_to_num(np.asarray(image, np.float64), posinf=0.0, neginf=0.0)
     low, high = float(numbers.min()), float(numbers.max())
     if image.mode == "I" and low >= 0 and high <= 65535:
         low, high = 0.0, 65535.0
-    scaled = (numbers - low) * (255 / (high - low) if high > low else 0.0)
+    scaled = (numbers - low) * 255 / (high - low if high > low else 1.0)
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
