@@ -3,12 +3,13 @@ time.
 
 Reads params `surgery.classes` and `retention`, the tables of `validate` and the pretrained weights.
 Writes out/check/verdict.json, which says the same whenever all is well, so that nothing downstream
-runs again for it. Stopped by a plan that names what the weights don't have, and by a contract that
-can't be measured.
+runs again for it. Stopped by a plan that names what the weights or the training data don't have,
+and by a contract that can't be measured. Prints what of plan and data may be meant so.
 """
 
 from topwork.dataset.tables import Tables
 from topwork.evaluation.contract import check_measurable
+from topwork.evaluation.plan_fit import plan_fit
 from topwork.files import HeldInputs
 from topwork.params.retention import KeepParams
 from topwork.params.section import Sections
@@ -29,10 +30,11 @@ class Params(Sections):
 
 @in_project
 def run(params: Params) -> None:
-    """Check the plan against the weights, the contract against plan and data.
+    """Check the plan against the weights and the training data, the contract against plan and data.
 
     Raises:
-        ClassPlanError: the plan names what the weights don't have.
+        ClassPlanError: the plan names what the weights don't have, or a class that nothing in the
+            training data teaches.
         EvaluationError: there is no test set, or the contract can't be measured.
     """
     held = HeldInputs({"pretrained": PRETRAINED, **table_paths()})
@@ -40,6 +42,10 @@ def run(params: Params) -> None:
     weights = read_weights(PRETRAINED, trust=True)
     plan.check((*weights.columns, *weights.absorbed))
     tables = Tables.read(FOLDER, segmentation=False)
+    fit = plan_fit(plan, tables)
+    for line in fit.told:
+        print(f"note: {line}")
+    fit.check()
     check_measurable(params.retention, plan, tables)
     held.check()
     CheckRecord(checked=("plan", "test set", "contract")).write(VERDICT)
