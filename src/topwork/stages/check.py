@@ -1,15 +1,17 @@
 """Stage `check`: hold data, weights and class plan against each other, before anything that costs
 time.
 
-Reads params `surgery.classes` and `retention`, the tables of `validate` and the pretrained weights.
+Reads params `surgery.classes`, `retention` and `finetune` (how kept classes are protected), the
+tables of `validate` and the pretrained weights.
 Writes out/check/verdict.json, which says the same whenever all is well, so that nothing downstream
 runs again for it. Stopped by a plan that names what the weights don't have, and by a contract that
 can't be measured.
 """
 
 from topwork.dataset.tables import Tables
-from topwork.evaluation.contract import check_measurable
+from topwork.evaluation.contract import check_exactness, check_measurable
 from topwork.files import HeldInputs
+from topwork.params.finetune import FinetuneParams
 from topwork.params.retention import KeepParams
 from topwork.params.section import Sections
 from topwork.params.surgery import SurgeryParams
@@ -17,6 +19,7 @@ from topwork.project.check import VERDICT, CheckRecord
 from topwork.project.fetch import PRETRAINED
 from topwork.project.validate import FOLDER, table_paths
 from topwork.stages import in_project, main_of
+from topwork.weights.branches import class_names
 from topwork.weights.format import read_weights
 
 
@@ -24,6 +27,7 @@ class Params(Sections):
     """What the stage reads of params.yaml."""
 
     surgery: SurgeryParams
+    finetune: FinetuneParams = FinetuneParams()
     retention: dict[str, KeepParams] = {}
 
 
@@ -33,14 +37,15 @@ def run(params: Params) -> None:
 
     Raises:
         ClassPlanError: the plan names what the weights don't have.
-        EvaluationError: there is no test set, or the contract can't be measured.
+        EvaluationError: there is no test set, or the contract can't be measured or kept.
     """
     held = HeldInputs({"pretrained": PRETRAINED, **table_paths()})
     plan = params.surgery.plan()
     weights = read_weights(PRETRAINED, trust=True)
-    plan.check((*weights.columns, *weights.absorbed))
+    plan.check(class_names(weights))
     tables = Tables.read(FOLDER, segmentation=False)
     check_measurable(params.retention, plan, tables)
+    check_exactness(params.retention, params.finetune)
     held.check()
     CheckRecord(checked=("plan", "test set", "contract")).write(VERDICT)
 

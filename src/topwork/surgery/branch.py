@@ -11,7 +11,7 @@ from topwork.detectors.builders import Builder, load, resolve
 from topwork.detectors.families import family_of
 from topwork.errors import SurgeryError
 from topwork.surgery.graft import graft
-from topwork.weights.branches import scion_weights, stock_weights, with_scions
+from topwork.weights.branches import own_plan, scion_weights, stock_of, with_scions
 from topwork.weights.format import Branches, Scion, Weights
 
 
@@ -49,24 +49,6 @@ def branch(
     stock, own = stock_of(weights), own_plan(weights, plan)
     grafted = graft(stock, own, builder=builder).weights
     return branched(weights, grafted, plan, cut=cut, mix=mix, builder=builder)
-
-
-def stock_of(weights: Weights) -> Weights:
-    """The pretrained detector's weights: the file's stock, or the weights themselves."""
-    return weights if weights.branches is None else stock_weights(weights)
-
-
-def own_plan(weights: Weights, plan: ClassPlan) -> ClassPlan:
-    """The part of a plan that a new scion is grafted by: without what earlier scions learned."""
-    if weights.branches is None:
-        return plan
-    learned = {name for scion in weights.branches.scions for name in scion.learned}
-    rows = tuple(
-        row
-        for row in plan.rows
-        if not (row.origin == "keep" and next(iter(row.sources)) in learned)
-    )
-    return ClassPlan(rows, plan.dropped, plan.prior, plan.seed)
 
 
 def branched(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from topwork.classes import ClassPlan
 from topwork.errors import WeightsError
 from topwork.weights.format import Branches, Weights
 
@@ -34,6 +35,35 @@ def stock_weights(weights: Weights) -> Weights:
         provenance=dict(weights.provenance.get("stock", {})),
         branches=None,
     )
+
+
+def stock_of(weights: Weights) -> Weights:
+    """The pretrained detector's weights: the file's stock, or the weights themselves."""
+    return weights if weights.branches is None else stock_weights(weights)
+
+
+def own_plan(weights: Weights, plan: ClassPlan) -> ClassPlan:
+    """The part of a plan that a new scion is grafted by: without what earlier scions learned."""
+    if weights.branches is None:
+        return plan
+    learned = {name for scion in weights.branches.scions for name in scion.learned}
+    rows = tuple(
+        row
+        for row in plan.rows
+        if not (row.origin == "keep" and next(iter(row.sources)) in learned)
+    )
+    return ClassPlan(rows, plan.dropped, plan.prior, plan.seed)
+
+
+def class_names(weights: Weights) -> tuple[str, ...]:
+    """Names of all columns that a class plan may take from: a file with scions offers what it hands
+    out, and every other class of its stock.
+    """
+    names = (*weights.columns, *weights.absorbed)
+    if weights.branches is None:
+        return names
+    more = (*weights.branches.columns, *weights.branches.absorbed)
+    return (*names, *(name for name in more if name not in names))
 
 
 def scion_weights(weights: Weights, number: int) -> Weights:
