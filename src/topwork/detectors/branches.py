@@ -12,7 +12,8 @@ bits as the whole one.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 
 from topwork.classes import label_of
-from topwork.detectors.families import Detections, Family, feature_maps
+from topwork.detectors.families import Detections, Family, Limits, feature_maps
 from topwork.errors import SurgeryError
 from topwork.weights.format import Branches
 
@@ -59,7 +60,8 @@ class Branched(nn.Module):
         super().__init__()
         self.stock = stock
         self.scions = nn.ModuleList(scions)
-        self.columns, self.family, self.branches = tuple(columns), family, branches
+        self.columns, self.branches = tuple(columns), branches
+        self.family = replace(family, limits=family.limits and _of_the_stock(family.limits))
         labels, known = label_of(columns), label_of((*branches.columns, *branches.absorbed))
         self._kept = [(known[source], labels[name]) for name, source in branches.kept.items()]
         self._learned = [
@@ -201,6 +203,11 @@ class Branched(nn.Module):
         )
 
 
+def _of_the_stock(limits: Callable[[Any], Limits]) -> Callable[[Any], Limits]:
+    """Where the stock cuts its detections off; the scions, copies of it, do so alike."""
+    return lambda model: limits(model.stock)
+
+
 def _mean_logits(
     stock: Tensor, scion: Tensor, places: Sequence[tuple[int, int]], share: float, *, softmax: bool
 ) -> Tensor:
@@ -214,19 +221,19 @@ def _mean_logits(
         softmax: whether columns compete; in the scion's distribution all that isn't kept then is
             background.
     """
-    ours, theirs = [place[0] for place in places], [place[1] for place in places]
+    moved = torch.zeros(scion.shape[-1], stock.shape[-1], device=scion.device)
     if softmax:
-        chances = stock.float().softmax(-1) * (1 - share)
-        kept = scion.float().softmax(-1)[..., theirs] * share
-        chances[..., ours] = chances[..., ours] + kept
-        chances[..., 0] = chances[..., 0] + (share - kept.sum(-1))
+        moved[:, 0] = 1.0
+    for ours, theirs in places:
+        moved[theirs] = 0.0
+        moved[theirs, ours] = 1.0
+    if softmax:
+        chances = torch.lerp(stock.float().softmax(-1), scion.float().softmax(-1) @ moved, share)
         return chances.clamp_min(torch.finfo(torch.float32).tiny).log()
-    mean = torch.lerp(
-        stock[..., ours].float().sigmoid(), scion[..., theirs].float().sigmoid(), share
-    )
-    logits = stock.clone()
-    logits[..., ours] = torch.logit(mean, eps=torch.finfo(torch.float32).tiny).to(stock.dtype)
-    return logits
+    shares = share * moved.sum(0)
+    own = stock.float().sigmoid()
+    chances = own + shares * (scion.float().sigmoid() @ moved - own)
+    return torch.logit(chances, eps=torch.finfo(torch.float32).tiny)
 
 
 def _merged(
@@ -245,7 +252,11 @@ def _merged(
     merged["labels"] = torch.cat(
         [torch.full_like(found["labels"][rows], label) for found, rows, label in chosen]
     )
-    order = torch.sort(merged["scores"], descending=True, stable=True)[1]
+    scores = merged["scores"]
+    if torch.onnx.is_in_onnx_export():  # it knows no stable sort; ONNX's own is stable
+        order = scores.sort(descending=True)[1]
+    else:
+        order = scores.sort(descending=True, stable=True)[1]
     return {name: merged[name][order] for name in ("boxes", "labels", "scores", *merged)}
 
 
