@@ -17,6 +17,7 @@ _PUBLIC = {
     "demo_weights": "topwork.download.shipped",
     "build": "topwork.detectors.builders",
     "graft": "topwork.surgery.graft",
+    "branch": "topwork.surgery.branch",
     "load": "topwork.detectors.builders",
     "stock": "topwork.detectors.builders",
     "inspect": "topwork.surgery.inspection",

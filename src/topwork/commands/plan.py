@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows", action="store_true", help="every row of every tensor, not just the classes"
     )
+    parser.add_argument(
+        "--branch",
+        action="store_true",
+        help="what a second branch would cost, where params.yaml doesn't ask for one",
+    )
     parser.add_argument("--format", choices=["table", "json"], default="table")
 
 
@@ -43,15 +48,29 @@ def run(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from topwork.commands.reading import read
+    from topwork.evaluation.recommendation import recommend
     from topwork.files import canonical_json
     from topwork.params.document import load_params
+    from topwork.surgery.cost import cost_of
     from topwork.surgery.preview import preview
+    from topwork.weights.branches import own_plan, stock_of
 
-    plan = load_params(arguments.params).surgery.plan()
+    params = load_params(arguments.params)
+    plan = params.surgery.plan()
     weights = read(arguments.weights, arguments.builder)
-    shown = preview(weights, plan, builder=arguments.builder)
+    own = own_plan(weights, plan)
+    shown = preview(stock_of(weights), own, builder=arguments.builder)
+    branch = params.finetune.branch
+    wanted = arguments.branch or params.finetune.protect == "branch"
+    cost = (
+        cost_of(weights, plan, cut=branch.cut, mix=branch.share, builder=arguments.builder)
+        if wanted
+        else None
+    )
+    advice = recommend(plan)
     if arguments.format == "json":
-        print(canonical_json(asdict(shown)), end="")
+        document = {**asdict(shown), "branch": cost and asdict(cost), "recommended": asdict(advice)}
+        print(canonical_json(document), end="")
     else:
         print(
             "\n".join(
@@ -64,6 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
                 )
             )
         )
+        if cost is not None:
+            print(f"\n{cost.sentence}")
+        print(f"\n{advice.sentence}")
     return 0
 
 

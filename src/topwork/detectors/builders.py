@@ -247,6 +247,20 @@ def shapes_of(
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+def check_fits_builder(weights: Weights) -> None:
+    """Hold the tensors against the detector that their builder makes for their columns.
+
+    Raises:
+        WeightsError: a tensor is missing, left over or of another shape; all are named.
+        SurgeryError: the builder can't be found, or fails.
+    """
+    if weights.branches is not None:
+        load(weights, builder=weights.builder)
+        return
+    columns, absorbed = len(weights.columns), len(weights.absorbed)
+    check_fit(weights, shapes_of(weights.builder, columns, weights.builder_args, absorbed))
+
+
 def load(
     weights: Weights | str | Path,
     device: str | torch.device = "cpu",

@@ -5,13 +5,15 @@ the kept classes' detections as they are, bit for bit.
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor, nn
+
 from topwork.classes import BACKGROUND, ClassPlan
 from topwork.detectors.branches import choose_cut, head_path, lower_modules
 from topwork.detectors.builders import Builder, load, resolve
-from topwork.detectors.families import family_of
+from topwork.detectors.families import Family, family_of
 from topwork.errors import SurgeryError
 from topwork.surgery.graft import graft
-from topwork.weights.branches import own_plan, scion_weights, stock_of, with_scions
+from topwork.weights.branches import class_names, own_plan, scion_weights, stock_of, with_scions
 from topwork.weights.format import Branches, Scion, Weights
 
 
@@ -27,7 +29,8 @@ def branch(
 
     Args:
         weights: the pretrained detector's, or those of a file with scions.
-        plan: target classes. On a file with scions, `keep` also takes what those have learned.
+        plan: target classes. On a file with scions, `keep` also takes what those have learned; a
+            plan that keeps alone adds no scion, it chooses what the file hands on.
         cut: where the scion's own trunk begins: after this module, `auto`, or `none`
             (`choose_cut`).
         mix: share of the scion in kept classes' scores and boxes; 0 keeps them bit for bit.
@@ -46,6 +49,7 @@ def branch(
         model = topwork.load(both)  # persons as before, bit for bit; helmets once it's trained
     """
     plan = plan if isinstance(plan, ClassPlan) else ClassPlan.parse(plan, dropped="absorb")
+    plan.check(class_names(weights))
     stock, own = stock_of(weights), own_plan(weights, plan)
     grafted = graft(stock, own, builder=builder).weights
     return branched(weights, grafted, plan, cut=cut, mix=mix, builder=builder)
@@ -68,7 +72,7 @@ def branched(
     stock, earlier = stock_of(weights), weights.branches
     own = own_plan(weights, plan)
     learned = tuple(name for name in own.names if name not in own.kept)
-    if not learned:
+    if not learned and weights.branches is None:
         raise SurgeryError(
             f"branch: the plan ({', '.join(plan.names)}) keeps every class, so that a second branch"
             " has nothing to learn. Name a new class in surgery.classes, or write `protect:"
@@ -94,16 +98,9 @@ def branched(
                 "mix: needs a kept class, and one scion alone; a further scion keeps what is there"
                 " exactly. Write `kept: exact`."
             )
-    chosen = choose_cut(detector, family, cut)
-    lower = tuple(f"{path}." for path in lower_modules(detector, family, chosen))
-    scion = {
-        name: tensor
-        for name, tensor in grafted.state_dict.items()
-        if not (lower and name.startswith(lower))
-    }
-    new = Scion(chosen, grafted.columns, grafted.absorbed, learned)
     before = [] if earlier is None else list(range(len(earlier.scions)))
-    kept, scions = dict(own.kept), [new]
+    kept = dict(own.kept)
+    scions, added = _new_scion(detector, family, grafted, learned, cut)
     if earlier is not None:
         renamed = {
             next(iter(row.sources)): row.name
@@ -124,11 +121,28 @@ def branched(
                 tuple(name for name in old.learned if name in renamed),
             )
             for old in earlier.scions
-        ] + [new]
+        ] + scions
     branches = Branches(stock.columns, stock.absorbed, kept, tuple(scions), mix)
     return with_scions(
         stock,
         (BACKGROUND, *plan.names),
         branches,
-        [scion_weights(weights, number).state_dict for number in before] + [scion],
+        [scion_weights(weights, number).state_dict for number in before] + added,
+        grafted.provenance,
     )
+
+
+def _new_scion(
+    detector: nn.Module, family: Family, grafted: Weights, learned: tuple[str, ...], cut: str
+) -> tuple[list[Scion], list[dict[str, Tensor]]]:
+    """The new branch and its tensors, those below the cut left out; none where nothing is new."""
+    if not learned:
+        return [], []
+    chosen = choose_cut(detector, family, cut)
+    lower = tuple(f"{path}." for path in lower_modules(detector, family, chosen))
+    tensors = {
+        name: tensor
+        for name, tensor in grafted.state_dict.items()
+        if not (lower and name.startswith(lower))
+    }
+    return [Scion(chosen, grafted.columns, grafted.absorbed, learned)], [tensors]

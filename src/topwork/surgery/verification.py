@@ -20,6 +20,7 @@ from topwork.surgery.graft import Graft, graft
 from topwork.surgery.keeping import is_keeping_receipt, verify_keeping
 from topwork.surgery.receipt import plan_of, sealed, sha256_tensor
 from topwork.surgery.rows import rows_of
+from topwork.weights.branches import stock_of
 from topwork.weights.format import Weights, read_weights
 
 # What can't be computed again: the versions are those of the machine that did the graft; hashes of
@@ -64,6 +65,7 @@ def verify_graft(
     before, found = (
         read_weights(path, trust=trust or builder is not None) for path in (source, result)
     )
+    before = stock_of(before)
     _check_source(source, before, record, builder)
     expected = graft(before, plan_of(record["plan"]), builder=builder)
     _check_result(result, before, found, expected)

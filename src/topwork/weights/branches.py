@@ -4,14 +4,16 @@ of them twice.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from topwork.classes import ClassPlan
 from topwork.errors import WeightsError
-from topwork.weights.format import Branches, Weights
+from topwork.weights.format import Branches, Scion, Weights
 
 SCIONS = "scions."
+_OF_SCIONS = ("graft", "finetune")  # what the file's provenance says of the branches
 
 
 def prefix_of(number: int) -> str:
@@ -27,12 +29,13 @@ def stock_weights(weights: Weights) -> Weights:
     """
     branches = _branches_of(weights)
     own = {name: t for name, t in weights.state_dict.items() if not name.startswith(SCIONS)}
+    facts = {key: value for key, value in weights.provenance.items() if key not in _OF_SCIONS}
     return replace(
         weights,
         state_dict=own,
         columns=branches.columns,
         absorbed=branches.absorbed,
-        provenance=dict(weights.provenance.get("stock", {})),
+        provenance=facts,
         branches=None,
     )
 
@@ -90,6 +93,17 @@ def learning_weights(weights: Weights) -> Weights:
     return scion_weights(weights, len(weights.branches.scions) - 1)
 
 
+def columns_of_tensor(weights: Weights, name: str) -> tuple[str, ...]:
+    """Names of the columns that a class-dependent tensor's rows stand for: the stock's, a scion's,
+    or a single detector's, absorbed ones last.
+    """
+    part: Weights | Branches | Scion = weights
+    if weights.branches is not None:
+        number = name.removeprefix(SCIONS).partition(".")[0] if name.startswith(SCIONS) else ""
+        part = weights.branches.scions[int(number)] if number else weights.branches
+    return (*part.columns, *part.absorbed)
+
+
 def with_learned(weights: Weights, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All tensors of a file once training changed what `learning_weights` gives; the others are
     passed on as they are.
@@ -105,6 +119,7 @@ def with_scions(
     columns: Sequence[str],
     branches: Branches,
     scions: Sequence[Mapping[str, Tensor]],
+    provenance: Mapping[str, Any],
 ) -> Weights:
     """A branched file's weights.
 
@@ -113,6 +128,7 @@ def with_scions(
         columns: names of the labels that are handed out, background first.
         branches: which class comes from which branch.
         scions: each one's tensors under the detector's names.
+        provenance: of the stock, and of the graft that made the last scion.
     """
     tensors = dict(stock.state_dict)
     for number, own in enumerate(scions):
@@ -123,7 +139,7 @@ def with_scions(
         stock.builder,
         dict(stock.builder_args),
         (),
-        {"stock": stock.provenance},
+        dict(provenance),
         branches,
     )
 
