@@ -6,7 +6,8 @@
 DIR holds `hardhat/` and `coco128/` (docs/results.md says where they come from); the weights are
 those of docs/real_case.yaml. A training row is IMAGES/MODE: `naked` (a graft, trained without
 protection), `weights` (docs/real_case.yaml), `branch:CUT` (a second branch; measured again with
-each share of --mixes, from the same training). `latency` compares the detectors on the CPU, in
+each share of --mixes, from the same training) or `branch:CUT+remove` (a second branch whose head
+has no columns of dropped classes). `latency` compares the detectors on the CPU, in
 rounds that take turns. Every row is printed as JSON when it's measured, and a table at the end.
 Needs neither DVC nor Prefect; AP is pycocotools'.
 """
@@ -118,6 +119,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, help="in place of the row's own (for a try)")
     parser.add_argument("--test-images", type=int, help="of each held-out set (for a try)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the latency row")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="of that row")
     parser.add_argument("--out", type=Path, help="a file to which rows are added, too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -204,11 +206,13 @@ def out_of_time(*_: Any) -> None:
 
 def trained(setting: Setting, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     arguments, mode = setting.arguments, str(row["mode"])
-    plan = ClassPlan.parse(PLAN, dropped="absorb")
+    # a branch needs none of the other classes' columns, unless kept ones are mixed
+    place, _, dropped = mode.removeprefix("branch:").partition("+")
+    plan = ClassPlan.parse(PLAN, dropped=dropped or "absorb")
     start = graft(setting.pretrained, plan).weights
     changes = PROTECTED if mode == "weights" else NAKED
     if mode.startswith("branch:"):
-        start = branched(setting.pretrained, start, plan, cut=mode.partition(":")[2])
+        start = branched(setting.pretrained, start, plan, cut=place)
     params = FinetuneParams.model_validate(
         {
             **changes,
@@ -374,31 +378,33 @@ def average_precision(
 
 
 def latency() -> Iterator[dict[str, Any]]:
-    """Seconds a forward pass on the CPU, of detectors that take turns; the branch over the
-    pretrained detector.
+    """Processor time of a forward pass, of detectors that take turns, over the pretrained one's; so
+    that other jobs of the machine count little.
     """
     (setting,) = SETTING
     plan = ClassPlan.parse(PLAN, dropped="absorb")
     grafted = graft(setting.pretrained, plan).weights
     models = {"pretrained": load(setting.pretrained), "naked": load(grafted)}
-    cuts = ("auto", "backbone.features.0.7", "none")
-    models |= {
-        f"branch:{cut}": load(branched(setting.pretrained, grafted, plan, cut=cut)) for cut in cuts
-    }
+    for cut in ("auto", "backbone.features.0.7", "none"):
+        for dropped in ("absorb", "remove"):
+            narrow = ClassPlan.parse(PLAN, dropped=dropped)
+            scion = graft(setting.pretrained, narrow).weights
+            both = branched(setting.pretrained, scion, narrow, cut=cut)
+            models[f"branch:{cut}+{dropped}"] = load(both)
     for model in models.values():
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pictures = [
         pixels.float().div_(255) for pixels in list(setting.splits["test"].pixels.values())[:8]
     ]
-    for batch in (1, 8):
+    for batch in setting.arguments.batches:
         seconds: dict[str, list[float]] = {name: [] for name in models}
         for turn in range(setting.arguments.rounds + 2):
             for name, model in models.items():
-                began = time.perf_counter()
+                began = time.process_time()
                 with torch.inference_mode():
                     model(pictures[:batch])
                 if turn >= 2:  # the first warm up
-                    seconds[name].append(time.perf_counter() - began)
+                    seconds[name].append(time.process_time() - began)
         for name, own in seconds.items():
             ratios = np.array(own) / np.array(seconds["pretrained"])
             low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
@@ -406,7 +412,7 @@ def latency() -> Iterator[dict[str, Any]]:
                 "latency": name,
                 "batch": batch,
                 "threads": torch.get_num_threads(),
-                "median_ms": round(1000 * statistics.median(own), 1),
+                "cpu_ms": round(1000 * statistics.median(own), 1),
                 "ratio": round(float(middle), 3),
                 "quartiles": [round(float(low), 3), round(float(high), 3)],
             }

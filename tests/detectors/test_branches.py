@@ -4,6 +4,7 @@ scion learns; for each of torchvision's families.
 
 import copy
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -27,7 +28,7 @@ from detectors.branching import (
 )
 from topwork.detectors.branches import choose_cut, trunk_blocks
 from topwork.detectors.families import family_of
-from topwork.errors import SurgeryError
+from topwork.errors import ClassPlanError, SurgeryError
 from topwork.surgery.branch import branch
 from topwork.weights.format import Weights, write_weights
 
@@ -172,3 +173,52 @@ def test_what_cannot_be_branched_is_refused_with_the_reason():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
         with pytest.raises(SurgeryError, match=r"torch.jit.script: two branches"):
             torch.jit.script(model)
+
+
+def test_a_branched_file_hands_on_another_class_without_training():
+    source, images = weights_of(ssd), pictures()
+    first = branch(source, PLAN)
+    more = branch(first, {"dog": "keep", "person": "keep", "box": "keep"})
+    assert len(more.branches.scions) == 1
+    assert more.columns == ("__background__", "dog", "person", "box")
+    model, alone = topwork.load(more), topwork.load(source)
+    assert_same(detected(model, images, 1), detected(alone, images, 4))
+    assert_same(detected(model, images, 2), detected(alone, images, 1))
+    assert_same(detected(model, images, 3), detected(topwork.load(first), images, 2))
+    with pytest.raises(SurgeryError, match=r"these weights hold a stock and branches on it"):
+        topwork.graft(first, {"person": "keep"})
+    with pytest.raises(SurgeryError, match=r"onto: box would be renamed"):
+        branch(first, {"person": "keep", "crate": {"keep": "box"}, "van": "new"})
+    with pytest.raises(ClassPlanError, match=r"crate wants 'crate', which isn't among"):
+        branch(first, {"person": "keep", "crate": "keep"})
+
+
+def test_a_branched_file_can_be_looked_into():
+    source = weights_of(ssd)
+    both = branch(source, PLAN)
+    table = topwork.inspect(both)
+    heads = table[table["role"] == "scores"]
+    assert sorted(heads["tensor"].str.startswith("scions.0.")) == [False] * 4 + [True] * 4
+    moved = topwork.diff(source, both)
+    own = moved[~moved["tensor"].str.startswith("scions.")]
+    assert set(own["status"]) == {"same"}
+    from topwork.surgery.inspection import inspect_classes
+
+    assert list(inspect_classes(both)["class"][:4]) == ["__background__", *PLAN]
+
+
+def test_a_stock_whose_builder_changed_is_refused(tmp_path):
+    builder = tmp_path / "own.py"
+    builder.write_text("from detectors.branching import ssd as build\n")
+    name = f"{builder}:build"
+    from topwork.weights.builder_files import builder_hash
+
+    source = replace(
+        weights_of(ssd), builder=name, provenance={"builder_sha256": builder_hash(name)}
+    )
+    both = branch(source, PLAN)
+    assert topwork.load(both).columns[1] == "person"
+    builder.write_text("from detectors.branching import ssd as build  # changed\n")
+    for way in (topwork.load, topwork.stock):
+        with pytest.raises(SurgeryError, match=r"changed since the weights were fetched"):
+            way(both)

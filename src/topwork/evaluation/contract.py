@@ -6,7 +6,6 @@ from topwork.classes import ClassPlan
 from topwork.dataset.tables import Tables
 from topwork.errors import EvaluationError
 from topwork.metrics.sets import classes_of, held_out
-from topwork.params.finetune import FinetuneParams
 from topwork.params.retention import KeepParams
 from topwork.project.names import HELD_OUT
 
@@ -28,27 +27,6 @@ def check_measurable(contract: Mapping[str, KeepParams], plan: ClassPlan, tables
         if split in tables.splits
     }
     check_contract(contract, plan, sets)
-
-
-def check_exactness(contract: Mapping[str, KeepParams], finetune: FinetuneParams) -> None:
-    """Refuse a class that is to be kept exactly by a way of protecting that changes it.
-
-    Raises:
-        EvaluationError: the way; all such classes are named.
-    """
-    exact = [name for name, asked in contract.items() if asked.exact]
-    if not exact:
-        return
-    if finetune.protect != "branch":
-        way, instead = f"protect: {finetune.protect}", "`protect: branch`"
-    elif finetune.branch.share:
-        way, instead = "branch: {kept: mix}", "`kept: exact`"
-    else:
-        return
-    raise EvaluationError(
-        f"params.yaml: retention: {', '.join(exact)}: exact, and finetune.{way} changes kept"
-        f" classes' detections. Write {instead} in finetune, or `min: 0.95` in place of `exact`."
-    )
 
 
 def check_contract(

@@ -8,8 +8,11 @@ runs again for it. Stopped by a plan that names what the weights don't have, and
 can't be measured.
 """
 
+from collections.abc import Mapping
+
 from topwork.dataset.tables import Tables
-from topwork.evaluation.contract import check_exactness, check_measurable
+from topwork.errors import EvaluationError
+from topwork.evaluation.contract import check_measurable
 from topwork.files import HeldInputs
 from topwork.params.finetune import FinetuneParams
 from topwork.params.retention import KeepParams
@@ -48,6 +51,27 @@ def run(params: Params) -> None:
     check_exactness(params.retention, params.finetune)
     held.check()
     CheckRecord(checked=("plan", "test set", "contract")).write(VERDICT)
+
+
+def check_exactness(contract: Mapping[str, KeepParams], finetune: FinetuneParams) -> None:
+    """Refuse a class that is to be kept exactly by a way of protecting that changes it.
+
+    Raises:
+        EvaluationError: the way; all such classes are named.
+    """
+    exact = [name for name, asked in contract.items() if asked.exact]
+    if not exact:
+        return
+    if finetune.protect != "branch":
+        way, instead = f"protect: {finetune.protect}", "`protect: branch`"
+    elif finetune.branch.share:
+        way, instead = "branch: {kept: mix}", "`kept: exact`"
+    else:
+        return
+    raise EvaluationError(
+        f"params.yaml: retention: {', '.join(exact)}: exact, and finetune.{way} changes kept"
+        f" classes' detections. Write {instead} in finetune, or `min: 0.95` in place of `exact`."
+    )
 
 
 def main() -> int:
