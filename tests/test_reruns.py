@@ -38,7 +38,7 @@ RERUNS: dict[str, set[str]] = {
     "params/demo.py": {"demo", "report"},
     "params/report.py": {"report"},
     "params/document.py": {"report"},
-    "params/finetune.py": {"finetune", "report"},
+    "params/finetune.py": {"check", "finetune", "report"},
     "project/record.py": EVERYTHING,
     "project/report.py": {"report", "gate"},
     "dataset/tables.py": EVERYTHING - {"demo", "fetch", "surgery", "gate"},
@@ -46,11 +46,16 @@ RERUNS: dict[str, set[str]] = {
     "validation/rules.py": {"validate"},
     "validation/read_yolo.py": {"validate"},
     "weights/format.py": {"fetch", "check", "surgery", "baseline", "finetune", "predict"},
+    "weights/branches.py": {"fetch", "check", "surgery", "baseline", "finetune", "predict"},
     "weights/load_raw.py": {"fetch"},
     "download/transport.py": {"fetch"},
     "download/cache.py": {"fetch"},
     "detectors/builders.py": {"fetch", "surgery", "baseline", "finetune", "predict"},
-    "surgery/graft.py": {"surgery"},
+    "detectors/branches.py": {"fetch", "surgery", "baseline", "finetune", "predict"},
+    "surgery/graft.py": {"surgery", "finetune"},
+    "surgery/branch.py": {"finetune"},
+    "surgery/keeping.py": {"finetune"},
+    "surgery/cost.py": set(),
     "surgery/verification.py": set(),
     "surgery/inspection.py": set(),
     "metrics/coco.py": {"unlabelled", "finetune", "evaluate"},
@@ -59,6 +64,7 @@ RERUNS: dict[str, set[str]] = {
     "inference/latency.py": set(),
     "training/loop.py": {"finetune"},
     "evaluation/console.py": {"evaluate"},
+    "evaluation/exactness.py": {"evaluate"},
     "evaluation/plan_fit.py": {"check"},
     "evaluation/retention.py": {"evaluate"},
     "evaluation/unlabelled.py": {"unlabelled", "evaluate"},
@@ -159,7 +165,7 @@ def test_an_edit_makes_stale_what_it_can_change(clone: Path) -> None:
             set(),
         ),
         ({"evaluate": {"bootstrap": 7}}, {"evaluate", "report"}),
-        ({"finetune": {"lr": 0.0007}}, {"finetune", "report"}),
+        ({"finetune": {"lr": 0.0007}}, {"check", "finetune", "report"}),
         ({"unlabelled": {"min_score": 0.5}}, {"unlabelled", "report"}),
         ({"report": {"pictures": 1}}, {"report"}),
         ({"retention": {"person": {"min": 0.02}}}, {"check", "evaluate", "report", "gate"}),
@@ -215,13 +221,13 @@ def test_a_learning_rate_runs_training_and_what_follows_and_ends_alike_everywher
     """In the workspace, in a temporary copy, and from the queue: the same hashes."""
     common = ("--set-param", "finetune.lr=0.0007")
     output = done(clone, "dvc", "exp", "run", "--name", "plain", *common)
-    assert set(ran(output)) == AFTER_TRAINING
+    assert set(ran(output)) == {"check", *AFTER_TRAINING}
     done(clone, "git", "checkout", "--quiet", "--force", ".")
     done(clone, "dvc", "checkout", "--quiet")
     assert changed(clone) == set()
     forget_runs(clone)
     output = done(clone, "dvc", "exp", "run", "--temp", "--name", "temporary", *common)
-    assert set(ran(output)) == AFTER_TRAINING
+    assert set(ran(output)) == {"check", *AFTER_TRAINING}
     forget_runs(clone)
     done(clone, "dvc", "exp", "run", "--queue", "--name", "queued", *common)
     done(clone, "dvc", "exp", "run", "--run-all")

@@ -20,6 +20,7 @@ from topwork.detectors.families import Limits, family_of
 from topwork.download.shipped import demo_weights
 from topwork.errors import ExportError
 from topwork.export.onnx import TOLERANCE, class_names, export_onnx, parity_of
+from topwork.surgery.branch import branch
 from topwork.surgery.graft import graft
 from topwork.weights.format import Weights
 
@@ -79,6 +80,26 @@ def test_the_demo_absorbed_agrees_and_names_its_classes(tmp_path: Path) -> None:
     assert json.loads(properties["columns"]) == ["__background__", "person", "tree", "forklift"]
     assert properties["licence"] == "none"
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3])
+def test_two_branches_are_one_graph(tmp_path: Path, mix: float) -> None:
+    """With detections on a street picture, and without any on a grey one."""
+    draw_split(STREET, tmp_path / "street", "test", 1, 7, processes=1)
+    (file,) = (tmp_path / "street/test/images").iterdir()
+    street = pil_to_tensor(Image.open(file)).float().div(255)
+    grey = torch.full((3, 200, 150), 0.5)
+    plan = {"person": "keep", "bus": "keep", "coach": {"like": "bus"}}
+    model = load(branch(demo_weights(), plan, mix=mix))
+    for part in (model.stock, *model.scions):
+        part.score_thresh = 0.05
+    assert len(model([street])[0]["labels"].unique()) == 3
+    assert not len(model([grey])[0]["labels"])
+    path = tmp_path / "model.onnx"
+    parity = export_onnx(model, path, [street, grey, street[:, :200, 30:].contiguous()])
+    assert parity.detections > 2
+    assert max(parity.scores, parity.boxes) <= TOLERANCE
+    assert class_names(path) == {1: "person", 2: "bus", 3: "coach"}
 
 
 @pytest.mark.long

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from topwork import verify_graft
 from topwork.params.document import Params
 from training.tiny import make_project
 
@@ -252,3 +253,25 @@ def test_a_stop_of_the_whole_process_group_ends_at_once(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "stopped by a signal" in error
     assert list((tmp_path / ".topwork/scratch").glob("*/*.checkpoint"))
+
+
+def test_a_branch_repeats_to_the_bit_and_keeps_its_stock(runner: Runner) -> None:
+    """Killed and resumed, and by two processes: the stock is the pretrained file's either way."""
+    runner.forget()
+    code, seconds, expected = runner(protect="branch")
+    assert code == 0, runner.log
+    _kill_and_resume(runner, (seconds, expected), 2, 9, protect="branch")
+    paths = [
+        runner.folder / "out" / name
+        for name in (
+            "fetch/pretrained.safetensors",
+            "finetune/weights.safetensors",
+            "finetune/receipt.json",
+        )
+    ]
+    assert "kept exactly: person" in verify_graft(*paths, trust=True)
+    runner.forget()
+    code, _, found = runner(protect="branch", processes=2)
+    assert code == 0, runner.log
+    assert found != expected
+    assert "kept exactly: person" in verify_graft(*paths, trust=True)

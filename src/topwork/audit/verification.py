@@ -14,6 +14,7 @@ from typing import Any, Literal
 from topwork.audit.revision import Entry, Revision, StageRecord, folder_md5
 from topwork.errors import AuditError
 from topwork.files import CHUNK_BYTES
+from topwork.project.finetune import RECEIPT
 
 Status = Literal["holds", "broken", "unchecked"]
 
@@ -53,6 +54,7 @@ def verify(revision: Revision) -> list[Check]:
         checks += _check_params(revision, record)
         checks += _check_cmd(revision, record)
     checks += _check_missing_stages(revision)
+    checks += _check_kept(revision)
     return checks
 
 
@@ -224,6 +226,15 @@ def _check_missing_stages(revision: Revision) -> Iterator[Check]:
                 "unchecked",
                 "dvc.yaml has this stage, the lock doesn't: it hadn't run at this revision",
             )
+
+
+def _check_kept(revision: Revision) -> Iterator[Check]:
+    """What the fine-tuned file's receipt says of the pretrained weights in it."""
+    from topwork.audit.keeping import kept_statements  # heavy, and only here
+
+    if RECEIPT.as_posix() in revision.outs:
+        for status, message in kept_statements(revision):
+            yield Check("finetune", f"receipt {RECEIPT}", status, message)
 
 
 def _compare(stage: str, what: str, found: str, expected: str, where: str) -> Check:

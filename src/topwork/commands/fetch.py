@@ -89,9 +89,8 @@ def run(args: argparse.Namespace) -> int:
         return _clean()
     if args.list:
         return _list()
-    from topwork.detectors.builders import shapes_of
+    from topwork.detectors.builders import check_fits_builder
     from topwork.download.sources import fetch
-    from topwork.weights.fit import check_fit
     from topwork.weights.format import write_weights
 
     params = _params(args)
@@ -100,12 +99,7 @@ def run(args: argparse.Namespace) -> int:
             f"--out {args.out}: is the source itself, which is never changed. Give another name."
         )
     weights = fetch(params, accept=args.accept)
-    check_fit(
-        weights,
-        shapes_of(
-            weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed)
-        ),
-    )
+    check_fits_builder(weights)
     if args.out is not None:
         write_weights(args.out, weights)
     print(_summary(weights, args.out))

@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows", action="store_true", help="every row of every tensor, not just the classes"
     )
+    parser.add_argument(
+        "--branch",
+        action="store_true",
+        help="what a second branch would cost, where params.yaml doesn't ask for one",
+    )
     parser.add_argument("--format", choices=["table", "json"], default="table")
 
 
@@ -44,22 +49,41 @@ def run(arguments: argparse.Namespace) -> int:
 
     from topwork.commands.reading import read
     from topwork.evaluation.plan_fit import PlanFit, plan_fit
+    from topwork.evaluation.recommendation import recommend
     from topwork.files import canonical_json
     from topwork.params.document import load_params
     from topwork.project.validate import FOLDER, IMAGES
+    from topwork.surgery.cost import cost_of
     from topwork.surgery.preview import preview
+    from topwork.weights.branches import own_plan, stock_of
 
-    plan = load_params(arguments.params).surgery.plan()
+    params = load_params(arguments.params)
+    plan = params.surgery.plan()
     weights = read(arguments.weights, arguments.builder)
-    shown = preview(weights, plan, builder=arguments.builder)
+    own = own_plan(weights, plan)
+    shown = preview(stock_of(weights), own, builder=arguments.builder)
     project = arguments.params.parent
     fit = PlanFit()
     if (project / IMAGES).is_file():
         from topwork.dataset.tables import Tables
 
         fit = plan_fit(plan, Tables.read(project / FOLDER, segmentation=False))
+    branch = params.finetune.branch
+    wanted = arguments.branch or params.finetune.protect == "branch"
+    cost = (
+        cost_of(weights, plan, cut=branch.cut, mix=branch.share, builder=arguments.builder)
+        if wanted
+        else None
+    )
+    advice = recommend(plan)
     if arguments.format == "json":
-        print(canonical_json({**asdict(shown), "data": asdict(fit)}), end="")
+        document = {
+            **asdict(shown),
+            "data": asdict(fit),
+            "branch": cost and asdict(cost),
+            "recommended": asdict(advice),
+        }
+        print(canonical_json(document), end="")
     else:
         print(
             "\n".join(
@@ -73,6 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
             )
         )
         print("\n".join(f"data: {line}" for line in fit.told), end="\n" if fit.told else "")
+        if cost is not None:
+            print(f"\n{cost.sentence}")
+        print(f"\n{advice.sentence}")
     fit.check()
     return 0
 

@@ -6,7 +6,7 @@ smaller differences from chance than two separate intervals do.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -239,7 +239,7 @@ def _weights(content: bytes) -> Any:
     import tempfile
     from pathlib import Path
 
-    from topwork.weights.format import Weights, read_weights
+    from topwork.weights.format import read_weights
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
@@ -247,14 +247,7 @@ def _weights(content: bytes) -> Any:
         found = read_weights(path, trust=True)  # the project's own, of another revision
         # the file goes, its mapping with it
         state = {name: tensor.clone() for name, tensor in found.state_dict.items()}
-        return Weights(
-            state,
-            found.columns,
-            found.builder,
-            found.builder_args,
-            found.absorbed,
-            found.provenance,
-        )
+        return replace(found, state_dict=state)
 
 
 def metric_rows(runs: Sequence[Run]) -> list[MetricRow]:

@@ -21,11 +21,13 @@ from torchvision import models
 from torchvision.models import detection
 from torchvision.ops import FrozenBatchNorm2d
 
+from topwork.detectors.branches import Branched, without_lower
 from topwork.detectors.families import Family, family_of
 from topwork.errors import SurgeryError
+from topwork.weights.branches import scion_weights, stock_weights
 from topwork.weights.builder_files import BUILDER_HASH, builder_files, builder_hash, look_here
 from topwork.weights.fit import check_fit
-from topwork.weights.format import Weights, read_weights
+from topwork.weights.format import Branches, Weights, read_weights
 
 # A key of builder_args for torchvision's builders: its COCO weights of some detectors were trained
 # with frozen batch norms, of this epsilon, which torchvision puts in only when it downloads the
@@ -246,6 +248,20 @@ def shapes_of(
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+def check_fits_builder(weights: Weights) -> None:
+    """Hold the tensors against the detector that their builder makes for their columns.
+
+    Raises:
+        WeightsError: a tensor is missing, left over or of another shape; all are named.
+        SurgeryError: the builder can't be found, or fails.
+    """
+    if weights.branches is not None:
+        load(weights, builder=weights.builder)
+        return
+    columns, absorbed = len(weights.columns), len(weights.absorbed)
+    check_fit(weights, shapes_of(weights.builder, columns, weights.builder_args, absorbed))
+
+
 def load(
     weights: Weights | str | Path,
     device: str | torch.device = "cpu",
@@ -278,6 +294,8 @@ def load(
     maker = builder or weights.builder
     if builder is None:
         _check_builder_file(weights)
+    if weights.branches is not None:
+        return _load_branched(weights, weights.branches, maker).to(device=device, dtype=dtype)
     with UninitializedParameters():
         model = build(maker, len(weights.columns), weights.builder_args, len(weights.absorbed))
     check_fit(weights, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
@@ -286,6 +304,38 @@ def load(
     model.columns = weights.columns  # type: ignore[assignment]
     model.family = family_of(model, resolve(maker))  # type: ignore[assignment]
     return model
+
+
+def _load_branched(weights: Weights, branches: Branches, maker: Builder) -> nn.Module:
+    """The stock and its scions, each in its own detector."""
+    pretrained = load(stock_weights(weights), builder=maker)
+    family = family_of(pretrained, resolve(maker))
+    scions = []
+    for number, scion in enumerate(branches.scions):
+        with UninitializedParameters():
+            model = build(maker, len(scion.columns), weights.builder_args, len(scion.absorbed))
+        without_lower(model, family, scion.cut)
+        own = scion_weights(weights, number)
+        check_fit(own, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+        model.load_state_dict(own.state_dict, strict=True)
+        scions.append(model)
+    return Branched(pretrained, scions, family, weights.columns, branches)
+
+
+def stock(
+    weights: Weights | str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    builder: Builder | None = None,
+) -> nn.Module:
+    """The pretrained detector that a branched file holds, bit for bit, with all its classes.
+
+    Raises:
+        WeightsError: the file can't be read, or holds a single detector.
+    """
+    if not isinstance(weights, Weights):
+        weights = read_weights(Path(weights), trust=builder is not None)
+    return load(stock_weights(weights), device, builder=builder)
 
 
 def _check_builder_file(weights: Weights) -> None:

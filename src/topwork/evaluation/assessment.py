@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from topwork.classes import ClassPlan
 from topwork.evaluation.calibration import expected_error
 from topwork.evaluation.confusion import confident
+from topwork.evaluation.exactness import Proof
 from topwork.evaluation.retention import contract_record, ratio, ratio_interval
 from topwork.metrics.bootstrap import Interval, draw_weights, interval, weighted_ap
 from topwork.metrics.coco import Scores, score
@@ -249,8 +250,12 @@ def _paired(before: Assessment, after: Assessment, name: str) -> Interval | None
     return ratio_interval(after.resampled[name], before.resampled[name], after.confidence)
 
 
-def verdict_record(contract: Mapping[str, KeepParams], assessments: Assessments) -> VerdictRecord:
-    """Every contract against what was measured."""
+def verdict_record(
+    contract: Mapping[str, KeepParams],
+    assessments: Assessments,
+    proofs: Mapping[str, Proof] | None = None,
+) -> VerdictRecord:
+    """Every contract against what was measured, or proved of classes that are kept exactly."""
     contracts = []
     for name, asked in contract.items():
         before, after = assessments[asked.on]["pretrained"], assessments[asked.on]["finetuned"]
@@ -259,6 +264,14 @@ def verdict_record(contract: Mapping[str, KeepParams], assessments: Assessments)
         )
         between = _paired(before, after, name)
         contracts.append(
-            contract_record(name, asked, before.ap(name), after.ap(name), between, note)
+            contract_record(
+                name,
+                asked,
+                before.ap(name),
+                after.ap(name),
+                between,
+                note,
+                (proofs or {}).get(name),
+            )
         )
     return VerdictRecord(holds=all(found.holds for found in contracts), contracts=tuple(contracts))

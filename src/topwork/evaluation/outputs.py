@@ -13,6 +13,7 @@ from topwork.evaluation.assessment import (
     table_record,
     verdict_record,
 )
+from topwork.evaluation.exactness import Proof
 from topwork.evaluation.images import image_scores
 from topwork.evaluation.plots import Plots, mistake_boxes
 from topwork.files import atomic_path, write_text
@@ -37,6 +38,7 @@ def write_evaluation(
     plan: ClassPlan,
     params: EvaluateParams,
     contract: Mapping[str, KeepParams],
+    proofs: Mapping[str, Proof] | None = None,
 ) -> tuple[ClassesRecord, VerdictRecord]:
     """Write out/metrics.json and all of out/evaluate; return the class table and the verdict.
 
@@ -44,7 +46,7 @@ def write_evaluation(
         EvaluationError: masks are asked for, and the predictions or an annotation have none.
     """
     classes = classes_record(assessments, plan)
-    verdict = verdict_record(contract, assessments)
+    verdict = verdict_record(contract, assessments, proofs)
     table = table_record(assessments, masks=params.masks)
     plots = Plots(assessments)
     for name, frame in plots.tables().items():

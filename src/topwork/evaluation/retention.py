@@ -9,6 +9,7 @@ images gives both figures, and their ratio. The contract in params.yaml (`retent
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.evaluation.exactness import Proof
 from topwork.metrics.bootstrap import Interval, interval
 from topwork.params.retention import KeepParams
 from topwork.project.evaluate import ContractRecord
@@ -38,6 +39,7 @@ def contract_record(
     finetuned: float | None,
     between: Interval | None,
     note: str | None,
+    proof: Proof | None = None,
 ) -> ContractRecord:
     """Check one class's retention against its contract.
 
@@ -48,7 +50,23 @@ def contract_record(
         finetuned: average precision after.
         between: interval of the retention.
         note: why the retention is undefined, where that is known.
+        proof: of a class that is kept exactly.
     """
+    if asked.exact:
+        assert proof is not None
+        return ContractRecord(
+            name=name,
+            on=asked.on,
+            min=asked.least,
+            by=asked.measure,
+            pretrained=pretrained,
+            finetuned=finetuned,
+            found=ratio(finetuned, pretrained),
+            interval=between,
+            holds=proof.holds,
+            note=note,
+            sentence=f"{name} on {asked.on}: {proof.sentence}",
+        )
     found = ratio(finetuned, pretrained)
     if found is None and note is None:
         note = (
@@ -60,24 +78,24 @@ def contract_record(
     if asked.by == "interval" and between is None and found is not None:
         note = "no interval: evaluate.bootstrap is too small"
     if found is None:
-        result = f"retention undefined ({note}), asked for {asked.min:g} at least"
+        result = f"retention undefined ({note}), asked for {asked.least:g} at least"
     else:
         interval_text = f" (interval {between[0]:.3f} to {between[1]:.3f})" if between else ""
         by_end = ", by the interval's lower end" if asked.by == "interval" else ""
         result = (
             f"AP {pretrained:.3f} pretrained, {finetuned:.3f} fine-tuned: retention"
-            f" {found:.3f}{interval_text}, asked for {asked.min:g} at least{by_end}"
+            f" {found:.3f}{interval_text}, asked for {asked.least:g} at least{by_end}"
         )
     return ContractRecord(
         name=name,
         on=asked.on,
-        min=asked.min,
-        by=asked.by,
+        min=asked.least,
+        by=asked.measure,
         pretrained=pretrained,
         finetuned=finetuned,
         found=found,
         interval=between,
-        holds=measured is not None and measured >= asked.min,
+        holds=measured is not None and measured >= asked.least,
         note=note,
         sentence=f"{name} on {asked.on}: {result}",
     )

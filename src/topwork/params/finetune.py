@@ -7,11 +7,40 @@ from pydantic import Field, model_validator
 from topwork.params.section import Section
 
 
+class BranchParams(Section):
+    """The second branch under `protect: branch`."""
+
+    cut: str = "auto"
+    """Where the branch's own trunk begins: after this module (`backbone.body.layer2`); `auto`,
+    three blocks below the finest feature map that the head takes; or `none`, which shares nothing.
+    """
+    kept: Literal["exact", "mix"] = "exact"
+    """Kept classes' detections: the pretrained detector's bit for bit, or a mean of both branches
+    (one-stage detectors only), which adapts them a little.
+    """
+    mix: float = Field(default=0.05, gt=0, lt=1)
+    """The branch's share in that mean."""
+
+    @property
+    def share(self) -> float:
+        """The branch's share in kept classes' scores and boxes; 0 where they are kept exactly."""
+        return self.mix if self.kept == "mix" else 0.0
+
+
 class FinetuneParams(Section):
     """Fine-tuning: read by `finetune`.
 
-    docs/training.md measures what each option of protection is worth.
+    docs/training.md measures what each option of protection is worth, docs/keeping.md which way of
+    protecting suits what.
     """
+
+    protect: Literal["weights", "branch"] = "weights"
+    """How kept classes are protected: `weights` trains one detector and holds it to the pretrained
+    one (distill, replay, interpolation); `branch` leaves that as it is and trains a second branch
+    on it, for which those three aren't needed and are left out.
+    """
+    branch: BranchParams = BranchParams()
+    """The second branch."""
 
     epochs: int = Field(default=12, ge=0)
     """Passes over the training images; 0 leaves the grafted weights as they are."""

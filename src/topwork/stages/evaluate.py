@@ -1,12 +1,15 @@
 """Stage `evaluate`: measure what was kept, learned and lost, from predictions alone.
 
-Reads params `evaluate`, `retention` and `surgery.classes`, the tables of `validate`, and the
-predictions of `baseline` and `predict`. Writes out/metrics.json (what one decides by, for DVC) and
-out/evaluate: table.json, classes.json, verdict.json, images.parquet (F1 of each image) and plots/
-(for `dvc plots`). Runs no model; repeats to the byte. Stopped by a contract that can't be measured
-and by inputs that change meanwhile; a contract that is breached doesn't stop it: the stage `gate`
-does.
+Reads params `evaluate`, `retention` and `surgery.classes`, the tables of `validate`, the
+predictions of `baseline` and `predict` with their records, and the receipt of the fine-tuned
+weights, which proves what is kept exactly. Writes out/metrics.json (what one decides by, for DVC)
+and out/evaluate: table.json, classes.json, verdict.json, images.parquet (F1 of each image) and
+plots/ (for `dvc plots`). Runs no model; repeats to the byte. Stopped by a contract that can't be
+measured and by inputs that change meanwhile; a contract that is breached doesn't stop it: the stage
+`gate` does.
 """
+
+from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
@@ -15,6 +18,7 @@ from topwork.dataset.tables import Tables
 from topwork.evaluation.assessment import assess
 from topwork.evaluation.console import print_classes
 from topwork.evaluation.contract import check_measurable
+from topwork.evaluation.exactness import Proof, prove
 from topwork.evaluation.outputs import write_evaluation
 from topwork.files import HeldInputs
 from topwork.metrics.sets import truths_of
@@ -22,8 +26,14 @@ from topwork.params.evaluate import EvaluateParams
 from topwork.params.retention import KeepParams
 from topwork.params.section import Sections
 from topwork.params.surgery import SurgeryParams
+from topwork.project.finetune import RECEIPT, KeepingReceipt
 from topwork.project.names import MODELS
-from topwork.project.predictions import predictions_folder, predictions_path
+from topwork.project.predictions import (
+    PredictionRecord,
+    predictions_folder,
+    predictions_path,
+    record_path,
+)
 from topwork.project.validate import FOLDER, table_paths
 from topwork.stages import in_project, main_of
 
@@ -40,7 +50,8 @@ class Params(Sections):
 def run(params: Params) -> None:
     """Evaluate the three models on the custom test set and the source set."""
     folders = {f"predictions of {model}": predictions_folder(model) for model in MODELS}
-    held = HeldInputs({**folders, **table_paths()})
+    records = {model: record_path(model) for model in ("pretrained", "finetuned")}
+    held = HeldInputs({**folders, **records, "receipt": RECEIPT, **table_paths()})
     plan = params.surgery.plan()
     tables = Tables.read(FOLDER)
     check_measurable(params.retention, plan, tables)
@@ -57,9 +68,31 @@ def run(params: Params) -> None:
         }
         for split, truth in truths_of(plan, tables).items()
     }
+    proofs = _proofs(params.retention, records, list(assessments))
     held.check()
-    classes, verdict = write_evaluation(assessments, plan, params.evaluate, params.retention)
+    classes, verdict = write_evaluation(
+        assessments, plan, params.evaluate, params.retention, proofs
+    )
     print_classes(Console(), classes, verdict)
+
+
+def _proofs(
+    contract: dict[str, KeepParams], records: dict[str, Path], splits: list[str]
+) -> dict[str, Proof]:
+    """Of each class that is to be kept exactly."""
+    exact = [name for name, asked in contract.items() if asked.exact]
+    if not exact:
+        return {}
+    receipt = KeepingReceipt.read(RECEIPT)
+    how = {model: PredictionRecord.read(path) for model, path in records.items()}
+    detections = {
+        split: (
+            pd.read_parquet(predictions_path("pretrained", split)),
+            pd.read_parquet(predictions_path("finetuned", split)),
+        )
+        for split in splits
+    }
+    return {name: prove(name, receipt, how, detections) for name in exact}
 
 
 def main() -> int:

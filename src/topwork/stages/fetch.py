@@ -8,7 +8,7 @@ byte. Stopped by a hash that isn't the known one, a file that is more than tenso
 values, tensors that don't fit the builder, and a file of the project that DVC doesn't watch.
 """
 
-from topwork.detectors.builders import shapes_of
+from topwork.detectors.builders import check_fits_builder
 from topwork.download.lock import keep_lock, parent_lock
 from topwork.download.sources import fetch
 from topwork.download.watched import check_watched, files_named
@@ -17,7 +17,6 @@ from topwork.params.fetch import FetchParams
 from topwork.params.section import Sections
 from topwork.project.fetch import PRETRAINED, PROVENANCE, WEIGHTS_LOCK, ProvenanceRecord
 from topwork.stages import in_project, main_of
-from topwork.weights.fit import check_fit
 from topwork.weights.format import Weights, write_weights
 
 
@@ -38,21 +37,6 @@ def run(params: Params) -> None:
     write_weights(PRETRAINED, weights)
     record_of(weights).write(PROVENANCE)
     keep_lock(WEIGHTS_LOCK)
-
-
-def check_fits_builder(weights: Weights) -> None:
-    """Hold the tensors against the detector that the builder makes for these columns.
-
-    Raises:
-        WeightsError: a tensor is missing, left over or of another shape; all are named.
-        SurgeryError: the builder can't be found, or fails.
-    """
-    check_fit(
-        weights,
-        shapes_of(
-            weights.builder, len(weights.columns), weights.builder_args, len(weights.absorbed)
-        ),
-    )
 
 
 def record_of(weights: Weights) -> ProvenanceRecord:

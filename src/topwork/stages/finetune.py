@@ -1,9 +1,10 @@
 """Stage `finetune`: learn the new classes, protect the kept ones.
 
 Reads params `finetune`, `surgery.classes` and `predict`, the tables of `validate` with the images
-of train, val and replay, the grafted weights, and the boxes of `unlabelled`. Writes out/finetune:
-weights.safetensors, record.json (determinism level and reasons, versions, epochs, interpolation,
-history) and curves/ (DVCLive, while it runs). On the CPU of one kind of machine it repeats to the
+of train, val and replay, the pretrained and the grafted weights, and the boxes of `unlabelled`.
+Writes out/finetune: weights.safetensors, receipt.json (what of the pretrained weights is in them,
+bit for bit), record.json (determinism level and reasons, versions, epochs, interpolation, history)
+and curves/ (DVCLive, while it runs). On the CPU of one kind of machine it repeats to the
 bit, also when it's killed at any moment and started again: checkpoints lie in .topwork/scratch, in
 a folder named after the hash of all that decides the result. Stopped by a loss that isn't finite,
 by a device that can't be used, and by inputs that change meanwhile.
@@ -18,16 +19,19 @@ from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
 from topwork.errors import TrainingError
 from topwork.files import HeldInputs
-from topwork.project.finetune import CURVES, FINETUNED, RECORD
+from topwork.project.fetch import PRETRAINED
+from topwork.project.finetune import CURVES, FINETUNED, RECEIPT, RECORD
 from topwork.project.surgery import GRAFTED
 from topwork.project.unlabelled import BOXES
 from topwork.project.validate import FOLDER, table_paths
 from topwork.stages import in_project, main_of
+from topwork.surgery.branch import branched
+from topwork.surgery.keeping import keeping_receipt
 from topwork.training.device import keep_freed_memory, training_device
 from topwork.training.distributed import launch, local_rank, process_group, process_of_environment
 from topwork.training.loop import fine_tune
 from topwork.training.setup import TrainingParams, prepare, read_splits
-from topwork.weights.format import read_weights, write_weights
+from topwork.weights.format import Weights, read_weights, write_weights
 
 
 @in_project
@@ -62,14 +66,16 @@ def work(params: TrainingParams) -> None:
     device = training_device(params.finetune, params.runtime.device, local_rank())
     if not device.on_gpu:
         keep_freed_memory()
-    inputs = HeldInputs({"grafted": GRAFTED, "boxes": BOXES, **table_paths()})
+    inputs = HeldInputs(
+        {"pretrained": PRETRAINED, "grafted": GRAFTED, "boxes": BOXES, **table_paths()}
+    )
     tables = Tables.read(FOLDER)
     images = SplitImages(tables)
     inputs.watch("images", lambda: images.stamps(read_splits(tables)))
     job = prepare(
         params,
         tables,
-        read_weights(GRAFTED, trust=True),
+        starting_weights(params),
         pd.read_parquet(BOXES),
         device=device,
         inputs=inputs,
@@ -82,9 +88,28 @@ def work(params: TrainingParams) -> None:
         return
     inputs.check()
     write_weights(FINETUNED, outcome.weights)
+    keeping_receipt(PRETRAINED, FINETUNED).write(RECEIPT)
     outcome.record.write(RECORD)
     if job.scratch is not None:
         shutil.rmtree(job.scratch, ignore_errors=True)
+
+
+def starting_weights(params: TrainingParams) -> Weights:
+    """The grafted weights, or both branches, by the params.
+
+    Raises:
+        SurgeryError: the detector can't be branched, or not at the cut.
+    """
+    grafted, finetune = read_weights(GRAFTED, trust=True), params.finetune
+    if finetune.protect == "weights":
+        return grafted
+    return branched(
+        read_weights(PRETRAINED, trust=True),
+        grafted,
+        params.surgery.plan(),
+        cut=finetune.branch.cut,
+        mix=finetune.branch.share,
+    )
 
 
 def main() -> int:

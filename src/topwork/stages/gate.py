@@ -34,7 +34,7 @@ def run(params: Params) -> None:
     held = HeldInputs({"verdict": VERDICT, "report": REPORT})
     verdict = VerdictRecord.read(VERDICT)
     asked: Contract = {
-        name: (contract.min, contract.on, contract.by)
+        name: (contract.least, contract.on, contract.measure)
         for name, contract in params.retention.items()
     }
     measured: Contract = {

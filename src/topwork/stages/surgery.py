@@ -14,6 +14,7 @@ from topwork.project.surgery import GRAFTED, RECEIPT, ReceiptRecord
 from topwork.stages import in_project, main_of
 from topwork.surgery.graft import graft
 from topwork.surgery.receipt import sealed
+from topwork.weights.branches import own_plan, stock_of
 from topwork.weights.format import read_weights, write_weights
 
 
@@ -27,7 +28,8 @@ class Params(Sections):
 def run(params: Params) -> None:
     """Graft, and write the weights and the receipt."""
     held = HeldInputs({"pretrained": PRETRAINED})
-    done = graft(read_weights(PRETRAINED, trust=True), params.surgery.plan())
+    source, plan = read_weights(PRETRAINED, trust=True), params.surgery.plan()
+    done = graft(stock_of(source), own_plan(source, plan))
     held.check()
     write_weights(GRAFTED, done.weights)
     receipt = sealed(done.receipt, held.hashes["pretrained"], sha256_file(GRAFTED))

@@ -137,6 +137,12 @@ def _source(
     builder_args: Mapping[str, Any] | None,
 ) -> tuple[Weights, Builder]:
     if isinstance(weights, Weights):
+        if weights.branches is not None:
+            raise SurgeryError(
+                "graft: these weights hold a stock and branches on it. Put a further branch on them"
+                " with `topwork.branch`, or give the stock: `stock_of(weights)` of"
+                " topwork.weights.branches."
+            )
         if columns is not None or builder_args is not None:
             raise SurgeryError(
                 "graft: these weights bring their own columns and builder_args; leave them out, or"

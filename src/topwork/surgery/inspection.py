@@ -1,6 +1,7 @@
 """Looking into weights: tensors, class rows, neighbours, and what moved between two files."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from topwork.detectors.builders import Builder
 from topwork.detectors.layouts import ClassAxis
 from topwork.errors import SurgeryError
 from topwork.surgery.rows import rows_of
+from topwork.weights.branches import (
+    columns_of_tensor,
+    learning_weights,
+    prefix_of,
+    scion_weights,
+    stock_of,
+)
 from topwork.weights.fit import check_fit
 from topwork.weights.format import Weights, read_weights
 
@@ -77,6 +85,9 @@ def inspect_classes(
     about a class.
     """
     weights, found = _spec_of(weights, builder)
+    if weights.branches is not None:
+        weights = learning_weights(weights)
+        found = head_spec_of(weights, builder)
     names = [*weights.columns, *weights.absorbed]
     origins = weights.provenance.get("graft", {}).get("rows", {})
     vectors = _score_vectors(weights, found, names)
@@ -177,7 +188,7 @@ def _moved_rows(
 
 
 def _named_columns(weights: Weights, axis: ClassAxis) -> Iterator[tuple[str, int]]:
-    for column, name in enumerate([*weights.columns, *weights.absorbed]):
+    for column, name in enumerate(columns_of_tensor(weights, axis.tensor)):
         if axis.rows(column) and name != UNUSED:
             yield name, column
 
@@ -218,9 +229,16 @@ def _moved(one: Tensor | None, other: Tensor | None) -> dict[str, Any]:
 def _spec_of(weights: Weights | Path | str, builder: Builder | None) -> tuple[Weights, HeadSpec]:
     if not isinstance(weights, Weights):
         weights = read_weights(Path(weights), trust=builder is not None)
-    found = head_spec_of(weights, builder)
-    check_fit(weights, found.shapes)
-    return weights, found
+    stock = stock_of(weights)
+    found = head_spec_of(stock, builder)
+    check_fit(stock, found.shapes)
+    scions = () if weights.branches is None else weights.branches.scions
+    axes = [
+        replace(axis, tensor=f"{prefix_of(number)}{axis.tensor}")
+        for number in range(len(scions))
+        for axis in head_spec_of(scion_weights(weights, number), builder).axes
+    ]
+    return weights, replace(found, axes=(*found.axes, *axes))
 
 
 def _score_vectors(weights: Weights, found: HeadSpec, names: list[str]) -> Tensor:

@@ -78,7 +78,12 @@ def sealed(
     for side, file in (("source", source_file), ("result", result_file)):
         if file is not None:
             receipt[side] = {**receipt[side], "file_sha256": file}
-    return {**receipt, "sha256": hashlib.sha256(canonical_json(receipt).encode()).hexdigest()}
+    return {**receipt, "sha256": seal_of(receipt)}
+
+
+def seal_of(receipt: Mapping[str, Any]) -> str:
+    """SHA-256 over a receipt's canonical JSON; the receipt without its field `sha256`."""
+    return hashlib.sha256(canonical_json(receipt).encode()).hexdigest()
 
 
 def digest(hashes: Mapping[str, str]) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -16,9 +15,12 @@ from topwork.detectors.layouts import ClassAxis
 from topwork.errors import ReceiptError
 from topwork.files import read_json, sha256_file
 from topwork.project.surgery import RECEIPT_VERSION, ReceiptRecord
+from topwork.surgery.bits import differing, same_bits
 from topwork.surgery.graft import Graft, graft
+from topwork.surgery.keeping import is_keeping_receipt, verify_keeping
 from topwork.surgery.receipt import plan_of, sealed, sha256_tensor
 from topwork.surgery.rows import rows_of
+from topwork.weights.branches import stock_of
 from topwork.weights.format import Weights, read_weights
 
 # What can't be computed again: the versions are those of the machine that did the graft; hashes of
@@ -34,12 +36,13 @@ def verify_graft(
     builder: Builder | None = None,
     trust: bool | str = False,
 ) -> list[str]:
-    """Check a receipt against the two weights files that it is about.
+    """Check a receipt against the two weights files that it is about: a graft's, or a fine-tuned
+    file's (`keeping.verify_keeping`).
 
     Args:
-        source: the weights before the graft.
+        source: the weights before the graft, or before the fine-tuning (the pretrained ones).
         result: the weights after it.
-        receipt: the JSON that the surgery wrote.
+        receipt: the JSON that the surgery, or the fine-tuning, wrote.
         builder: in place of the one that the source names (a file that moved); it is trusted.
         trust: the builder beyond torchvision's that the files may name; True takes any.
 
@@ -56,10 +59,13 @@ def verify_graft(
         "out/surgery/receipt.json")
     """
     source, result, receipt = Path(source), Path(result), Path(receipt)
+    if is_keeping_receipt(receipt):
+        return verify_keeping(source, result, receipt, trust=trust or builder is not None)
     record = _read(receipt)
     before, found = (
         read_weights(path, trust=trust or builder is not None) for path in (source, result)
     )
+    before = stock_of(before)
     _check_source(source, before, record, builder)
     expected = graft(before, plan_of(record["plan"]), builder=builder)
     _check_result(result, before, found, expected)
@@ -212,7 +218,7 @@ def _check_result(path: Path, source: Weights, found: Weights, expected: Graft) 
         if axis is None or old is None:
             raise ReceiptError(
                 f"{path}: {name}: doesn't depend on the classes and must be as in the source, but"
-                f" {_differing(tensor, wanted)}. {_NEXT}"
+                f" {differing(tensor, wanted)}. {_NEXT}"
             )
         raise ReceiptError(
             f"{path}: {name}:"
@@ -250,9 +256,9 @@ def _misplaced(
         hint = "" if other is None else f"; they are the source's rows of {everything[other]}"
         return (
             f"rows {axis.rows(column)} of {name} aren't what the plan gives it,"
-            f" {_differing(rows, rows_of(wanted, axis, column))}{hint}"
+            f" {differing(rows, rows_of(wanted, axis, column))}{hint}"
         )
-    return _differing(tensor, wanted)
+    return differing(tensor, wanted)
 
 
 def _source_rows(source: Weights, axis: ClassAxis) -> Iterator[tuple[int, str]]:
@@ -261,34 +267,6 @@ def _source_rows(source: Weights, axis: ClassAxis) -> Iterator[tuple[int, str]]:
         for column, name in enumerate([*source.columns, *source.absorbed])
         if axis.rows(column)
     )
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same to the bit (so that NaN equals itself, and 0.0 isn't
-    -0.0).
-    """
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    return torch.equal(_bytes(one), _bytes(other))
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _differing(one: Tensor, other: Tensor) -> str:
-    size = one.element_size()
-    differs = (_bytes(one) != _bytes(other)).reshape(-1, size).any(1)
-    index = int(differs.nonzero()[0])
-    place = (
-        [int(part) for part in torch.unravel_index(torch.tensor(index), one.shape)]
-        if one.dim()
-        else []
-    )
-    values = (
-        f"found {one.reshape(-1)[index].item()!r}, expected {other.reshape(-1)[index].item()!r}"
-    )
-    return f"{int(differs.sum())} of {one.numel()} numbers differ, the first at {place} ({values})"
 
 
 def _check_record(path: Path, record: Mapping[str, Any], expected: Graft) -> None:

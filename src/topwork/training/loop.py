@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from topwork.detectors.axes import head_spec_of
+from topwork.detectors.branches import Branched
 from topwork.detectors.builders import load
 from topwork.errors import TrainingError
 from topwork.params.finetune import FinetuneParams
@@ -46,6 +47,7 @@ from topwork.training.seeds import seed_of
 from topwork.training.state import State
 from topwork.training.step_terms import StepTerms
 from topwork.training.versions import installed_versions
+from topwork.weights.branches import learning_weights, with_learned
 from topwork.weights.format import Weights
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
@@ -120,17 +122,20 @@ class _Run:
         self.job, self.params, self.device = job, params, device
         self.first = job.process.rank == 0
         torch.manual_seed(seed_of(params.seed, "run"))
-        self.spec = head_spec_of(job.weights)
+        learning = learning_weights(job.weights)
+        self.branched = job.weights.branches is not None
+        self.spec = head_spec_of(learning)
         self.family = self.spec.family
         self.start = {
             name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in job.weights.state_dict.items()
+            for name, tensor in learning.state_dict.items()
         }
-        masks = row_masks(job.weights, job.kept, self.spec)
+        masks = row_masks(learning, job.kept, self.spec)
         self.protection = Protection(params, masks, self.family.trunk).to(device.device)
-        model = self._detector()
-        self.teacher = self._teacher(model)
-        self.objective = Objective(model, params, self.teacher)
+        self.detector = self._detector()
+        model = _learning(self.detector)
+        self.teacher = None if self.branched else self._teacher(model)
+        self.objective = Objective(self.detector, params, self.teacher)
         self.schedule = Schedule(params, len(self._batches(0)))
         scaler = torch.amp.GradScaler(device.device.type, enabled=device.scaled)
         self.state = State(
@@ -140,9 +145,10 @@ class _Run:
             accumulate=params.accumulate,
         )
         self._unread: _Unread | None = None
-        if params.distill and self.teacher is None:
+        if params.distill and self.teacher is None and not self.branched:
             self.state.notes.append(self._why_no_teacher())
-        if job.kept and params.trunk_lr and self.teacher is None and not self._replays():
+        unprotected = self.teacher is None and not self.branched and not self._replays()
+        if job.kept and params.trunk_lr and unprotected:
             self.state.notes.append(
                 f"{', '.join(job.kept)} may be forgotten: no images to replay (dataset.replay) and"
                 " no distillation (finetune.distill)"
@@ -158,11 +164,13 @@ class _Run:
             fold_frozen_norms(model)
         if self.params.deterministic and self.device.on_gpu:
             pool_deterministically(model, self.family)
-        trunk = dict(model.named_modules()).get(self.family.backbone)
+        trunk = dict(_learning(model).named_modules()).get(self.family.backbone)
         if trunk is not None:
             trunk.register_forward_pre_hook(_channels_last)
             if self.params.compile:
                 trunk.compile()
+        if isinstance(model, Branched):
+            model.first_module().register_forward_pre_hook(_channels_last)
         return model
 
     def _teacher(self, model: nn.Module) -> Teacher | None:
@@ -278,6 +286,8 @@ class _Run:
 
     def _bank(self) -> FeatureBank | None:
         """The frozen trunk's features, where keeping them pays."""
+        if self.branched:
+            return None
         bank, message = FeatureBank.where_it_pays(
             self.state.model, self.family, self.job.dataset, self.device, self.params
         )
@@ -478,11 +488,11 @@ class _Run:
             model = self.state.model
             own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             model.load_state_dict(tensors)
-            model.eval()
+            self.detector.eval()
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 found = {
                     name: float(value)
-                    for name, value in self.job.validate(model).items()
+                    for name, value in self.job.validate(self.detector).items()
                     if value is not None
                 }
             model.load_state_dict(own)
@@ -499,7 +509,11 @@ class _Run:
             if self.job.validate is None or not state.history
             else lambda tensors: self._validate(tensors) or {"map": 0.0}
         )
-        alpha, tried = choose_alpha(start, end, self.protection.masks, self.params, validate)
+        alpha, tried = (
+            (1.0, [])
+            if self.branched
+            else choose_alpha(start, end, self.protection.masks, self.params, validate)
+        )
         self.state.model.load_state_dict(interpolate(start, end, alpha, self.protection.masks))
         if tried:
             listed = ", ".join(f"{row['alpha']}: {row['map']:.4f}" for row in tried)
@@ -534,13 +548,11 @@ class _Run:
             "finetune": {"share": alpha, "epochs": len(state.history), "seed": self.params.seed},
         }
         return Outcome(
-            Weights(
-                tensors,
-                weights.columns,
-                weights.builder,
-                dict(weights.builder_args),
-                weights.absorbed,
-                provenance,
+            replace(
+                weights,
+                state_dict=with_learned(weights, tensors),
+                builder_args=dict(weights.builder_args),
+                provenance=provenance,
             ),
             record,
         )
@@ -556,6 +568,11 @@ class _Unread:
     keys: list[Key]
     terms: StepTerms
     images: int
+
+
+def _learning(detector: nn.Module) -> nn.Module:
+    """The part of a detector that learns."""
+    return detector.scion if isinstance(detector, Branched) else detector
 
 
 def _channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -28,12 +28,12 @@ channels.
 
 
 def pool_deterministically(model: nn.Module, family: Family) -> None:
-    """Give a two-stage detector's region pooling a deterministic gradient, in place; other
-    detectors are left as they are.
+    """Give a two-stage detector's region pooling a deterministic gradient, in place, in each of its
+    branches; other detectors are left as they are.
     """
-    pools = family.two_stage.pools if family.two_stage else ()
+    pools = tuple(f".{path}" for path in family.two_stage.pools) if family.two_stage else ()
     for path, module in model.named_modules():
-        if path in pools and isinstance(module, MultiScaleRoIAlign):
+        if f".{path}".endswith(pools) and isinstance(module, MultiScaleRoIAlign):
             module.forward = _Pool(module.forward)
 
 

@@ -29,6 +29,7 @@ from topwork.training.dataset import DetectionDataset, Example, examples
 from topwork.training.device import Device, machine
 from topwork.training.imports import code_hash
 from topwork.training.loop import Job
+from topwork.weights.branches import learning_weights
 from topwork.weights.format import Weights
 
 READ_SPLITS = ("train", "val", "replay")
@@ -110,7 +111,8 @@ def training_set(
         TrainingError: there is no training image, or none with an object of a target class.
     """
     finetune = params.finetune
-    labels = label_of(weights.columns)
+    learning = learning_weights(weights)
+    labels = label_of(learning.columns)
     confident = None
     if finetune.teacher_boxes and boxes is not None:
         confident = boxes[boxes["score"] >= finetune.teacher_min_score]
@@ -121,21 +123,21 @@ def training_set(
             f" {', '.join(labels)}. Mend dataset.train, dataset.aliases or surgery.classes."
         )
     replay: list[Example] = []
-    if finetune.replay and "replay" in tables.splits:
+    if finetune.replay and weights.branches is None and "replay" in tables.splits:
         known = set(tables.names("replay").values())
         names = {
             target if target in known else source: labels[target]
             for target, source in plan.kept.items()
         }
         replay = examples(tables, "replay", names)
-    mask_head = head_spec_of(weights).family.mask_head
+    mask_head = head_spec_of(learning).family.mask_head
     dataset = DetectionDataset(
         [*train, *replay],
         preset=finetune.augmentation,
         seed=finetune.seed,
         cache_mib=params.runtime.image_cache_mib,
         masks=mask_head is not None
-        and any(name.startswith(mask_head) for name in weights.state_dict),
+        and any(name.startswith(mask_head) for name in learning.state_dict),
     )
     return dataset, len(train)
 

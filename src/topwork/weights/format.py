@@ -9,7 +9,7 @@ there, with 2 MB and 0 MB on top of the tensors (one CPU core, best of three).
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,42 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
+class Scion:
+    """A trained branch in a weights file; its tensors lie under `scions.NUMBER.`.
+
+    Attributes:
+        cut: path of the last module that it shares with the stock; None where it shares nothing.
+        columns: of its own head, background first.
+        absorbed: of its own head.
+        learned: those of its columns whose detections are handed on.
+    """
+
+    cut: str | None
+    columns: tuple[str, ...]
+    absorbed: tuple[str, ...]
+    learned: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Branches:
+    """A pretrained detector (the stock), whole and under its own names, and scions on it.
+
+    Attributes:
+        columns: of the stock's head, background first.
+        absorbed: of the stock's head.
+        kept: class that is handed on -> the stock's class.
+        scions: in the order in which they were trained.
+        mix: share of the first scion in the kept classes' scores and boxes; 0 keeps them exactly.
+    """
+
+    columns: tuple[str, ...]
+    absorbed: tuple[str, ...]
+    kept: Mapping[str, str]
+    scions: tuple[Scion, ...]
+    mix: float = 0.0
+
+
+@dataclass(frozen=True)
 class Weights:
     """A detector's tensors and what is needed to use them.
 
@@ -57,6 +93,7 @@ class Weights:
         absorbed: names of the frozen columns after `columns` that count as background; empty in an
             ordinary detector.
         provenance: where the weights come from, as JSON values: source, hash, licence, recipe...
+        branches: of a file that holds a stock and scions; None in a single detector.
     """
 
     state_dict: dict[str, Tensor]
@@ -65,6 +102,7 @@ class Weights:
     builder_args: dict[str, Any] = field(default_factory=dict)
     absorbed: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    branches: Branches | None = None
 
 
 def read_weights(path: Path, *, trust: bool | str = False) -> Weights:
@@ -125,12 +163,32 @@ def _weights_of(state_dict: dict[str, Tensor], metadata: Mapping[str, str], path
             builder_args=dict(json.loads(metadata.get("builder_args", "{}"))),
             absorbed=_names(metadata.get("absorbed", "[]")),
             provenance=dict(json.loads(metadata.get("provenance", "{}"))),
+            branches=_branches(metadata["branches"]) if "branches" in metadata else None,
         )
     except (KeyError, ValueError, TypeError) as error:
         raise WeightsError(
             f"{path}: the metadata is damaged ({type(error).__name__}: {error}). Write the file"
             " again with `topwork fetch`."
         ) from error
+
+
+def _branches(text: str) -> Branches:
+    stored = json.loads(text)
+    return Branches(
+        columns=tuple(stored["columns"]),
+        absorbed=tuple(stored["absorbed"]),
+        kept=dict(stored["kept"]),
+        scions=tuple(
+            Scion(
+                scion["cut"],
+                tuple(scion["columns"]),
+                tuple(scion["absorbed"]),
+                tuple(scion["learned"]),
+            )
+            for scion in stored["scions"]
+        ),
+        mix=float(stored["mix"]),
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -156,6 +214,8 @@ def write_weights(path: Path, weights: Weights) -> None:
         "absorbed": _json(list(weights.absorbed)),
         "provenance": _json(weights.provenance),
     }
+    if weights.branches is not None:
+        metadata["branches"] = _json(asdict(weights.branches))
     header: dict[str, Any] = {"__metadata__": metadata}
     rank = {dtype: number for number, dtype in enumerate(_DTYPES)}
     for name, tensor in weights.state_dict.items():
