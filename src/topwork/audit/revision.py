@@ -262,19 +262,6 @@ def open_revision(root: Path, rev: str) -> Revision:
     return Revision(root, names.get(rev, rev))
 
 
-def folder_md5(files: dict[str, str]) -> str:
-    """DVC's hash of a folder: MD5 of the listing of its files.
-
-    Args:
-        files: path relative to the folder -> md5 of the content.
-    """
-    listing = [{"md5": md5, "relpath": path} for path, md5 in sorted(files.items())]
-    return (
-        hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
-        + ".dir"
-    )
-
-
 def _entry(item: dict[str, Any], wdir: PurePosixPath) -> Entry:
     return Entry(_normal(wdir, item["path"]), item.get("md5"), item.get("size"))
 

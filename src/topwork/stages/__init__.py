@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import chdir
 from functools import wraps
 from importlib import import_module
+from inspect import unwrap
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,9 +27,23 @@ def main_of(run: Callable[[Params], None], sections: type[Params]) -> int:
     all.
 
     The whole file is checked first, so that a misspelt key of a later stage is an error before
-    hours are spent. That check is imported by name, since it can stop a stage but not change what
-    it writes: a stage's code is what the sections it reads are made of.
+    hours are spent. That check, and the record of the run in .topwork/runs, are imported by name,
+    since they can't change what a stage writes: its code is what the sections it reads are made
+    of.
     """
+    runs = import_module("topwork.project.runs")
+    begun = runs.begin(unwrap(run).__globals__["__spec__"].name.rpartition(".")[2])
+    try:
+        error = _error_of(run, sections)
+    except BaseException as stop:
+        runs.end(begun, f"{type(stop).__name__}: {stop}")
+        raise
+    runs.end(begun, error)
+    return 0 if error is None else _failed(error)
+
+
+def _error_of(run: Callable[[Params], None], sections: type[Params]) -> str | None:
+    """Run a stage; None, or the error that a user can mend."""
     try:
         check_own_code()
         document = read_document()
@@ -37,12 +52,10 @@ def main_of(run: Callable[[Params], None], sections: type[Params]) -> int:
         whole.check_tracked(document)
         run(parse(sections, document))
     except TopworkError as error:
-        return _failed(str(error))
+        return str(error)
     except MemoryError as error:
-        return _failed(
-            f"out of memory ({error}); lower the batch size in params.yaml, then run again."
-        )
-    return 0
+        return f"out of memory ({error}); lower the batch size in params.yaml, then run again."
+    return None
 
 
 def _failed(message: str) -> int:
