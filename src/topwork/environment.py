@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,20 +129,27 @@ def differences(root: Path) -> list[Difference]:
     """Hold this environment against requirements.lock (or requirements.txt) of the project in
     `root`.
 
+    Raises:
+        RevisionError: the file can't be read as requirements.
+    """
+    path = environment_file(root)
+    return [] if path is None else differences_from(path.read_text(encoding="utf-8"), path)
+
+
+def differences_from(text: str, path: Path) -> list[Difference]:
+    """Hold this environment against the text of a requirements file; `path` is for messages.
+
     Only what a run can import counts: the requirements of topwork, theirs, and so on. A formatter
     or a documentation tool is none of them.
 
     Raises:
-        RevisionError: the file can't be read as requirements.
+        RevisionError: a line is no requirement.
     """
     from importlib.metadata import PackageNotFoundError, version
 
-    path = environment_file(root)
-    if path is None:
-        return []
     imported = imported_distributions()
     found = []
-    for requirement in requirements(path.read_text(encoding="utf-8"), path):
+    for requirement in requirements(text, path):
         name = _normal(requirement.name)
         applies = requirement.marker is None or requirement.marker.evaluate()
         if name not in imported or not applies or not requirement.specifier:
@@ -176,7 +184,8 @@ def environment_file(root: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def imported_distributions() -> set[str]:
+@cache
+def imported_distributions() -> frozenset[str]:
     """Normalized names of topwork, of what it requires (extras aside), of what that requires..."""
     from importlib.metadata import PackageNotFoundError, requires
 
@@ -200,7 +209,7 @@ def imported_distributions() -> set[str]:
             marker = requirement.marker
             if marker is None or any(marker.evaluate(values) for values in environments):
                 todo.append((_normal(requirement.name), frozenset(requirement.extras)))
-    return found
+    return frozenset(found)
 
 
 def requirements(text: str, path: Path) -> "Iterator[Requirement]":

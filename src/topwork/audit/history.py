@@ -5,7 +5,7 @@ metrics.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topwork.audit.revision import git
+from topwork.audit.repository import git
 from topwork.errors import AuditError
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from topwork.environment import differences, environment_file
 from topwork.errors import TopworkError
 from topwork.files import path_md5, sha256_file
@@ -88,7 +90,7 @@ class StageRun(Record):
     process: int
     code: CodeRecord
     environment: EnvironmentRecord
-    outs: dict[str, str] = {}
+    outs: dict[str, str] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:

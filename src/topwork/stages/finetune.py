@@ -66,7 +66,8 @@ def work(params: TrainingParams) -> None:
         return
     inputs.check()
     write_weights(FINETUNED, outcome.weights)
-    outcome.record.write(RECORD)
+    read = {"seed": params.finetune.seed, "inputs": inputs.hashes}
+    outcome.record.model_copy(update=read).write(RECORD)
     if job.scratch is not None:
         shutil.rmtree(job.scratch, ignore_errors=True)
 
