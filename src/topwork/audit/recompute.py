@@ -410,13 +410,11 @@ class _Recompute:
 
 
 def _code(check: Check) -> bool:
-    return (
-        check.what == "cmd" or re.match(r"dep (src/|requirements|flows/)", check.what) is not None
-    )
+    return check.what.startswith(("cmd", "entry", "dep src/", "dep requirements"))
 
 
-def _weights(check: Check) -> bool:
-    return check.what.startswith(("dep weights", "dep out/fetch", "dep out/surgery"))
+def _data(check: Check) -> bool:
+    return check.what.startswith("dep ") and not check.what.startswith("dep out/")
 
 
 CAUSES: tuple[tuple[str, Callable[[Check], bool]], ...] = (

@@ -121,6 +121,7 @@ class Revision:
         self.commit = found.decode().strip().splitlines()[-1]
         self._blobs: dict[str, bytes] = {}
         self._md5s: dict[str, tuple[str, int]] = {}
+        self._documents: dict[str, dict[str, Any]] = {}
 
     @cached_property
     def tracked(self) -> dict[str, str]:
@@ -246,6 +247,8 @@ class Revision:
         from ruamel.yaml.constructor import DuplicateKeyError
         from ruamel.yaml.error import YAMLError
 
+        if path in self._documents:
+            return self._documents[path]
         try:
             document = parse_yaml(self.git_bytes(path).decode())
         except DuplicateKeyError as error:
@@ -259,6 +262,7 @@ class Revision:
             raise AuditError(
                 f"{path} at {self.rev}: found {type(document).__name__}, expected a mapping."
             )
+        self._documents[path] = document
         return document
 
     def params_document(self, path: str = "params.yaml") -> dict[str, Any]:
