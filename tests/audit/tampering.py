@@ -60,14 +60,19 @@ class Copy:
         assert old in text, f"{name} lacks {old}"
         path.write_text(text.replace(old, new, count))
 
+    def commit(self, name: str, old: str, new: str) -> None:
+        """The same in a commit of its own, as somebody would who hasn't run the pipeline yet."""
+        self.edit(name, old, new)
+        done(self.root, "git", "commit", "--quiet", "--all", "--message", "not run yet")
+
     def amend(self) -> None:
         done(self.root, "git", "commit", "--quiet", "--all", "--amend", "--no-edit")
 
     def lock(self, change: Callable[[dict[str, Any]], object]) -> None:
         """Change the lock's stages."""
         path = self.root / "dvc.lock"
-        yaml = YAML()
-        yaml.width = 4096
+        yaml = YAML(typ="safe")
+        yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
         document = yaml.load(path.read_text())
         change(document["stages"])
         with path.open("w") as stream:
@@ -138,7 +143,7 @@ class Kind:
     Attributes:
         name: as the threat table of docs/audit.md has it.
         tamper: what is done; the commit is amended afterwards.
-        found: what finds it: `verify`, or the start of a recompute.
+        found: what finds it: `verify`, the start of a recompute, or `not at all`.
         status: what verify says: `broken`, `stale`, `unchecked`, or `holds`.
         at: (stage, words of `what` or of the message) of the check that names it.
         error: words of the error, where verify can't go on.
@@ -150,6 +155,19 @@ class Kind:
     status: str = "broken"
     found: str = "verify"
     error: str = ""
+
+    @property
+    def finder(self) -> str:
+        """What finds it, as the threat table says it."""
+        if self.found == "not at all":
+            return self.found
+        if self.found != "verify":
+            return f"recompute --from {self.found}"
+        if self.error:
+            return "verify: an error"
+        return {"broken": "verify", "holds": "nothing to find"}.get(
+            self.status, f"verify: {self.status}"
+        )
 
 
 def entry(stages: dict[str, Any], stage: str, kind: str, path: str) -> dict[str, Any]:
@@ -378,10 +396,9 @@ def reorder_classes(copy: Copy) -> None:
     def change(stages: dict[str, Any]) -> None:
         for stage in stages.values():
             for key, value in stage.get("params", {}).get("params.yaml", {}).items():
-                if key == "surgery.classes":
-                    value.insert(0, "box", value.pop("box"))
-                elif key == "surgery":
-                    value["classes"].insert(0, "box", value["classes"].pop("box"))
+                classes = value["classes"] if key == "surgery" else value
+                if key.startswith("surgery"):
+                    classes["person"] = classes.pop("person")  # now the last
 
     copy.lock(change)
 
@@ -466,7 +483,7 @@ KINDS = [
         lambda c: c.lock(lambda s: entry(s, "evaluate", "outs", METRICS).update(md5="0" * 32)),
         ("evaluate", METRICS),
     ),
-    Kind("two hashes in the lock, exchanged", swap, ("baseline", GRAFTED)),
+    Kind("two hashes in the lock, exchanged", swap, ("report", GRAFTED)),
     Kind(
         "a size in the lock",
         lambda c: c.lock(lambda s: entry(s, "finetune", "outs", WEIGHTS).update(size=7)),
@@ -562,7 +579,7 @@ KINDS = [
     Kind(
         "an entry rolled back to an earlier run",
         roll_back,
-        ("predict", f"dep {WEIGHTS}"),
+        ("finetune", "finetune.lr: 0.02 in the file, 0.01 in the record"),
     ),
     Kind(
         "a command in the lock",
@@ -613,7 +630,7 @@ KINDS = [
     ),
     Kind(
         "a param in params.yaml, of a stage that ran earlier",
-        lambda c: c.edit("params.yaml", "lr: 0.02", "lr: 0.03"),
+        lambda c: c.commit("params.yaml", "lr: 0.02", "lr: 0.03"),
         ("finetune", "it ran last at"),
         "stale",
     ),
@@ -624,7 +641,7 @@ KINDS = [
     ),
     Kind(
         "code of a stage that ran earlier",
-        lambda c: c.edit("src/topwork/training/schedule.py", '"""', '"""\n'),
+        lambda c: c.commit("src/topwork/training/schedule.py", '"""', '"""\n'),
         ("finetune", "dep src/topwork/training"),
         "stale",
     ),
@@ -641,8 +658,7 @@ KINDS = [
     Kind(
         "the hash of the data in their .dvc file",
         lambda c: c.edit("data/mine.dvc", "md5: ", "md5: 0000"),
-        ("validate", "dep data/mine"),
-        "stale",
+        ("report", "dep data/mine"),
     ),
     Kind("an object in git", spoil_git_object, error="its content has the hash"),
     Kind("an object that `git replace` shows as another", replaced, ("", ""), "holds"),
@@ -779,4 +795,21 @@ KINDS = [
         found="data",
     ),
     Kind("a picture and its records", forge_data, status="holds", found="data"),
+    # what nothing finds
+    Kind(
+        "a history rewritten by its owner",
+        lambda c: done(
+            c.root,
+            "git",
+            "commit",
+            "--quiet",
+            "--amend",
+            "--date",
+            "2020-01-01T00:00:00Z",
+            "--message",
+            "long ago",
+        ),
+        status="holds",
+        found="not at all",
+    ),
 ]

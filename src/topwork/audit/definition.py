@@ -9,6 +9,8 @@ from topwork.audit.repository import git
 from topwork.audit.revision import Revision, normal
 from topwork.errors import AuditError
 
+READ_BY_DVC = (".yaml", ".yml", ".json", ".toml", ".py", ".dvc", ".dvcignore")
+
 
 @dataclass(frozen=True)
 class Definition:
@@ -49,6 +51,8 @@ def definitions(revision: Revision) -> dict[str, Definition]:
     from dvc.repo import Repo
     from dvc.scm import SCM
 
+    # DVC's own reader waits for ever on an object that is damaged: look at each first
+    revision.read_md5s(path for path in revision.tracked if path.endswith(READ_BY_DVC))
     prefix = git(revision.root, "rev-parse", "--show-prefix").decode().strip().rstrip("/")
     try:
         scm = SCM(str(revision.root))

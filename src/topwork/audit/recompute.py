@@ -379,7 +379,8 @@ class _Recompute:
         if difference := self._recorded_difference(record, "versions"):
             return "environment", difference
         if difference := self._recorded_difference(record, "machine"):
-            return "hardware", difference
+            library = difference.startswith(("machine.torch", "machine.cudnn"))
+            return "environment" if library else "hardware", difference
         before = {out.path: self._md5(out.path) for out in record.outs}
         self.notify(f"{record.name}: differs; running once more")
         if self._execute(definition) is None:

@@ -20,6 +20,7 @@ from topwork.audit.revision import Entry, RepeatedKeyError, Revision, StageRecor
 from topwork.environment import REQUIREMENTS, REQUIREMENTS_LOCK
 from topwork.errors import AuditError
 from topwork.files import folder_md5, path_md5
+from topwork.params.section import PARAMS_FILE
 
 UNDECLARED = (
     REQUIREMENTS_LOCK.as_posix(),
@@ -86,8 +87,9 @@ class _Verification:
     def __init__(self, revision: Revision) -> None:
         self.revision = revision
         self.objects = Objects(revision)
-        for path in (*revision.locks, *revision.definition_files):
-            revision.yaml(path)
+        for path in (*revision.locks, *revision.definition_files, PARAMS_FILE.as_posix()):
+            if path in revision.tracked:
+                revision.yaml(path)
         self.records = revision.stages
         self.defined = definitions(revision)
 
