@@ -34,6 +34,34 @@ def sha256_path(path: Path) -> str:
     return digest.hexdigest()
 
 
+def md5_file(path: Path) -> str:
+    """MD5 of a file's bytes: DVC's content address, not a safeguard against forgery."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def folder_md5(files: Mapping[str, str]) -> str:
+    """DVC's hash of a folder: MD5 of the listing of its files.
+
+    Args:
+        files: path relative to the folder -> md5 of the content.
+    """
+    listing = [{"md5": md5, "relpath": path} for path, md5 in sorted(files.items())]
+    text = json.dumps(listing, sort_keys=True).encode()
+    return hashlib.md5(text, usedforsecurity=False).hexdigest() + ".dir"
+
+
+def path_md5(path: Path) -> str:
+    """The hash of a file or folder that DVC records for it."""
+    if path.is_file():
+        return md5_file(path)
+    files = (file for file in path.rglob("*") if file.is_file())
+    return folder_md5({file.relative_to(path).as_posix(): md5_file(file) for file in files})
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, two spaces of indent and a final newline; NaN and Infinity are
     refused.

@@ -1,16 +1,26 @@
-"""`topwork audit list | verify`."""
+"""`topwork audit list | verify | recompute`."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topwork.errors import AuditError
 
 if TYPE_CHECKING:
-    from topwork.audit.verification import Check
+    import pandas as pd
+
+    from topwork.audit.check import Check
 
 HEADLINES = ("retention.", "ap.", "map")
 """Metrics shown first: what `MetricsRecord` has."""
+LENGTH = 60
+"""Of a subject in the table."""
+UNDECIDED = 3
+"""Exit code where nothing is broken, and not all could be checked."""
+ELSEWHERE = ("environment", "hardware", "nondeterminism")
+"""Causes with which a run may differ and still be what it says."""
+MARKS = {"holds": "holds", "broken": "BROKEN", "stale": "stale", "unchecked": "unchecked"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show the metrics and params whose name holds one of these words",
     )
     listing.add_argument("--format", choices=["table", "csv", "json"], default="table")
-    verifying = actions.add_parser("verify", help="compute every hash of a revision's record again")
+    verifying = actions.add_parser(
+        "verify",
+        help="check a revision's record: every hash, and what can be computed again in seconds",
+        description="Exit code: 0 all holds, 1 something is broken, 3 something is stale or can't"
+        " be checked.",
+    )
     verifying.add_argument(
         "rev",
         nargs="?",
@@ -39,53 +54,102 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="commit, tag, branch or DVC experiment (default HEAD)",
     )
     verifying.add_argument("--all", action="store_true", help="show what holds as well")
+    verifying.add_argument(
+        "--hashes-only", action="store_true", help="compute nothing again but hashes"
+    )
+    verifying.add_argument(
+        "--allow-unchecked",
+        action="store_true",
+        help="exit code 0 also where something is stale or can't be checked",
+    )
     verifying.add_argument("--format", choices=["table", "json"], default="table")
+    again = actions.add_parser(
+        "recompute",
+        help="run a revision again by its own code, and hold what it writes against its record",
+        description="Runs in a worktree below .topwork/recompute; started again, it goes on where"
+        " it was. Exit code: 0 the same bits, 1 a mismatch, 3 metrics within tolerance.",
+    )
+    again.add_argument("rev", nargs="?", default="HEAD", help="as for verify")
+    again.add_argument(
+        "--from",
+        dest="start",
+        choices=["predictions", "weights", "training", "data"],
+        default="data",
+        help="what to start from (default data: everything runs)",
+    )
+    again.add_argument("--stage", default=None, help="this stage alone, from its recorded inputs")
+    again.add_argument(
+        "--environment",
+        choices=["same", "differs"],
+        default="same",
+        help="`differs`: go on where other versions are installed than the revision pins",
+    )
+    again.add_argument("--keep", action="store_true", help="leave the worktree for a look")
+    again.add_argument("--format", choices=["table", "json"], default="table")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run `list` or `verify`; `verify` gives 1 where something is broken."""
-    return _list(arguments) if arguments.action == "list" else _verify(arguments)
+    """Run the action; see there for exit codes."""
+    actions = {"list": _list, "verify": _verify, "recompute": _recompute}
+    return actions[arguments.action](arguments)
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from topwork.audit.history import experiments
+    from topwork.audit.history import FACTS, chosen_columns, experiments
+    from topwork.audit.repository import project_root
 
-    table = experiments(Path(), arguments.limit)
+    table = experiments(project_root(Path()), arguments.limit)
     if table.empty:
         raise AuditError(
             "no experiment found: no commit holds a dvc.lock. Run `dvc repro`, then commit"
             " dvc.lock."
         )
+    words = arguments.columns
+    columns = list(table.columns)
+    chosen = chosen_columns(columns, words) if words else None
     if arguments.format != "table":
+        view = table[[*FACTS, *chosen]] if chosen is not None else table
         text = (
-            table.to_csv(index=False)
+            view.to_csv(index=False)
             if arguments.format == "csv"
-            else table.to_json(orient="records", indent=2)
+            else view.to_json(orient="records", indent=2)
         )
         print(text)
         return 0
+    _print_list(table, chosen if chosen is not None else _headlines(columns), words is None)
+    return 0
+
+
+def _headlines(columns: list[str]) -> list[str]:
+    """The first retention and the mean AP, where there are such."""
+    retentions = [name for name in columns if name.startswith("retention.")][:1]
+    return [*retentions, *(name for name in ("map",) if name in columns)]
+
+
+def _print_list(table: "pd.DataFrame", chosen: list[str], differs: bool) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    varying = [column for column in table.columns[5:] if table[column].astype(str).nunique() > 1]
-    words = arguments.columns
-    chosen = (
-        [column for column in table.columns[5:] if any(word in column for word in words)]
-        if words
-        else [column for column in table.columns[5:] if column.startswith(HEADLINES)][:4]
-        + [column for column in varying if column.startswith("params.")][:4]
-    )
-    view = Table(
-        "rev", "name", "date", "subject", *(column.removeprefix("params.") for column in chosen)
-    )
+    view = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    view.add_column("rev", no_wrap=True, min_width=10)
+    view.add_column("date", no_wrap=True, min_width=10)
+    view.add_column("name", overflow="fold", max_width=16)
+    for name in chosen:
+        head = name.removeprefix("params.").replace("retention.", "kept ")
+        view.add_column({"map": "mAP"}.get(head, head), justify="right", overflow="fold")
+    if differs:
+        view.add_column("differs from the one before", overflow="fold")
     for _, row in table.iterrows():
         values = [
             "" if row[column] is None or row[column] != row[column] else _short(row[column])
             for column in chosen
         ]
-        view.add_row(row["rev"], row["name"], row["date"][:16], row["subject"][:40], *values)
+        texts = [row["rev"], row["date"][:10], row["name"] or row["subject"][:LENGTH], *values]
+        texts += [row["differs"].replace(", ", "\n")] if differs else []
+        view.add_row(*map(Text, texts), style="red" if row["kind"] == "failed" else None)
     Console().print(view)
-    return 0
 
 
 def _short(value: object) -> str:
@@ -93,37 +157,83 @@ def _short(value: object) -> str:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    """0 where all holds, 1 where something is broken, 3 where something is stale or unchecked."""
+    from topwork.audit.repository import project_root
     from topwork.audit.revision import open_revision
-    from topwork.audit.verification import verify
+    from topwork.audit.verification import notes, verify
 
-    revision = open_revision(Path(), arguments.rev)
-    checks = verify(revision)
+    revision = open_revision(project_root(Path()), arguments.rev)
+    checks = verify(revision, recompute=not arguments.hashes_only)
+    for note in notes(revision):
+        print(f"note: {note}", file=sys.stderr)
     if arguments.format == "json":
         import json
 
         print(json.dumps([vars(check) for check in checks], indent=2))
     else:
         _print(checks, arguments.rev, revision.commit, arguments.all)
-    return int(any(check.status == "broken" for check in checks))
+    statuses = {check.status for check in checks}
+    if "broken" in statuses:
+        return 1
+    undecided = bool(statuses & {"stale", "unchecked"}) and not arguments.allow_unchecked
+    return UNDECIDED if undecided else 0
 
 
 def _print(checks: "list[Check]", rev: str, commit: str, everything: bool) -> None:
-    marks = {"holds": "holds    ", "broken": "BROKEN   ", "unchecked": "unchecked"}
     for check in checks:
         if everything or check.status != "holds":
             print(
-                f"{marks[check.status]}  {check.stage}:"
+                f"{MARKS[check.status]:9}  {check.stage}:"
                 f" {check.what}{': ' if check.message else ''}{check.message}"
             )
-    counts = {status: sum(check.status == status for check in checks) for status in marks}
+    counts = {status: sum(check.status == status for check in checks) for status in MARKS}
     verdict = (
         "broken"
         if counts["broken"]
         else "what could be checked holds"
-        if counts["unchecked"]
+        if counts["stale"] or counts["unchecked"]
         else "all of it holds"
     )
     print(
-        f"{rev} ({commit[:10]}): {verdict}: {counts['holds']} statements hold, "
-        f"{counts['broken']} are broken, {counts['unchecked']} can't be checked"
+        f"{rev} ({commit[:10]}): {verdict}: {counts['holds']} statements hold, {counts['broken']}"
+        f" are broken, {counts['stale']} are stale, {counts['unchecked']} can't be checked"
     )
+
+
+def _recompute(arguments: argparse.Namespace) -> int:
+    """0 where every out has the recorded bits, 1 where one hasn't, 3 where metrics are within
+    tolerance and what differs is of another machine or environment.
+    """
+    from dataclasses import asdict
+
+    from topwork.audit.recompute import recompute
+    from topwork.audit.repository import project_root
+    from topwork.audit.revision import open_revision
+
+    revision = open_revision(project_root(Path()), arguments.rev)
+    results = recompute(
+        revision,
+        start=arguments.start,
+        stage=arguments.stage,
+        environment=arguments.environment,
+        keep=arguments.keep,
+        notify=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if arguments.format == "json":
+        import json
+
+        print(json.dumps([asdict(result) for result in results], indent=2))
+    outs = [out for result in results for out in result.outs]
+    differing = [result for result in results if not result.matches]
+    where = f"{arguments.rev} ({revision.commit[:10]})"
+    if not differing:
+        print(f"{where}: MATCH: {len(outs)} outs of {len(results)} stages have the recorded bits")
+        return 0
+    within = any(out.outcome == "WITHIN TOLERANCE" for out in outs)
+    first = next(result for result in differing if result.cause is not None)
+    count = sum(out.outcome != "MATCH" for out in outs)
+    print(
+        f"{where}: {'WITHIN TOLERANCE' if within else 'MISMATCH'}: {count} of {len(outs)} outs"
+        f" differ, first in {first.stage}. Cause: {first.cause}: {first.reason}"
+    )
+    return UNDECIDED if within and first.cause in ELSEWHERE else 1

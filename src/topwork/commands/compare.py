@@ -1,14 +1,12 @@
 """`topwork compare A B [C...]`: revisions or DVC experiments side by side."""
 
 import argparse
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from topwork.audit.revision import Revision
     from topwork.compare.comparison import Comparison
     from topwork.report.run import Run
 
@@ -55,67 +53,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class RevisionFiles:
-    """A past revision's files, as the report room reads them."""
-
-    def __init__(self, revision: "Revision") -> None:
-        self.revision = revision
-        self._listings: dict[str, dict[str, str]] = {}
-
-    def read_bytes(self, path: str) -> bytes:
-        """Content of a file, from git or the DVC cache."""
-        return self.revision.read_bytes(path)
-
-    def names(self, folder: str) -> list[str]:
-        """Paths of the files below a folder, those that git has and those that DVC has."""
-        start = f"{folder}/"
-        found = {path for path in self.revision.tracked if path.startswith(start)}
-        for out in self.revision.outs.values():
-            files = (
-                self._listing(out.path)
-                if out.is_folder
-                and (f"{out.path}/".startswith(start) or start.startswith(f"{out.path}/"))
-                else (out.path,)
-            )
-            found |= {path for path in files if path.startswith(start)}
-        return sorted(found)
-
-    def image(self, image_root: str, file_name: str) -> bytes:
-        """An image's bytes; of an archive it is unpacked."""
-        import tempfile
-
-        from topwork.dataset.images import ImageStore
-
-        path = f"{image_root}/{file_name}"
-        if self.fingerprint(path) is not None:
-            return self.read_bytes(path)
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder) / Path(image_root).name
-            archive.write_bytes(self.read_bytes(image_root))
-            return ImageStore(archive).read(file_name)
-
-    def fingerprint(self, path: str) -> str | None:
-        """MD5 of a file's content, or None where the revision doesn't have it as a file of its
-        own.
-        """
-        if path in self.revision.tracked:
-            return hashlib.md5(self.read_bytes(path), usedforsecurity=False).hexdigest()
-        for out in self.revision.outs.values():
-            if out.path == path:
-                return out.md5
-            if out.is_folder and path.startswith(f"{out.path}/"):
-                return self._listing(out.path).get(path)
-        return None
-
-    def _listing(self, path: str) -> dict[str, str]:
-        if path not in self._listings:
-            self._listings[path] = self.revision.listing(self.revision.outs[path])
-        return self._listings[path]
-
-
 def _open(rev: str) -> "tuple[Run, dict[str, Any]]":
     """A revision as a run, and its params.yaml."""
-    from topwork.audit.revision import open_revision
+    from topwork.audit.repository import project_root
+    from topwork.audit.revision import RevisionFiles, open_revision
     from topwork.errors import ParamsError
     from topwork.params.document import load_params, parse_params
     from topwork.params.section import read_document
@@ -123,7 +64,7 @@ def _open(rev: str) -> "tuple[Run, dict[str, Any]]":
 
     if rev == WORKSPACE:
         return Run(WorkingFiles(Path()), load_params(), rev), read_document()
-    revision = open_revision(Path(), rev)
+    revision = open_revision(project_root(Path()), rev)
     document = revision.params_document()
     try:
         params = parse_params(document, Path(f"params.yaml at {rev}"))

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pydantic import Field
+
 from topwork.project.record import Record
 
 FOLDER = Path("out/finetune")
@@ -39,6 +41,8 @@ class RunRecord(Record):
 
     Attributes:
         determinism: level and reasons.
+        seed: of every random draw.
+        inputs: name -> SHA-256 of the files that were read (images by their tables).
         machine: what of the machine decides the bits.
         versions: every installed distribution and its version, `python`, and `platform` without the
             kernel's release.
@@ -52,6 +56,8 @@ class RunRecord(Record):
     """
 
     determinism: Determinism
+    seed: int | None = None
+    inputs: dict[str, str] = Field(default_factory=dict)
     machine: dict[str, Any]
     versions: dict[str, str]
     epochs: int

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from contextlib import chdir
 from functools import wraps
 from importlib import import_module
+from inspect import unwrap
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
 
+from topwork.environment import check_own_code, run_own_code
 from topwork.errors import TopworkError
 from topwork.events import ErrorEvent, emit
 from topwork.params.section import parse, read_document
@@ -21,25 +23,39 @@ Params = TypeVar("Params", bound=BaseModel)
 
 def main_of(run: Callable[[Params], None], sections: type[Params]) -> int:
     """Run a stage on the params.yaml of the current folder; an error that a user can mend becomes
-    one paragraph and exit code 1.
+    one paragraph and exit code 1. A stage runs the code of the project that it works on, or not at
+    all.
 
     The whole file is checked first, so that a misspelt key of a later stage is an error before
-    hours are spent. That check is imported by name, since it can stop a stage but not change what
-    it writes: a stage's code is what the sections it reads are made of.
+    hours are spent. That check, and the record of the run in .topwork/runs, are imported by name,
+    since they can't change what a stage writes: its code is what the sections it reads are made
+    of.
     """
+    runs = import_module("topwork.project.runs")
+    begun = runs.begin(unwrap(run).__globals__["__spec__"].name.rpartition(".")[2])
     try:
+        error = _error_of(run, sections)
+    except BaseException as stop:
+        runs.end(begun, f"{type(stop).__name__}: {stop}")
+        raise
+    runs.end(begun, error)
+    return 0 if error is None else _failed(error)
+
+
+def _error_of(run: Callable[[Params], None], sections: type[Params]) -> str | None:
+    """Run a stage; None, or the error that a user can mend."""
+    try:
+        check_own_code()
         document = read_document()
         whole = import_module("topwork.params.document")
         whole.parse_params(document)
         whole.check_tracked(document)
         run(parse(sections, document))
     except TopworkError as error:
-        return _failed(str(error))
+        return str(error)
     except MemoryError as error:
-        return _failed(
-            f"out of memory ({error}); lower the batch size in params.yaml, then run again."
-        )
-    return 0
+        return f"out of memory ({error}); lower the batch size in params.yaml, then run again."
+    return None
 
 
 def _failed(message: str) -> int:
@@ -59,3 +75,7 @@ def in_project(run: Callable[[Params], None]) -> Callable[..., None]:
             run(params)
 
     return from_anywhere
+
+
+if sys.argv[:1] == ["-m"]:  # so it is while `python -m topwork.stages.NAME` looks for that module
+    run_own_code()

@@ -89,7 +89,8 @@ def work(params: TrainingParams) -> None:
     inputs.check()
     write_weights(FINETUNED, outcome.weights)
     keeping_receipt(PRETRAINED, FINETUNED).write(RECEIPT)
-    outcome.record.write(RECORD)
+    read = {"seed": params.finetune.seed, "inputs": inputs.hashes}
+    outcome.record.model_copy(update=read).write(RECORD)
     if job.scratch is not None:
         shutil.rmtree(job.scratch, ignore_errors=True)
 

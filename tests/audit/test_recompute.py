@@ -1,0 +1,226 @@
+"""Past runs carried out again: by their own code, out by out, with the cause of what differs."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from audit import tampering
+from audit.tampering import KINDS, Copy
+from conftest import done, run
+from topwork.audit.recompute import TREES, StageResult, recompute
+from topwork.audit.revision import open_revision
+from topwork.errors import AuditError, RevisionError
+from topwork.files import path_md5
+
+
+@pytest.fixture
+def copy(recorded: Path, tmp_path: Path) -> Copy:
+    folder = tmp_path / "copy"
+    shutil.copytree(recorded, folder, symlinks=True)
+    return Copy(folder)
+
+
+def again(copy: Copy, revision: str = "HEAD", **how: object) -> list[StageResult]:
+    return recompute(open_revision(copy.root, revision), notify=lambda line: None, **how)  # type: ignore[arg-type]
+
+
+def state(root: Path) -> dict[str, str]:
+    """All that a recompute must leave alone."""
+    cache = root / ".dvc" / "cache"
+    return {
+        "lock": path_md5(root / "dvc.lock"),
+        "objects": path_md5(cache / "files"),
+        "run cache": path_md5(cache / "runs") if (cache / "runs").is_dir() else "",
+        "tree": done(root, "git", "status", "--porcelain"),
+        "params": path_md5(root / "params.yaml"),
+        "outs": path_md5(root / "out"),
+    }
+
+
+def spoil_the_tree(root: Path) -> None:
+    """A later tree with other code, some of it half done."""
+    (root / "src/topwork/evaluation/outputs.py").write_text("an edit half done")
+    (root / "src/topwork/training/loop.py").write_text("another one")
+
+
+def test_an_earlier_revision_runs_its_own_code_and_gives_the_same_bits(copy: Copy) -> None:
+    spoil_the_tree(copy.root)
+    before = state(copy.root)
+    results = again(copy, "HEAD~3", start="predictions")
+    assert [result.stage for result in results] == ["evaluate", "report", "gate"]
+    assert all(result.matches for result in results), results
+    assert state(copy.root) == before
+    assert not list((copy.root / TREES).iterdir()), "the worktree is gone"
+    assert done(copy.root, "git", "worktree", "list").count("\n") == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("revision", ["HEAD", "HEAD~1", "HEAD~3", "bold"])
+def test_all_stages_of_an_experiment_give_the_same_bits(copy: Copy, revision: str) -> None:
+    spoil_the_tree(copy.root)
+    before = state(copy.root)
+    results = again(copy, revision)
+    differing = [result for result in results if not result.matches]
+    # where the contract was breached, the gate fails again
+    assert [result.stage for result in differing] == (["gate"] if revision == "HEAD~1" else [])
+    assert len(results) == 11
+    assert state(copy.root) == before
+
+
+@pytest.mark.long
+def test_the_demo_gives_the_same_bits(project: Path) -> None:
+    ended = run(project, "topwork", "audit", "recompute", "HEAD", timeout=3600)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ": MATCH: " in ended.stdout
+    assert "data/dvc.yaml:demo: MATCH" in ended.stderr
+
+
+def other_code(copy: Copy) -> None:
+    copy.edit("src/topwork/evaluation/outputs.py", "    verdict.write(VERDICT)", OTHER_VERDICT)
+
+
+OTHER_VERDICT = "    verdict.model_copy(update={'holds': False}).write(VERDICT)"
+
+
+def other_param(copy: Copy) -> None:
+    copy.edit("params.yaml", "bootstrap: 12", "bootstrap: 13")
+
+
+def other_picture(copy: Copy) -> None:
+    """A picture of the test set with other pixels, in DVC's file and the cache."""
+    revision = copy.revision
+    out = revision.outs["data/mine"]
+    members = revision.members(out)
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), (250, 10, 10)).save(stream, "PNG")
+    members["images/test_0.png"] = copy.put(stream.getvalue())
+    listing = [{"md5": md5, "relpath": path} for path, md5 in sorted(members.items())]
+    md5 = copy.put(json.dumps(listing, sort_keys=True).encode(), ".dir")
+    copy.edit("data/mine.dvc", str(out.md5), md5)
+
+
+def other_weights(copy: Copy) -> None:
+    """The source of the pretrained weights, one value changed."""
+    path = copy.root / "weights" / "tiny.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def surer(copy: Copy) -> None:
+    def change(table):  # type: ignore[no-untyped-def]
+        table["score"] = (table["score"] + 1) / 2
+        return table
+
+    copy.forge_table(tampering.PREDICTIONS, change, "finetuned.test.parquet")
+
+
+def machine(**facts: str) -> Callable[[Copy], None]:
+    """Predictions of a machine with other facts."""
+
+    def tamper(copy: Copy) -> None:
+        surer(copy)
+        copy.forge_json("out/predict/record.json", lambda d: d["machine"].update(facts))
+
+    return tamper
+
+
+def dice(copy: Copy) -> None:
+    """Code that the lock knows, and that draws lots."""
+    lots = "    __import__('pathlib').Path(TABLE).write_bytes(__import__('os').urandom(9))"
+    copy.edit("src/topwork/evaluation/outputs.py", "    table.write(TABLE)", lots)
+    tampering.redo_folder(copy, "src/topwork/evaluation")
+
+
+@pytest.mark.parametrize(
+    ("tamper", "stage", "cause", "words"),
+    [
+        (other_code, "evaluate", "code", "dep src/topwork/evaluation"),
+        (other_param, "evaluate", "params", "evaluate.bootstrap: 13 in the file"),
+        pytest.param(other_picture, "predict", "data", "dep data/mine", marks=pytest.mark.long),
+        (other_weights, "fetch", "weights", "dep weights"),
+        pytest.param(
+            machine(torch="1.0"), "predict", "environment", "machine.torch", marks=pytest.mark.long
+        ),
+        (machine(instruction_set="AVX9"), "predict", "hardware", "machine.instruction_set"),
+        (dice, "evaluate", "nondeterminism", "out/evaluate/table.json differs between two runs"),
+        pytest.param(surer, "predict", "record", "isn't what they give", marks=pytest.mark.long),
+    ],
+    ids=[
+        "code",
+        "params",
+        "data",
+        "weights",
+        "environment",
+        "hardware",
+        "nondeterminism",
+        "record",
+    ],
+)
+def test_a_mismatch_is_told_with_its_cause(
+    copy: Copy, tamper: Callable[[Copy], None], stage: str, cause: str, words: str
+) -> None:
+    tamper(copy)
+    copy.amend()
+    (result,) = again(copy, stage=stage)
+    assert not result.matches
+    assert (result.cause, result.follows) == (cause, None), result
+    assert words in result.reason, result
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in KINDS if kind.found in ("weights", "training", "data")],
+    ids=lambda kind: kind.name,
+)
+def test_the_recompute_of_the_threat_table_finds_it(copy: Copy, kind: tampering.Kind) -> None:
+    kind.tamper(copy)
+    copy.amend()
+    results = again(copy, start=kind.found)
+    first = next(result for result in results if not result.matches)
+    assert first.cause is not None, results
+    print(kind.name, first)
+
+
+def test_a_recompute_that_is_stopped_goes_on_where_it_was(copy: Copy) -> None:
+    told: list[str] = []
+
+    def stop(line: str) -> None:
+        told.append(line)
+        if line.startswith("report: running"):
+            raise KeyboardInterrupt
+
+    revision = open_revision(copy.root, "HEAD")
+    with pytest.raises(KeyboardInterrupt):
+        recompute(revision, start="predictions", notify=stop)
+    told.clear()
+    results = recompute(revision, start="predictions", notify=told.append)
+    assert all(result.matches for result in results)
+    assert told[0] == "evaluate: was recomputed before"
+    assert "report: running" in told
+
+
+def test_another_environment_is_refused_unless_asked_for(copy: Copy) -> None:
+    copy.edit("requirements.lock", "safetensors==", "safetensors==0.0.")
+    copy.amend()
+    with pytest.raises(
+        RevisionError, match=r"safetensors==0\.0\.\S+ pinned.*--environment differs"
+    ):
+        again(copy, stage="gate")
+    (result,) = again(copy, stage="gate", environment="differs")
+    assert result.matches
+
+
+def test_what_cannot_be_recomputed_is_said(copy: Copy) -> None:
+    with pytest.raises(AuditError, match=r"nothing: HEAD records no such stage\. It has: validate"):
+        again(copy, stage="nothing")
+    copy.object(tampering.PREDICTIONS, "finetuned.test.parquet").unlink()
+    for tree in (copy.root / TREES).glob("*"):
+        shutil.rmtree(tree)
+    with pytest.raises(AuditError, match=r"inputs aren't in the cache.*no DVC remote is set up"):
+        again(copy, stage="evaluate")
