@@ -39,6 +39,7 @@ RERUNS: dict[str, set[str]] = {
     "params/report.py": {"report"},
     "params/document.py": {"report"},
     "params/finetune.py": {"finetune", "report"},
+    "params/learned.py": {"check", "evaluate", "report", "gate"},
     "project/record.py": EVERYTHING,
     "project/report.py": {"report", "gate"},
     "dataset/tables.py": EVERYTHING - {"demo", "fetch", "surgery", "gate"},
@@ -162,8 +163,9 @@ def test_an_edit_makes_stale_what_it_can_change(clone: Path) -> None:
         ({"unlabelled": {"min_score": 0.5}}, {"unlabelled", "report"}),
         ({"report": {"pictures": 1}}, {"report"}),
         ({"retention": {"person": {"min": 0.02}}}, {"check", "evaluate", "report", "gate"}),
+        ({"learned": {"helmet": {"min": 0.02}}}, {"check", "evaluate", "report", "gate"}),
     ],
-    ids=["runtime", "evaluate", "finetune", "unlabelled", "report", "retention"],
+    ids=["runtime", "evaluate", "finetune", "unlabelled", "report", "retention", "learned"],
 )
 def test_a_param_makes_stale_what_reads_it(
     clone: Path, changes: dict[str, dict[str, object]], stale: set[str]

@@ -1,15 +1,16 @@
 """Stage `check`: hold data, weights and class plan against each other, before anything that costs
 time.
 
-Reads params `surgery.classes` and `retention`, the tables of `validate` and the pretrained weights.
-Writes out/check/verdict.json, which says the same whenever all is well, so that nothing downstream
-runs again for it. Stopped by a plan that names what the weights don't have, and by a contract that
-can't be measured.
+Reads params `surgery.classes`, `retention` and `learned`, the tables of `validate` and the
+pretrained weights. Writes out/check/verdict.json, which says the same whenever all is well, so that nothing
+downstream runs again for it. Stopped by a plan that names what the weights don't have, and by a
+contract that can't be measured.
 """
 
 from topwork.dataset.tables import Tables
 from topwork.evaluation.contract import check_measurable
 from topwork.files import HeldInputs
+from topwork.params.learned import LearnParams
 from topwork.params.retention import KeepParams
 from topwork.params.section import Sections
 from topwork.params.surgery import SurgeryParams
@@ -25,6 +26,7 @@ class Params(Sections):
 
     surgery: SurgeryParams
     retention: dict[str, KeepParams] = {}
+    learned: dict[str, LearnParams] = {}
 
 
 @in_project
@@ -40,7 +42,7 @@ def run(params: Params) -> None:
     weights = read_weights(PRETRAINED, trust=True)
     plan.check((*weights.columns, *weights.absorbed))
     tables = Tables.read(FOLDER, segmentation=False)
-    check_measurable(params.retention, plan, tables)
+    check_measurable(params.retention, params.learned, plan, tables)
     held.check()
     CheckRecord(checked=("plan", "test set", "contract")).write(VERDICT)
 

@@ -1,8 +1,8 @@
 """Stage `evaluate`: measure what was kept, learned and lost, from predictions alone.
 
-Reads params `evaluate`, `retention` and `surgery.classes`, the tables of `validate`, and the
-predictions of `baseline` and `predict`. Writes out/metrics.json (what one decides by, for DVC) and
-out/evaluate: table.json, classes.json, verdict.json, images.parquet (F1 of each image) and plots/
+Reads params `evaluate`, `retention`, `learned` and `surgery.classes`, the tables of `validate`, and
+the predictions of `baseline` and `predict`. Writes out/metrics.json (what one decides by, for DVC)
+and out/evaluate: table.json, classes.json, verdict.json, images.parquet (F1 of each image), plots/
 (for `dvc plots`). Runs no model; repeats to the byte. Stopped by a contract that can't be measured
 and by inputs that change meanwhile; a contract that is breached doesn't stop it: the stage `gate`
 does.
@@ -19,6 +19,7 @@ from topwork.evaluation.outputs import write_evaluation
 from topwork.files import HeldInputs
 from topwork.metrics.sets import truths_of
 from topwork.params.evaluate import EvaluateParams
+from topwork.params.learned import LearnParams
 from topwork.params.retention import KeepParams
 from topwork.params.section import Sections
 from topwork.params.surgery import SurgeryParams
@@ -34,6 +35,7 @@ class Params(Sections):
     surgery: SurgeryParams
     evaluate: EvaluateParams = EvaluateParams()
     retention: dict[str, KeepParams] = {}
+    learned: dict[str, LearnParams] = {}
 
 
 @in_project
@@ -43,7 +45,7 @@ def run(params: Params) -> None:
     held = HeldInputs({**folders, **table_paths()})
     plan = params.surgery.plan()
     tables = Tables.read(FOLDER)
-    check_measurable(params.retention, plan, tables)
+    check_measurable(params.retention, params.learned, plan, tables)
     assessments = {
         split: {
             model: assess(
@@ -58,7 +60,9 @@ def run(params: Params) -> None:
         for split, truth in truths_of(plan, tables).items()
     }
     held.check()
-    classes, verdict = write_evaluation(assessments, plan, params.evaluate, params.retention)
+    classes, verdict = write_evaluation(
+        assessments, plan, params.evaluate, params.retention, params.learned
+    )
     print_classes(Console(), classes, verdict)
 
 
