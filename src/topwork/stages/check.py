@@ -2,9 +2,9 @@
 time.
 
 Reads params `surgery.classes`, `retention` and `learned`, the tables of `validate` and the
-pretrained weights. Writes out/check/verdict.json, which says the same whenever all is well, so that nothing
-downstream runs again for it. Stopped by a plan that names what the weights don't have, and by a
-contract that can't be measured.
+pretrained weights. Writes out/check/verdict.json, which says the same whenever all is well, so that
+nothing downstream runs again for it. Stopped by a plan that names what the weights don't have, and
+by a contract that can't be measured.
 """
 
 from topwork.dataset.tables import Tables
