@@ -30,6 +30,7 @@ EVERYTHING = {
 AFTER_TRAINING = {"finetune", "predict", "evaluate", "report", "gate"}
 RERUNS: dict[str, set[str]] = {
     "errors.py": set(),
+    "extras.py": set(),
     "events.py": set(),
     "files.py": EVERYTHING,
     "classes.py": EVERYTHING - {"demo", "gate"},
@@ -66,6 +67,7 @@ RERUNS: dict[str, set[str]] = {
     "report/sections.py": {"report"},
     "compare/comparison.py": set(),
     "audit/verification.py": set(),
+    "doctor/project.py": set(),
     "demo/yard.py": {"demo"},
     "commands/summary.py": set(),
     "stages/predict.py": {"predict"},

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from topwork.classes import ClassPlan
 from topwork.dataset.tables import Tables
 from topwork.errors import EvaluationError
-from topwork.metrics.sets import classes_of, held_out
+from topwork.metrics.sets import classes_of, held_out, truths_of
 from topwork.params.learned import LearnParams
 from topwork.params.retention import KeepParams
 from topwork.project.names import HELD_OUT
@@ -75,6 +75,36 @@ def check_contract(
         raise EvaluationError(
             f"params.yaml: retention: {'; '.join(faults)}. Fix the contract, surgery.classes or"
             " dataset."
+        )
+
+
+def check_objects(
+    contract: Mapping[str, KeepParams],
+    learned: Mapping[str, LearnParams],
+    plan: ClassPlan,
+    tables: Tables,
+) -> None:
+    """Refuse a contract on a class of which its set holds no object: its AP would be undefined, and
+    an undefined figure never holds.
+
+    Raises:
+        EvaluationError: there is such a class; all are named.
+    """
+    truths = truths_of(plan, tables)
+    asked: dict[str, Mapping[str, KeepParams | LearnParams]] = {
+        "retention": contract,
+        "learned": learned,
+    }
+    faults = [
+        f"{section}.{name}: on: {item.on}, and the {item.on} set has no object of {name}"
+        for section, items in asked.items()
+        for name, item in items.items()
+        if not truths[item.on].objects[name]
+    ]
+    if faults:
+        raise EvaluationError(
+            f"params.yaml: {'; '.join(faults)}. Ask on another set, or annotate objects of the"
+            " class there."
         )
 
 

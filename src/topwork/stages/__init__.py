@@ -35,6 +35,11 @@ def main_of(run: Callable[[Params], None], sections: type[Params]) -> int:
         run(parse(sections, document))
     except TopworkError as error:
         return _failed(str(error))
+    except ModuleNotFoundError as error:
+        message = import_module("topwork.extras").missing_extra(error)
+        if message is None:
+            raise
+        return _failed(message)
     except MemoryError as error:
         return _failed(
             f"out of memory ({error}); lower the batch size in params.yaml, then run again."

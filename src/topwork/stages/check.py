@@ -8,7 +8,7 @@ by a contract that can't be measured.
 """
 
 from topwork.dataset.tables import Tables
-from topwork.evaluation.contract import check_measurable
+from topwork.evaluation.contract import check_measurable, check_objects
 from topwork.files import HeldInputs
 from topwork.params.learned import LearnParams
 from topwork.params.retention import KeepParams
@@ -31,11 +31,12 @@ class Params(Sections):
 
 @in_project
 def run(params: Params) -> None:
-    """Check the plan against the weights, the contract against plan and data.
+    """Check the plan against the weights, the contracts against plan and data.
 
     Raises:
         ClassPlanError: the plan names what the weights don't have.
-        EvaluationError: there is no test set, or the contract can't be measured.
+        EvaluationError: there is no test set, or a contract can't be measured, for want of the set,
+            the class or its objects.
     """
     held = HeldInputs({"pretrained": PRETRAINED, **table_paths()})
     plan = params.surgery.plan()
@@ -43,8 +44,9 @@ def run(params: Params) -> None:
     plan.check((*weights.columns, *weights.absorbed))
     tables = Tables.read(FOLDER, segmentation=False)
     check_measurable(params.retention, params.learned, plan, tables)
+    check_objects(params.retention, params.learned, plan, tables)
     held.check()
-    CheckRecord(checked=("plan", "test set", "contract")).write(VERDICT)
+    CheckRecord(checked=("plan", "test set", "contracts")).write(VERDICT)
 
 
 def main() -> int:
