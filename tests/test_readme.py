@@ -29,6 +29,7 @@ def test_the_first_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "person" in capsys.readouterr().out
     model, graft = names["model"], names["graft"]
     assert model.state_dict().keys() == graft.state_dict.keys()  # type: ignore[attr-defined]
+    assert set(names["found"]) == {"boxes", "scores", "labels", "names"}  # type: ignore[call-overload]
     assert all(p.grad is not None for p in model.parameters())  # type: ignore[attr-defined]
     code = [line for line in example.splitlines() if line.strip()]
     assert len(code) <= 14

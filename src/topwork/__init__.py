@@ -18,6 +18,7 @@ _PUBLIC = {
     "build": "topwork.detectors.builders",
     "graft": "topwork.surgery.graft",
     "load": "topwork.detectors.builders",
+    "predict": "topwork.inference.detections",
     "inspect": "topwork.surgery.inspection",
     "diff": "topwork.surgery.inspection",
     "verify_graft": "topwork.surgery.verification",

@@ -47,6 +47,7 @@ def predict(
     batch_size: int = 8,
     device: str | torch.device = "auto",
     columns: Sequence[str] | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """Detect objects in images.
 
@@ -57,6 +58,7 @@ def predict(
         batch_size: images a forward pass.
         device: see `device.choose_device`.
         columns: names of the labels; left out where the model says them (`model.columns`).
+        watch: called with the number of images done, after each batch.
 
     Returns:
         The table that this module's docstring describes; for no images, the same columns and no
@@ -83,10 +85,12 @@ def predict(
                 enabled=True, benchmark=False, deterministic=True, allow_tf32=False
             ),
         ):
-            found = [
-                _to_host(ids, model([_to_device(image, target) for image in batch]))
-                for ids, batch in _batches(images, batch_size, pin=target.type == "cuda")
-            ]
+            found, done = [], 0
+            for ids, batch in _batches(images, batch_size, pin=target.type == "cuda"):
+                found.append(_to_host(ids, model([_to_device(image, target) for image in batch])))
+                done += len(ids)
+                if watch is not None:
+                    watch(done)
     finally:
         model.train(training)
     return _table(found, names)

@@ -15,6 +15,7 @@ from topwork.files import atomic_folder
 from topwork.inference.device import machine_facts
 from topwork.inference.outputs import write_predictions
 from topwork.inference.prediction import predict
+from topwork.inference.progress import ImageProgress
 from topwork.metrics.sets import rename_kept
 from topwork.project.predictions import PredictionRecord
 from topwork.weights.format import read_weights
@@ -45,8 +46,14 @@ def predict_splits(
     detector = load(read_weights(path, trust=True))
     found = {}
     for done, split in enumerate(splits, start=1):
-        print(f"{model} on {split}: {len(images.openers(split))} images", flush=True)
-        table = predict(detector, images.openers(split), batch_size=batch_size, device=device)
+        openers = images.openers(split)
+        progress = ImageProgress(f"{model} on {split}", len(openers))
+        try:
+            table = predict(
+                detector, openers, batch_size=batch_size, device=device, watch=progress.update
+            )
+        finally:
+            progress.end()
         found[split] = rename_kept(table, plan) if model == "pretrained" else table
         emit(ProgressEvent(done=done, total=len(splits), unit="split", text=f"{model}, {split}"))
     return found

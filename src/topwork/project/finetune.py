@@ -11,6 +11,14 @@ RECORD = FOLDER / "record.json"
 CURVES = FOLDER / "curves"
 
 
+USE = f"""\
+the fine-tuned detector: {FINETUNED}; in Python:
+  import topwork
+  model = topwork.load("{FINETUNED.as_posix()}")
+  found = topwork.predict(model, ["image.jpg"])[0]  # boxes, scores, labels, names"""
+"""What is said of the weights when a run has ended."""
+
+
 class Determinism(Record):
     """How exactly the run repeats itself: `bit-exact`, `same-device` or `statistical`; and why."""
 

@@ -12,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 
 from topwork.dataset.tables import Tables
-from topwork.evaluation.assessment import assess
+from topwork.evaluation.assessment import Assessment, assess
 from topwork.evaluation.console import print_classes
 from topwork.evaluation.contract import check_measurable
 from topwork.evaluation.outputs import write_evaluation
@@ -46,19 +46,21 @@ def run(params: Params) -> None:
     plan = params.surgery.plan()
     tables = Tables.read(FOLDER)
     check_measurable(params.retention, params.learned, plan, tables)
-    assessments = {
-        split: {
-            model: assess(
+    assessments: dict[str, dict[str, Assessment]] = {}
+    for split, truth in truths_of(plan, tables).items():
+        for model in MODELS:
+            print(
+                f"{model} on {split}: {len(truth.image_ids)} images, {params.evaluate.bootstrap}"
+                " resamples",
+                flush=True,
+            )
+            assessments.setdefault(split, {})[model] = assess(
                 truth,
                 pd.read_parquet(predictions_path(model, split)),
                 params.evaluate,
                 classes=tuple(plan.kept) if model == "pretrained" else plan.names,
                 what=f"predictions of {model} on {split}",
             )
-            for model in MODELS
-        }
-        for split, truth in truths_of(plan, tables).items()
-    }
     held.check()
     classes, verdict = write_evaluation(
         assessments, plan, params.evaluate, params.retention, params.learned

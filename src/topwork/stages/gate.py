@@ -13,6 +13,7 @@ from topwork.params.learned import LearnParams
 from topwork.params.retention import KeepParams
 from topwork.params.section import Sections
 from topwork.project.evaluate import VERDICT, ContractRecord, LearnedRecord, VerdictRecord
+from topwork.project.finetune import USE
 from topwork.project.gate import PASSED
 from topwork.project.report import REPORT
 from topwork.stages import in_project, main_of
@@ -64,6 +65,7 @@ def run(params: Params) -> None:
         print(line)
     if not verdict.contracts and not verdict.learned:
         print("no contract in params.yaml (retention, learned): nothing to hold")
+    print(f"report: {REPORT}\n{USE}")
 
 
 def _check_same(
