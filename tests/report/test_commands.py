@@ -16,7 +16,7 @@ from topwork.cli import main
         (["export", "--images", "gone", "params.yaml"], "export: gone: no such file or folder."),
         (
             ["export", "--images", "params.yaml"],
-            "export: no image in params.yaml; images end with .bmp",
+            "export: no image in params.yaml; images end with .avif, .bmp",
         ),
         (
             ["compare", "workspace", "workspace", "--pictures", "-1"],

@@ -90,7 +90,12 @@ BOX_CASES: dict[str, tuple[Case, Case]] = {
         lambda s: s.mask(0, [RECTANGLE], iscrowd=1),
         lambda s: s.mask(0, rle(), iscrowd=1),
     ),
-    "crowd-many": (lambda s: crowds(s, 7), lambda s: crowds(s, 6)),
+    "crowd-many": (lambda s: crowds(s, 6), lambda s: crowds(s, 5)),
+    "crowd-all": (lambda s: crowds(s, 12), lambda s: crowds(s, 11)),
+    "box-rotated": (
+        lambda s: s.annotation(0, attributes={"rotation": 30.0}),
+        lambda s: s.annotation(0, attributes={"rotation": 180.0}),
+    ),
     "segmentation-malformed": (lambda s: s.mask(0, "polygon"), lambda s: s.mask(0, [RECTANGLE])),
     "segmentation-nan": (lambda s: s.mask(0, [[3, 5, None, 5, 15, 19]]), lambda s: s.mask(0, None)),
     "polygon-odd": (lambda s: s.mask(0, [RECTANGLE[:7]]), lambda s: s.mask(0, [RECTANGLE])),

@@ -49,6 +49,30 @@ def yolo(scene: Scene, data: str = DATA_YAML, **labels: str) -> Scene:
     return scene.use("yolo/data.yaml")
 
 
+POSE = (  # a box and three keypoints of two numbers
+    "0 0.5 0.5 0.4 0.4 0.35 0.35 0.65 0.5 0.5 0.65\n"
+    "0 0.3 0.5 0.4 0.4 0.15 0.35 0.45 0.5 0.3 0.65\n"
+    "1 0.5 0.3 0.2 0.4 0.45 0.15 0.55 0.3 0.5 0.45\n"
+)
+
+
+def two_yolo(scene: Scene, names: str) -> Scene:
+    """val in a YOLO set of its own, with names of its own."""
+    yolo(scene).file("other/data.yaml", f"val: images\n{names}\n".encode())
+    scene.file("other/images/c.jpg", encoded(picture(8))).file("other/labels/c.txt", LABEL)
+    return scene.also("val", "other/data.yaml")
+
+
+LABEL = b"0 0.5 0.5 0.2 0.25\n"
+
+
+def listed(scene: Scene, *lines: str) -> Scene:
+    """train as a text file of images."""
+    return yolo(scene, DATA_YAML.replace("train: images/train", "train: train.txt")).file(
+        "yolo/train.txt", "".join(f"{line}\n" for line in lines).encode()
+    )
+
+
 FORMAT_CASES: dict[str, tuple[Case, Case]] = {
     "file-not-voc": (
         lambda s: voc(s, a=b"<annotation><object>"),
@@ -57,6 +81,33 @@ FORMAT_CASES: dict[str, tuple[Case, Case]] = {
     "file-not-yolo": (
         lambda s: yolo(s, "train: images/train\n"),
         lambda s: yolo(s, "train: images/train\nnames: [helmet, forklift]\n"),
+    ),
+    "yolo-class-count": (
+        lambda s: yolo(s, f"nc: 3\n{DATA_YAML}"),
+        lambda s: yolo(s, f"nc: 2\n{DATA_YAML}"),
+    ),
+    "yolo-names-differ": (
+        lambda s: two_yolo(s, "names: [forklift, helmet]"),
+        lambda s: two_yolo(s, "names: [helmet]"),
+    ),
+    "yolo-pose-undeclared": (
+        lambda s: yolo(s, a=POSE),
+        lambda s: yolo(s, f"task: segment\n{DATA_YAML}", a=POSE),
+    ),
+    "yolo-rows-mixed": (
+        lambda s: yolo(s, a="0 0.1 0.25 0.5 0.25 0.5 0.75\n"),
+        lambda s: yolo(
+            s, a="0 0.1 0.25 0.5 0.25 0.5 0.75\n", b="0 0.1 0.25 0.5 0.25 0.5 0.75 0.1 0.7\n"
+        ),
+    ),
+    "voc-corners": (voc, yolo),
+    "list-path-matched": (
+        lambda s: listed(s, "/home/me/set/images/train/a.jpg"),
+        lambda s: listed(s, "./images/train/a.jpg"),
+    ),
+    "label-shared": (
+        lambda s: yolo(s).file("yolo/images/train/a.png", encoded(picture(7), "PNG")),
+        lambda s: yolo(s).file("yolo/images/train/c.png", encoded(picture(7), "PNG")),
     ),
     "label-without-image": (
         lambda s: yolo(s, c="0 0.5 0.5 0.2 0.2\n"),

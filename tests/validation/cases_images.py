@@ -13,6 +13,8 @@ Case = Callable[[Scene], Scene]
 
 ROTATED = Image.Exif()
 ROTATED[0x0112] = 6
+UPSIDE_DOWN = Image.Exif()
+UPSIDE_DOWN[0x0112] = 3
 UPRIGHT = Image.Exif()
 UPRIGHT[0x0112] = 1
 
@@ -88,6 +90,10 @@ IMAGE_CASES: dict[str, tuple[Case, Case]] = {
         replaced(encoded(picture(0), exif=ROTATED)),
         replaced(encoded(picture(0), exif=UPRIGHT)),
     ),
+    "exif-undecided": (
+        replaced(encoded(picture(0), exif=UPSIDE_DOWN)),
+        replaced(encoded(picture(0), exif=ROTATED)),
+    ),
     "image-grey": (replaced(encoded(picture(0, mode="L"))), replaced(encoded(picture(0)))),
     "image-cmyk": (
         replaced(encoded(picture(0, mode="CMYK"))),
@@ -145,6 +151,10 @@ IMAGE_CASES: dict[str, tuple[Case, Case]] = {
     "path-case-differs": (
         lambda s: s.image(0, file_name="0.JPG"),
         lambda s: s.image(0, file_name="nowhere.jpg"),
+    ),
+    "path-matched": (
+        lambda s: s.image(0, file_name="x\\0.jpg").option(match="nearest"),
+        lambda s: s.image(0, file_name="x\\0.jpg"),
     ),
     "duplicate-image": (lambda s: copied(s, True), lambda s: s),
     "duplicate-labels-differ": (lambda s: copied(s, False), lambda s: copied(s, True)),

@@ -78,6 +78,15 @@ def leaking(scene: Scene, val_site: str) -> Scene:
     return scene.option(split={"group_by": "site"})
 
 
+def alike(scene: Scene) -> Scene:
+    """The second image with the boxes and classes of the first."""
+    records = scene.sets["train"]["annotations"]
+    for index in range(6):
+        same = {key: records[index][key] for key in ("bbox", "area", "category_id")}
+        scene.annotation(6 + index, **same)
+    return scene
+
+
 RECORD_CASES: dict[str, tuple[Case, Case]] = {
     "file-unreadable": (lambda s: s.raw(None), lambda s: s),
     "file-empty": (
@@ -99,7 +108,14 @@ RECORD_CASES: dict[str, tuple[Case, Case]] = {
         lambda s: s.top(info={"bbox": 1, "file_name": "x"}),
     ),
     "set-empty": (lambda s: s.top(images=[], annotations=[]), lambda s: s),
-    "set-unannotated": (lambda s: s.top(annotations=[]), lambda s: s),
+    "set-unannotated": (
+        lambda s: s.other().top("val", annotations=[]),
+        lambda s: s.top(annotations=[]),
+    ),
+    "train-unannotated": (
+        lambda s: s.top(annotations=[]),
+        lambda s: s.other().top("val", annotations=[]),
+    ),
     "record-malformed": (
         lambda s: s.annotation(0, image_id=None),
         lambda s: s.annotation(0, image_id=1.0),
@@ -125,6 +141,10 @@ RECORD_CASES: dict[str, tuple[Case, Case]] = {
         lambda s: s.annotation(0, category_id=2),
     ),
     "image-listed-twice": (lambda s: s.image(1, file_name="0.jpg"), lambda s: s),
+    "image-boxes-differ": (
+        lambda s: s.image(1, file_name="0.jpg"),
+        lambda s: alike(s.image(1, file_name="0.jpg")),
+    ),
     "image-size-missing": (lambda s: s.image(0, width=ABSENT), lambda s: s.image(0, width=100.0)),
     "image-empty": (
         lambda s: s.add("images", {"id": 9, "file_name": "9.jpg", "width": 100, "height": 80}).file(
@@ -145,6 +165,10 @@ RECORD_CASES: dict[str, tuple[Case, Case]] = {
     "category-name-reserved": (
         lambda s: s.category(1, name="__background__"),
         lambda s: s.category(1, name="background"),
+    ),
+    "category-placeholder": (
+        lambda s: s.add("categories", {"id": 0, "name": "_background_"}),
+        lambda s: s.category(1, name="_background_"),
     ),
     "category-unused": (lambda s: s.add("categories", {"id": 3, "name": "cone"}), lambda s: s),
     "category-off-by-one": (lambda s: coco_names(s, 2, 4, 18), lambda s: coco_names(s, 1, 3, 17)),

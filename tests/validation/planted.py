@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from validation.cases_boxes import RECTANGLE, RUNS, rle
-from validation.cases_formats import voc_file, voc_object
+from validation.cases_formats import POSE, voc_file, voc_object
 from validation.cases_images import ROTATED, brighter, flat
 from validation.scene import ABSENT, HEIGHT, WIDTH, Scene, encoded, picture, small_set
 
@@ -295,6 +295,7 @@ def _categories(planted: Planted) -> None:
     for key, name in (
         (3, "cone"),
         (4, "ladder"),
+        (5, "van"),
         (7, "bollard"),
         (7, "post"),
         (8, "sign"),
@@ -306,7 +307,7 @@ def _categories(planted: Planted) -> None:
         (0, "kerb"),
     ):
         scene.add("categories", {"id": key, "name": name})
-        if key not in (3, 4):
+        if key not in (3, 4, 5):
             planted.expect("category-unused")
     planted.expect("category-id-twice", times=2)
     for rule in (
@@ -319,6 +320,8 @@ def _categories(planted: Planted) -> None:
         planted.expect(rule)
     for key, image, category, crowd in (
         (900, 61, 4, 0),
+        (905, 63, 5, 1),
+        (906, 64, 5, 0),
         *((901 + number, 62 + number % 2, 3, 1) for number in range(4)),
     ):
         box = [60 - 12 * (key % 4), 58, 8, 8]
@@ -333,8 +336,9 @@ def _categories(planted: Planted) -> None:
                 "iscrowd": crowd,
             },
         )
-    planted.expect("crowd-many")  # all cones
-    planted.expect("category-rare", times=2)
+    planted.expect("crowd-all")  # all cones
+    planted.expect("crowd-many")  # half of the vans
+    planted.expect("category-rare", times=3)
     planted.expect("category-imbalance")  # ladder against helmet
 
 
@@ -406,6 +410,7 @@ def _other_sets(planted: Planted) -> None:
     )
     scene.file("yolo/labels/train/b.txt", b"0 0.5 0.5 0.2 0.2\n")
     planted.expect("file-not-voc", "test", 3)
+    planted.expect("voc-corners", "test")
     planted.expect("category-ids-differ", "test", times=2)
     for rule in ("archive-unreadable", "box-normalised", "category-off-by-one"):
         planted.expect(rule, "source")
@@ -418,7 +423,7 @@ def _other_sets(planted: Planted) -> None:
         planted.expect(rule, "replay")
     for split in ("val", "test"):
         planted.expect("category-sets-differ", split)
-        planted.expect("category-missing-from-split", split, times=2)  # cone, ladder
+        planted.expect("category-missing-from-split", split, times=3)  # cone, ladder, van
 
 
 def whole_files(folder: Path) -> list[Planted]:
@@ -459,4 +464,78 @@ def whole_files(folder: Path) -> list[Planted]:
     two.expect("set-empty", "source")
     two.expect("image-unlisted", "source")  # its images' folder is the whole project's
     two.expect("file-unreadable", "replay")
-    return [one, two]
+    return [one, two, yolo_exports(folder / "three"), without_labels(folder / "four")]
+
+
+def yolo_exports(folder: Path) -> Planted:
+    """Exports as they come: YOLO sets whose files disagree, and a COCO set written on Windows."""
+    planted = Planted(folder)
+    scene = planted.scene
+    names = "names: [helmet, forklift]"
+    scene.file("a/data.yaml", f"nc: 3\n{names}\ntrain: train.txt\n".encode())
+    scene.file("a/train.txt", b"/home/me/images/1.jpg\nimages/1.png\nimages/2.jpg\n")
+    turned = Image.Exif()
+    turned[0x0112] = 8
+    scene.file("a/images/1.jpg", encoded(picture(700), exif=turned))
+    scene.file("a/images/1.png", encoded(picture(701), "PNG"))
+    scene.file("a/images/2.jpg", encoded(picture(702)))
+    scene.file("a/labels/1.txt", b"0 0.2 0.3 0.2 0.25\n").file("a/labels/2.txt", POSE.encode())
+    scene.file("b/data.yaml", b"names: [forklift, helmet]\nval: images\n")
+    scene.file("b/images/3.jpg", encoded(picture(703)))
+    scene.file("b/labels/3.txt", b"0 0.5 0.5 0.2 0.25\n1 0.2 0.3 0.2 0.25\n")
+    whole = small_set(first_seed=710)
+    scene.sets = {"source": whole}
+    for seed in range(710, 714):
+        scene.file(f"source/{seed}.jpg", encoded(picture(seed)))
+    scene.image(0, "source", file_name="C:\\data\\710.jpg").image(2, "source", file_name="711.jpg")
+    scene.files.pop("source/712.jpg")
+    scene.annotation(0, "source", attributes={"rotation": -20})
+    scene.add("categories", {"id": 0, "name": "_background_"}, "source")
+    scene.write()
+    planted.params(
+        {
+            "match": "nearest",
+            "train": {"annotations": "a/data.yaml"},
+            "val": {"annotations": "b/data.yaml"},
+            "source": {"annotations": "source.json", "images": "source"},
+        }
+    )
+    for rule, image in (
+        ("yolo-class-count", None),
+        ("list-path-matched", None),
+        ("yolo-rows-mixed", None),
+        ("yolo-pose-undeclared", None),
+        ("label-shared", 2),
+        ("exif-undecided", 1),
+        ("image-exif-rotated", 1),
+        ("category-id-zero", None),
+    ):
+        planted.expect(rule, "train", image)
+    planted.expect("category-rare", times=2)
+    for rule, times in (("yolo-names-differ", 1), ("category-ids-differ", 2)):
+        planted.expect(rule, "val", times=times)
+    planted.expect("category-id-zero", "val")
+    planted.expect("box-rotated", "source", 1, 10)
+    for key in (2, 3):
+        planted.expect("image-listed-twice", "source", key)
+    for rule in ("image-boxes-differ", "duplicate-labels-differ"):
+        planted.expect(rule, "source", 3)
+    for line in (1, 2, 3):  # a YOLO set has no areas but its boxes'
+        planted.expect("segmentation-area-differs", "train", 3, 30_000 + line)
+    planted.expect("path-matched", "source")
+    planted.expect("category-placeholder", "source")
+    return planted
+
+
+def without_labels(folder: Path) -> Planted:
+    """A YOLO set whose labels folder is misnamed."""
+    planted = Planted(folder)
+    planted.scene.sets.clear()
+    planted.scene.files.clear()
+    planted.scene.file("data.yaml", b"names: [helmet]\ntrain: images\n")
+    planted.scene.file("images/a.jpg", encoded(picture(720)))
+    planted.scene.file("Labels/a.txt", b"0 0.5 0.5 0.2 0.25\n").write()
+    planted.params({"train": {"annotations": "data.yaml"}})
+    planted.expect("train-unannotated")
+    planted.expect("category-id-zero")
+    return planted

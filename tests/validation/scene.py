@@ -75,6 +75,7 @@ class Scene:
         self.options: dict[str, Any] = {}
         self.roots: dict[str, str] = {}
         self.annotations: str | None = None
+        self.others: dict[str, str] = {}
 
     def image(self, index: int, split: str = "train", **values: Any) -> "Scene":
         _put(self.sets[split]["images"][index], values)
@@ -157,6 +158,11 @@ class Scene:
         self.annotations = annotations
         return self
 
+    def also(self, split: str, annotations: str) -> "Scene":
+        """A further split from an annotation file or folder of its own."""
+        self.others[split] = annotations
+        return self
+
     def images_at(self, root: str) -> "Scene":
         """Another folder or archive for the images of train."""
         self.roots["train"] = root
@@ -201,6 +207,7 @@ class Scene:
         }
         if self.annotations is not None:
             sets["train"] = SetParams(annotations=Path(self.annotations))
+        sets |= {split: SetParams(annotations=Path(place)) for split, place in self.others.items()}
         options = dict(self.options)
         if "split" in options:
             options["split"] = SplitParams(**options["split"])

@@ -84,7 +84,7 @@ def test_voc_counts_pixels_from_one_and_includes_the_last(tmp_path: Path) -> Non
         [2, "b.jpg", 100, 80],
     ]
     assert found.tables.names("train") == {1: "forklift", 2: "helmet"}
-    assert rules(found) == {"category-rare"}
+    assert rules(found) == {"category-rare", "voc-corners"}
 
 
 def test_voc_written_from_zero_is_read_from_zero(tmp_path: Path) -> None:

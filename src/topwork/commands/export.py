@@ -123,16 +123,14 @@ def _images(given: list[Path], project: "Run | None") -> "tuple[list[Tensor], st
 
 
 def _tensor(content: bytes, name: str) -> "Tensor":
-    import io
-
     import numpy as np
     import torch
-    from PIL import Image, UnidentifiedImageError
 
+    from topwork.dataset.images import rgb_upright
     from topwork.errors import ExportError
 
     try:
-        pixels: Any = np.array(Image.open(io.BytesIO(content)).convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+        pixels: Any = np.array(rgb_upright(content))
+    except (OSError, ValueError) as error:
         raise ExportError(f"{name}: can't be read as an image ({error}).") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32).div(255).contiguous()

@@ -3,8 +3,9 @@
 import argparse
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from topwork.errors import DataError
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from topwork.params.dataset import DatasetParams
     from topwork.validation.findings import Findings
     from topwork.validation.gate import Validation
+    from topwork.validation.layout import Layout
 
 LINES = 23  # of a screen, less one for the next prompt
 WIDEST = 280  # characters of a message, eight lines of the table's last column
@@ -22,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """Examples:
   topwork validate                                          # the data of params.yaml
   topwork validate instances.json --images images.zip       # COCO, images in a folder, zip or tar
+  topwork validate export/                                  # finds out what it is, and says so
   topwork validate VOCdevkit/VOC2012                        # Pascal VOC
   topwork validate data.yaml --report findings/             # YOLO, with pictures of what was found
   topwork validate train.json --against test.json           # leakage between two sets
@@ -33,7 +36,8 @@ Exit code: 0 fine, 1 findings of the severity --fail-on or above, 2 wrong usage.
         "path",
         nargs="?",
         type=Path,
-        help="COCO JSON, VOC folder or YOLO data.yaml; left out, the data of params.yaml",
+        help="COCO JSON, VOC folder, YOLO data.yaml, or the folder of an export; left out, the data"
+        " of params.yaml",
     )
     parser.add_argument(
         "--images",
@@ -94,30 +98,32 @@ def run(args: argparse.Namespace) -> int:
     from topwork.validation.gate import stops, validate
 
     _check_outputs(args)
-    dataset, base, lacking = _dataset(args)
-    with_images = not args.no_images and lacking is None
+    given = _dataset(args)
+    with_images = not args.no_images and given.lacking is None
     cache = None if args.no_cache else _cache()
-    found = validate(dataset, base, cache=cache, images=with_images, workers=args.workers)
-    if lacking is not None and found.readable and not args.no_images and args.format == "text":
-        print(
-            f"note: found no images next to {lacking}, so only annotations are checked; give"
-            " their folder by --images.",
-            file=sys.stderr,
-        )
+    found = validate(given.dataset, cache=cache, images=with_images, workers=args.workers)
+    lacking = given.lacking is not None and found.readable and not args.no_images
     if args.format == "json":
-        _print_json(found)
+        _print_json(found, given.layouts)
     else:
-        _print_text(found, with_images)
+        _print_text(found, given.layouts)
     failing = stops(found.findings, args.fail_on)
     if args.fix_list is not None:
         _write_fix_list(found.findings, failing or ["error"], args.fix_list)
     if args.report is not None:
         from topwork.validation.gallery import write_gallery
 
-        page = write_gallery(found, base, args.report)
+        page = write_gallery(found, Path(), args.report)
         if args.format == "text":
             print(f"report: {page}")
-    return 1 if failing else 0
+    if lacking:
+        print(
+            f"error: {given.lacking}: none of its images is near it, so only annotations were"
+            " checked. Give their folder or archive by --images, or leave them out by"
+            " --no-images.",
+            file=sys.stderr,
+        )
+    return 1 if failing or lacking else 0
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -150,13 +156,21 @@ def _check_outputs(args: argparse.Namespace) -> None:
             )
 
 
-def _dataset(args: argparse.Namespace) -> tuple["DatasetParams", Path, Path | None]:
-    """What to check: (section, folder that its paths are relative to, an annotation file whose
-    images weren't found).
+@dataclass(frozen=True)
+class _Given:
+    """What to check: the section, what its paths were taken for, and an annotation file whose
+    images weren't found.
     """
+
+    dataset: "DatasetParams"
+    layouts: "tuple[Layout, ...]" = ()
+    lacking: Path | None = None
+
+
+def _dataset(args: argparse.Namespace) -> _Given:
     from topwork.params.dataset import DatasetParams
     from topwork.params.document import load_params
-    from topwork.project.names import CUSTOM_SPLITS
+    from topwork.validation.layout import find_layout
 
     if args.path is None:
         if args.images is not None or args.against is not None:
@@ -164,70 +178,34 @@ def _dataset(args: argparse.Namespace) -> tuple["DatasetParams", Path, Path | No
                 "topwork validate: --images and --against go with a PATH; without one the data of"
                 " params.yaml are checked."
             )
-        return load_params().dataset, Path(), None
-    sets: dict[str, Any] = {}
-    sets |= _sets(args.path, args.images, CUSTOM_SPLITS)
+        return _Given(load_params().dataset)
+    layouts = [find_layout(args.path, args.images)]
+    sets = layouts[0].entries()
     if args.against is not None:
+        layouts.append(find_layout(args.against, args.against_images))
         free = next(name for name in ("test", "source", "replay") if name not in sets)
-        sets |= _sets(args.against, args.against_images, (free,))
+        sets[free] = next(iter(layouts[1].entries().values()))
+        if sets[free].subset is None and layouts[1].format != "coco":
+            sets[free] = sets[free].model_copy(update={"subset": _list_of(layouts[1])})
     lacking = next(
-        (entry.annotations for entry in sets.values() if entry.images == Path(os.devnull)), None
-    )
-    return DatasetParams.model_validate({"root": Path(), **sets}), Path(), lacking
-
-
-def _sets(path: Path, images: Path | None, names: tuple[str, ...]) -> dict[str, Any]:
-    """The sets at a path: one of a COCO file, each list of a VOC or YOLO set."""
-    from topwork.params.dataset import SetParams
-    from topwork.validation.reader import format_of, lists_of
-
-    if not path.exists():
-        raise DataError(
-            f"{path}: no such file or folder; expected a COCO JSON, a VOC folder or a YOLO"
-            " data.yaml."
-        )
-    kind = format_of(path)
-    if kind == "coco":
-        return {
-            names[0]: SetParams(annotations=path, images=images or _guess(path) or Path(os.devnull))
-        }
-    lists = lists_of(path, kind)
-    if len(names) == 1 or not lists:
-        return {
-            names[0]: SetParams(annotations=path, images=images, subset=lists[0] if lists else None)
-        }
-    return {
-        name: SetParams(annotations=path, images=images, subset=name)
-        for name in names
-        if name in lists
-    }
-
-
-def _guess(path: Path) -> Path | None:
-    """Where a COCO file's images are: the place next to it that has most of the first hundred."""
-    from topwork.validation.read_coco import first_names
-
-    names = first_names(path, 100)
-    stem = path.name.split(".")[0].removeprefix("instances_").removeprefix("_annotations")
-    places = [
-        path.parent,
-        *(
-            path.parent / name
-            for name in (
-                "images",
-                stem,
-                f"images/{stem}",
-                f"../{stem}",
-                f"../images/{stem}",
-                "../images",
-            )
-            if name
+        (
+            layout.root / found.annotations
+            for layout in layouts
+            for found in layout.sets.values()
+            if found.lacking
         ),
-    ]
-    counts = [
-        sum((place / name).is_file() for name in names if ".." not in name) for place in places
-    ]
-    return places[counts.index(max(counts))] if max(counts) else None
+        None,
+    )
+    dataset = DatasetParams.model_validate({"root": Path(), **sets})
+    return _Given(dataset, tuple(layouts), lacking)
+
+
+def _list_of(layout: "Layout") -> str | None:
+    """The list that a set of another split's name is read from; None for a VOC set without."""
+    from topwork.validation.reader import lists_of
+
+    first = next(iter(layout.sets.values()))
+    return next(iter(lists_of(layout.root / first.annotations, layout.format)), None)
 
 
 def _cache() -> Path:
@@ -239,20 +217,26 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topwork" / "images"
 
 
-def _print_json(found: "Validation") -> None:
+def _print_json(found: "Validation", layouts: "tuple[Layout, ...]") -> None:
     from topwork.files import canonical_json
     from topwork.validation.outputs import findings_record, summary
 
     print(
         canonical_json(
-            {**findings_record(found.findings, found.dropped).document(), "summary": summary(found)}
+            {
+                **findings_record(found.findings, found.dropped).document(),
+                "summary": summary(found),
+                "taken_for": [layout.description for layout in layouts],
+            }
         ),
         end="",
     )
 
 
-def _print_text(found: "Validation", with_images: bool) -> None:
-    """Counts by split, then a line a rule: how often, and the first place."""
+def _print_text(found: "Validation", layouts: "tuple[Layout, ...]") -> None:
+    """What paths were taken for, counts by split, then a line a rule: how often, and the first
+    place.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -261,6 +245,9 @@ def _print_text(found: "Validation", with_images: bool) -> None:
 
     console = Console(highlight=False, soft_wrap=False)
     tables = found.tables
+    for layout in layouts:
+        told = f"taken for {layout.summary()}"
+        console.print(Text(told), no_wrap=True, overflow="ellipsis")
     for split in tables.splits:
         chosen = tables.split(split)
         images, boxes = (
@@ -276,7 +263,7 @@ def _print_text(found: "Validation", with_images: bool) -> None:
     counts = found.findings.by_rule()
     order = list(dict.fromkeys(row.rule for row in found.findings))
     # the table's head, "more rules", the counts, where the page is
-    rows = LINES - len(tables.splits) - 4
+    rows = LINES - len(layouts) - len(tables.splits) - 4
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
     if order:
         table = Table(box=None, pad_edge=False, expand=True)
@@ -299,9 +286,7 @@ def _print_text(found: "Validation", with_images: bool) -> None:
             console.print(f"... and {len(order) - rows} more rules; --format json has all.")
     numbers = found.findings.by_severity()
     known, read = found.probed
-    looked = (
-        f"; {_counted(known, 'image')} looked at, {read} read in this run" if with_images else ""
-    )
+    looked = f"; {_counted(known, 'image')} looked at, {read} read in this run" if known else ""
     counted = ", ".join(_counted(number, severity) for severity, number in numbers.items())
     console.print(Text(f"{counted}{looked}"))
 

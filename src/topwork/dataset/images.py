@@ -1,7 +1,8 @@
-"""Where image bytes come from: a folder, a zip or a tar archive, read without unpacking.
+"""Images: where their bytes come from (a folder, a zip or a tar archive, read without unpacking),
+and the one decoder that makes them RGB for training, prediction, evaluation and reports.
 
-EXIF orientation is left alone, as torchvision's decoders leave it: boxes are drawn on pixels as
-stored (rule image-exif-rotated reports it).
+Pictures are upright: the EXIF orientation is applied, as viewers do, and the tables' boxes are in
+pixels of the upright picture (the data gate turns those that were made on the stored one).
 """
 
 import hashlib
@@ -17,18 +18,96 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 
 from topwork.errors import DataError
 from topwork.files import sha256_file
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+    | {".avif", ".ppm", ".pgm"}
 )
 MAC_FOLDER = "__MACOSX/"  # what macOS adds to its zips: a shadow of each file, under its name
 BOMB_RATIO = 1000
 BOMB_BYTES = 256 << 20
 MAX_PIXELS = 178_956_970  # Pillow's own bound for a decompression bomb warning, times two
+ORIENTATION = 0x0112
+SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the stored picture upright; 5 to 8 swap width and height."""
+
+
+def rgb_upright(data: bytes) -> Image.Image:
+    """Decode a picture: RGB of 8 bits, upright (EXIF orientation applied), its first frame.
+
+    16-bit grey is scaled by its range (65535 becomes 255); integers of 32 bits by 16 bits' range
+    where they fit it; these beyond it, and floats, have no range of their own and are stretched
+    from their least to their greatest value. Palettes, grey and CMYK are converted; transparency
+    is left out, so that what is transparent shows the colour that's stored there.
+
+    Raises:
+        ValueError: more than `MAX_PIXELS`.
+        Exception: whatever Pillow raises on broken data.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(
+                f"{image.width}x{image.height} pixels, at most {MAX_PIXELS} are decoded"
+            )
+        image.load()
+        turn = UPRIGHT.get(orientation_of(image))
+        picture = eight_bits(image).convert("RGB")
+    return picture if turn is None else picture.transpose(turn)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """An image of more than 8 bits a channel as grey of 8; any other as it is."""
+    if image.mode in SIXTEEN_BITS:
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode not in ("I", "F"):
+        return image
+    numbers = np.nan_to_num(np.asarray(image, np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(numbers.min()), float(numbers.max())
+    if image.mode == "I" and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    scaled = (numbers - low) * 255 / (high - low if high > low else 1.0)
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation of a loaded image (Pillow turns TIFF itself while it loads); 1 where there's
+    none, or none that can be read.
+    """
+    try:
+        found = int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - broken metadata around whole pixels
+        return 1
+    return found if found in UPRIGHT else 1
+
+
+def header_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
+    """Width and height from an image's header, as stored or of the upright picture; 0 where it
+    can't be read.
+    """
+    try:
+        if not path.is_file():
+            return 0, 0  # opening a pipe would wait forever
+        with Image.open(path) as image:
+            # a TIFF's size is that of the upright picture already
+            turned = upright and image.format != "TIFF" and orientation_of(image) >= 5
+            return (image.height, image.width) if turned else image.size
+    except Exception:  # noqa: BLE001 - Pillow's plugins raise almost anything on broken data
+        return 0, 0
 
 
 @dataclass(frozen=True)
@@ -174,22 +253,14 @@ class ImageStore:
             raise DataError(f"{self.root}: {file_name}: can't be read ({error}).") from error
 
     def open(self, file_name: str) -> Image.Image:
-        """An image as RGB, decoded, pixels as stored (EXIF orientation not applied).
+        """An image as RGB, upright (see `rgb_upright`).
 
         Raises:
             DataError: it's missing, no image, truncated, or too large to decode.
         """
         data = self.read(file_name)
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{self.root}: {file_name}: {image.width}x{image.height} pixels, at most"
-                        f" {MAX_PIXELS} are decoded."
-                    )
-                return image.convert("RGB")
-        except DataError:
-            raise
+            return rgb_upright(data)
         except Exception as error:  # Pillow's plugins raise almost anything on broken data
             raise DataError(
                 f"{self.root}: {file_name}: can't be decoded ({error}). Replace it, or list its"

@@ -12,7 +12,9 @@ class SetParams(Section):
     """One set of labelled images."""
 
     annotations: Path
-    """COCO instances JSON, a Pascal VOC folder, or a YOLO data.yaml."""
+    """COCO instances JSON, a Pascal VOC folder, or a YOLO set (data.yaml, obj.data, or the folder
+    with classes.txt).
+    """
     images: Path | None = None
     """Folder, zip or tar with the images; left out where the format defines it (VOC, YOLO)."""
     subset: str | None = None
@@ -59,6 +61,22 @@ class DatasetParams(Section):
     """
     aliases: dict[str, str] = {}
     """Category name in the data -> name used here, where the two differ."""
+    match: Literal["exact", "nearest"] = "exact"
+    """How file names find images: as written, or where that fails by slashes, case and Unicode
+    form, and then by a base name that only one image has.
+    """
+    exif: Literal["turned", "stored"] | None = None
+    """Which picture was labelled where EXIF asks to turn it: the turned one, or the one as stored;
+    left out, decided by sizes and boxes where these decide.
+    """
+    voc_base: Literal[0, 1] | None = None
+    """The first pixel's number in Pascal VOC boxes; left out, 0 where a corner is below 1, else
+    1.
+    """
+    rotated: Literal["hull", "unturned"] | None = None
+    """What a box with an angle becomes: the upright hull of the turned box, or the box as if it
+    had none; left out, such boxes are errors.
+    """
     drop: list[int | str] = []
     """Annotation ids to leave out, by explicit choice (`topwork validate --fix-list` writes them);
     `train:123` where splits share ids.

@@ -13,6 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
+from topwork.dataset.images import rgb_upright
 from topwork.errors import DataError
 from topwork.report.run import Run
 from topwork.report.svg import number, svg, text_width
@@ -126,10 +127,8 @@ def draw(run: Run, chosen: Sequence[ChosenImage]) -> list[Picture]:
 
 def _open(run: Run, item: ChosenImage) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(run.files.image(item.image_root, item.file_name))).convert(
-            "RGB"
-        )
-    except OSError as error:
+        return rgb_upright(run.files.image(item.image_root, item.file_name))
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{item.image_root}/{item.file_name}: can't be drawn ({error}). It could be when"
             " evaluate ran; restore it (dvc checkout), or run `dvc repro`."

@@ -86,6 +86,12 @@ class LooseFile(msgspec.Struct, gc=False):
     categories: list[msgspec.Raw]
 
 
+class LooseAnnotations(msgspec.Struct, gc=False):
+    """The annotations alone, each unread."""
+
+    annotations: list[msgspec.Raw]
+
+
 class ImageFields(msgspec.Struct, gc=False):
     """Only the image records, with all the fields they have."""
 

@@ -4,6 +4,7 @@ return tables and findings.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,31 @@ from topwork.errors import DataError
 from topwork.params.dataset import DatasetParams, SplitParams
 from topwork.project.names import CUSTOM_SPLITS, SPLITS
 from topwork.validation.checks.boxes import check_boxes
-from topwork.validation.checks.categories import check_across, check_aliases, check_categories
+from topwork.validation.checks.categories import (
+    check_across,
+    check_aliases,
+    check_categories,
+    check_yolo_names,
+    leave_out_placeholders,
+)
 from topwork.validation.checks.ids import check_ids
 from topwork.validation.checks.near import check_near
-from topwork.validation.checks.pictures import check_images, check_names, check_same, check_store
+from topwork.validation.checks.pictures import (
+    check_images,
+    check_names,
+    check_same,
+    check_store,
+    match_names,
+)
 from topwork.validation.checks.segmentation import check_segmentations
 from topwork.validation.findings import Findings
 from topwork.validation.probe import Probe, probe_images
 from topwork.validation.raw_split import Bools, RawSplit
+from topwork.validation.read_voc import settle_corners
 from topwork.validation.reader import read_split
 from topwork.validation.rules import RULES
 from topwork.validation.splits import assign, groups_of, read_places
+from topwork.validation.turning import labelled_frame, size_in, straighten, turn
 
 
 @dataclass
@@ -80,12 +95,26 @@ def validate(
     )
     fields = dataset.split is not None and dataset.split.group_by is not None
     raw_splits = [
-        read_split(entry, split, base, findings, segmentation=segmentation, fields=fields)
+        read_split(
+            entry,
+            split,
+            base,
+            findings,
+            segmentation=segmentation,
+            fields=fields,
+            upright=dataset.exif == "turned",
+        )
         for split, entry in given.items()
     ]
+    for data_set in data_sets(raw_splits):
+        settle_corners([raw for raw in data_set if raw.corners], dataset.voc_base)
     dropped = drop(raw_splits, dataset, findings)
     readable = [raw for raw in raw_splits if raw.readable]
+    if images and dataset.match == "nearest":
+        _match_names(readable, base)
     for raw in readable:
+        leave_out_placeholders(raw)
+        straighten(raw, dataset.rotated)
         check_ids(raw)
         check_boxes(raw)
         check_names(raw)
@@ -94,7 +123,9 @@ def validate(
     check_aliases(readable, dataset.aliases)
     for raw in readable:
         _rename(raw, dataset.aliases)
-    probes, probed = _look_at_images(readable, base, cache, workers) if images else ({}, (0, 0))
+    probes, probed = (
+        _look_at_images(readable, dataset, base, cache, workers) if images else ({}, (0, 0))
+    )
     places: list[tuple[str, str, str]] = []
     if split_params is not None and readable and readable[0].split == "train":
         fresh, places = split_set(readable[0], split_params, probes.get(readable[0].root, {}), base)
@@ -102,6 +133,7 @@ def validate(
     elif dataset.split is not None and dataset.split.group_by is not None:
         _check_groups(readable, dataset.split.group_by)
     check_across(readable)
+    check_yolo_names(readable)
     check_same(readable, probes)
     check_near(readable, probes)
     stamps = {
@@ -249,6 +281,7 @@ def _keep(raw: RawSplit, images: Bools, annotations: Bools) -> None:
     raw.annotation_id, raw.annotated, raw.category = (
         column[annotations] for column in (raw.annotation_id, raw.annotated, raw.category)
     )
+    raw.rotation = None if raw.rotation is None else raw.rotation[annotations]
     raw.box, raw.area, raw.crowd = (
         raw.box[annotations],
         raw.area[annotations],
@@ -280,12 +313,35 @@ def _rename(raw: RawSplit, aliases: Mapping[str, str]) -> None:
     )
 
 
-def _look_at_images(
-    raw_splits: Sequence[RawSplit], base: Path, cache: Path | None, workers: int | None
-) -> tuple[dict[str, dict[str, Probe]], tuple[int, int]]:
-    """Probe every listed image and check it; returns probes by root and file name, and how many are
-    known and were read.
+def data_sets(raw_splits: Sequence[RawSplit]) -> list[list[RawSplit]]:
+    """Splits that one tool wrote, by what params.yaml says of them: train, val and test are one
+    data set, source and replay another each, unless they're read from a file of the first.
     """
+    own = [raw for raw in raw_splits if raw.split in CUSTOM_SPLITS]
+    files = {raw.file for raw in own}
+    others = [raw for raw in raw_splits if raw.split not in CUSTOM_SPLITS]
+    own += [raw for raw in others if raw.file in files]
+    return [group for group in (own, *([raw] for raw in others if raw.file not in files)) if group]
+
+
+def _match_names(raw_splits: Sequence[RawSplit], base: Path) -> None:
+    """`dataset.match: nearest`; a folder that can't be opened is reported with its images."""
+    for raw in raw_splits:
+        with suppress(DataError):
+            match_names(raw, ImageStore(base / raw.root))
+
+
+def _look_at_images(
+    raw_splits: Sequence[RawSplit],
+    dataset: DatasetParams,
+    base: Path,
+    cache: Path | None,
+    workers: int | None,
+) -> tuple[dict[str, dict[str, Probe]], tuple[int, int]]:
+    """Probe every listed image and check it, and put boxes into pixels of the upright picture;
+    returns probes by root and file name, and how many are known and were read.
+    """
+    stores: dict[str, ImageStore] = {}
     probes: dict[str, dict[str, Probe]] = {}
     read = 0
     for root in dict.fromkeys(raw.root for raw in raw_splits):
@@ -299,12 +355,16 @@ def _look_at_images(
         probes[root], fresh = probe_images(store, names, cache, workers)
         read += fresh
         check_store(here[0], store, set(names))
-        for raw in here:
-            check_images(raw, store, probes[root])
-            unsized = np.flatnonzero((raw.image_width <= 0) | (raw.image_height <= 0))
-            for row in unsized:
-                known = probes[root][raw.file_name[row]]
-                raw.image_width[row], raw.image_height[row] = known.width, known.height
+        stores[root] = store
+    for data_set in data_sets([raw for raw in raw_splits if raw.root in stores]):
+        frame = labelled_frame(data_set, probes, dataset.exif)
+        for raw in data_set:
+            known = probes[raw.root]
+            check_images(raw, stores[raw.root], known, frame)
+            for row in np.flatnonzero((raw.image_width <= 0) | (raw.image_height <= 0)):
+                found = known[raw.file_name[row]]
+                raw.image_width[row], raw.image_height[row] = size_in(found, frame)
+            turn(raw, known, frame)
     return probes, (sum(len(found) for found in probes.values()), read)
 
 

@@ -23,17 +23,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from topwork.dataset.images import BOMB_BYTES, BOMB_RATIO, MAX_PIXELS, ImageStore
+from topwork.dataset.images import (
+    BOMB_BYTES,
+    BOMB_RATIO,
+    MAX_PIXELS,
+    ImageStore,
+    eight_bits,
+    orientation_of,
+)
 from topwork.errors import DataError, TopworkError
 from topwork.files import atomic_path
 
-VERSION = "2"
+VERSION = "3"
 SMALL = 8  # fewer are read one after another
 CHUNK = 16  # images that a process gets at once
 AHEAD = 3  # chunks that wait for each process
 # below, starting them costs more than they save; Pillow decodes outside the interpreter lock
 PROCESSES_FROM = 1024
-ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Probe:
         state: `fine`, `missing`, `unreadable`, `truncated` or `bomb`; `message` has the decoder's
             words.
         width, height, mode, format, orientation, frames: as stored; 0 or empty where it can't be
-            opened.
+            opened; the orientation is 1 where pixels need no turn (Pillow turns TIFF itself).
         sha256: of the bytes.
         phash, dhash: perceptual hashes as 16 hex digits; empty where it can't be decoded, or has
             too little in it to compare.
@@ -166,20 +172,17 @@ def probe(store: ImageStore, name: str, size: int, mtime: int) -> Probe:
             )
         try:
             frames = int(getattr(image, "n_frames", 1)) if kind != "MPO" else 1
-            orientation = (
-                int(image.getexif().get(ORIENTATION, 1))
-                if kind in ("JPEG", "MPO", "TIFF", "PNG", "WEBP")
-                else 1
-            )
         except Exception:  # noqa: BLE001 - broken metadata around whole pixels
-            frames, orientation = 1, 1
+            frames = 1
+        orientation = 1
         try:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
             image.draft(
                 "RGB" if mode == "RGB" else None, (max(width // 8, 64), max(height // 8, 64))
             )
             image.load()
-            small = image.convert("L")
+            orientation = orientation_of(image)
+            small = eight_bits(image).convert("L")
         except Exception as error:  # noqa: BLE001
             return Probe(
                 name,

@@ -33,6 +33,13 @@ class RawSplit:
         category_id, category_name: one entry a category.
         fields: file name -> the image record's other fields, read only when a group asks for them.
         readable: False when a fatal fault left nothing to look at.
+        format: which reader made it.
+        sizes_declared: False where sizes are those of the images' headers.
+        rotation: degrees by which boxes are turned about their centres, one entry an annotation;
+            None where none is.
+        corners: boxes are still (left, top, right, bottom) as Pascal VOC writes them; `evidence`
+            names a corner below 1.
+        looked_for: a label file that should be there, where there's none at all.
     """
 
     split: str
@@ -54,6 +61,12 @@ class RawSplit:
     category_name: list[str] = field(default_factory=list)
     fields: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     readable: bool = True
+    format: str = "coco"
+    sizes_declared: bool = True
+    rotation: Floats | None = None
+    corners: bool = False
+    evidence: str | None = None
+    looked_for: str | None = None
 
     def find(self, rule: str, message: str, **where: Any) -> None:
         """Add a finding about this split's file."""

@@ -20,6 +20,7 @@ from topwork.validation.decode import (
     CategoryRecord,
     ImageFields,
     ImageRecord,
+    LooseAnnotations,
     LooseFile,
     MaskFile,
     MaskRecord,
@@ -90,6 +91,7 @@ def _fill(raw: RawSplit, data: Buffer, segmentation: bool) -> None:
                 raise
             found = decode(data, kind)
         _columns(raw, found, segmentation)
+        _read_rotation(raw, data)
         _find_duplicate_keys(raw, data, len(found.images), len(found.annotations))
     except (msgspec.ValidationError, OverflowError):
         _fill_loosely(raw, data, segmentation)
@@ -117,6 +119,7 @@ def _fill_loosely(raw: RawSplit, data: Buffer, segmentation: bool) -> None:
         raw, data, len(loose.images), len(loose.annotations), closely=len(data) < SMALL_BYTES
     )
     _columns(raw, _salvage(raw, loose), segmentation)
+    _read_rotation(raw, data)
 
 
 def _loose(raw: RawSplit, data: Buffer) -> LooseFile | None:
@@ -173,6 +176,30 @@ def _columns(raw: RawSplit, found: Any, segmentation: bool) -> None:
         raw.find_annotation(
             "crowd-flag", int(row), f"iscrowd is {flags[row]}, expected 0 or 1; taken as a crowd"
         )
+
+
+def _read_rotation(raw: RawSplit, data: Buffer) -> None:
+    """Angles of boxes, as CVAT (`attributes: {rotation: 30}`) and others write them; looked for
+    only where the word occurs.
+    """
+    if data.find(b'"rotation"') < 0:
+        return
+    angles: dict[int, float] = {}
+    for unread in decode(data, LooseAnnotations).annotations:
+        if b'"rotation"' not in bytes(unread):
+            continue
+        record = _any(unread)
+        if not isinstance(record, dict):
+            continue
+        attributes = record.get("attributes")
+        value = record.get("rotation")
+        if isinstance(attributes, dict):
+            value = attributes.get("rotation", value)
+        key = _whole(record.get("id"))
+        if key is not None and value is not None and _is_number(value) and value != 0:
+            angles[key] = float(value)
+    if angles:
+        raw.rotation = np.array([angles.get(key, 0.0) for key in raw.annotation_id.tolist()])
 
 
 def _salvage(raw: RawSplit, loose: LooseFile) -> MaskFile:

@@ -1,18 +1,22 @@
-"""YOLO -> a RawSplit: data.yaml, images/ and labels/ side by side, one text file an image.
+"""YOLO -> a RawSplit: images/ and labels/ side by side, one text file an image, and a file that
+names classes and lists: data.yaml (Ultralytics, Roboflow, FiftyOne), obj.data (darknet, CVAT), or
+classes.txt alone (Label Studio).
 
-A row is `class x_centre y_centre width height`, or `class x y x y x y ...` for a polygon, in shares
-of the image; they become pixels by the size in the image's header. Class numbers stay as they are,
-from 0. Image ids number the images in order of name; annotation ids are image id x 10,000 + line.
+A row is `class x_centre y_centre width height`, in shares of the image. More numbers are corners
+(`class x y x y x y ...`: a polygon, or four of an oriented box, of which the upright hull is
+taken), or, where data.yaml declares `kpt_shape`, a box and its keypoints, which are left out.
+Shares become pixels by the size in the image's header. Class numbers stay as they are, from 0.
+Image ids number the images in order of name; annotation ids are image id x 10,000 + line.
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
-from PIL import Image
 
-from topwork.dataset.images import IMAGE_SUFFIXES
+from topwork.dataset.images import IMAGE_SUFFIXES, header_size
 from topwork.params.dataset import SetParams
 from topwork.project.names import CUSTOM_SPLITS
 from topwork.validation.findings import Box, Findings
@@ -21,33 +25,115 @@ from topwork.validation.raw_split import RawSplit, Rows
 MAX_YAML_BYTES = 4 << 20
 MAX_LABEL_BYTES = 32 << 20
 PER_IMAGE = 10_000
+POSE_ROWS = 3  # rows of one length from which undeclared keypoints are told from polygons
+POSE_FILL = 0.3  # share of a box's sides that its keypoints span at least, in the median
+VISIBILITY = {0.0, 1.0, 2.0}
+"""The third number of a keypoint: not marked, hidden, visible."""
+TASKS = ("detect", "segment", "pose", "obb")
+OTHER_NAME = {"val": ("valid", "validation"), "valid": ("val",), "validation": ("val",)}
+"""What a list or a folder of that name is called elsewhere."""
 
 
 class _NotYolo(Exception):
-    """What was found instead of a data.yaml."""
+    """What was found instead of a YOLO set."""
 
 
-def read_yolo(path: Path, split: str, base: Path, entry: SetParams, findings: Findings) -> RawSplit:
-    """Read one list (train, val, test) of a YOLO set; file names are relative to the folder of
-    data.yaml.
+@dataclass(frozen=True)
+class YoloSet:
+    """What the file of a YOLO set says.
+
+    Attributes:
+        file: data.yaml, obj.data or classes.txt.
+        names: class number -> name.
+        lists: train, val, test or another name -> folders and text files that list images.
+        prefix: `path:` of data.yaml.
+        count: classes that it declares (`nc:`), None without.
+        keypoints: numbers that follow a box (`kpt_shape:` multiplied), 0 without.
+        task: what data.yaml says the rows are, None without.
     """
-    folder = path.parent
-    root = entry.annotations.parent if entry.annotations.suffix else entry.annotations
-    raw = RawSplit(split, entry.annotations.as_posix(), root.as_posix(), findings)
+
+    file: Path
+    names: dict[int, str]
+    lists: dict[str, list[str]]
+    prefix: str = ""
+    count: int | None = None
+    keypoints: int = 0
+    task: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The set's folder; nothing outside is read."""
+        return self.file.parent
+
+    def list_name(self, subset: str) -> str | None:
+        """The list that is meant by a split's name: `valid` where that's what val is called."""
+        return next(
+            (name for name in (subset, *OTHER_NAME.get(subset, ())) if self.lists.get(name)), None
+        )
+
+
+def yolo_file(path: Path) -> Path | None:
+    """The file that makes a folder a YOLO set: data.yaml, else its only YAML file with `names:`,
+    else obj.data, else classes.txt beside labels/; a file is itself; None where there's none.
+    """
+    if not path.is_dir():
+        return path if path.suffix.lower() in (".yaml", ".yml", ".data") else None
+    if (path / "data.yaml").is_file():
+        return path / "data.yaml"
+    named = [
+        file for file in sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if _has_names(file)
+    ]
+    if len(named) == 1:
+        return named[0]
+    darknet = sorted(path.glob("*.data"))
+    if len(darknet) == 1:
+        return darknet[0]
+    if (path / "classes.txt").is_file() and any(path.glob("**/labels")):
+        return path / "classes.txt"
+    return None
+
+
+def read_yolo(
+    path: Path, split: str, entry: SetParams, findings: Findings, *, upright: bool = False
+) -> RawSplit:
+    """Read one list (train, val, test) of a YOLO set; file names are relative to its folder.
+
+    Boxes are in pixels of the stored picture, or with `upright` of the one that its EXIF
+    orientation asks for.
+    """
+    root = entry.annotations if path.is_dir() else entry.annotations.parent
+    raw = RawSplit(split, entry.annotations.as_posix(), root.as_posix(), findings, format="yolo")
+    raw.sizes_declared = False
     try:
-        names, images = _content(path, entry.subset or split)
+        found = load_yolo(path)
+        images = _content(raw, found, entry.subset or split)
     except _NotYolo as error:
         raw.find("file-not-yolo", str(error))
         raw.readable = False
         return raw
-    rows = Rows(categories=sorted(names.items()))
-    labels: set[Path] = set()
+    if found.count is not None and found.count != len(found.names):
+        raw.find(
+            "yolo-class-count",
+            f"declares {found.count} classes and names {len(found.names)}"
+            f" ({', '.join(list(found.names.values())[:20])}); mend `nc` or `names`",
+        )
+    rows = Rows(categories=sorted(found.names.items()))
+    labels: dict[Path, str] = {}
+    lengths = _Lengths(found)
     for number, image in enumerate(images, 1):
-        name = image.relative_to(folder).as_posix()
-        width, height = _size(image)
+        name = image.relative_to(found.folder).as_posix()
+        width, height = header_size(image, upright=upright)
         rows.images.append((number, name, width, height))
         label = _label_of(image)
-        labels.add(label)
+        if label in labels:
+            raw.find(
+                "label-shared",
+                f"{label.relative_to(found.folder).as_posix()} is the label file of both"
+                f" {labels[label]} and {name}; rename one image and give it its own",
+                image_id=number,
+                image=name,
+            )
+        labels[label] = name
         for line, text in _lines(raw, label, number, name):
             _row(
                 raw,
@@ -57,30 +143,190 @@ def read_yolo(path: Path, split: str, base: Path, entry: SetParams, findings: Fi
                 name,
                 label.name,
                 (width, height),
+                lengths,
             )
+    lengths.check(raw)
+    if images and not any(label.is_file() for label in labels):
+        raw.looked_for = next(iter(labels)).relative_to(found.folder).as_posix()
     for place in sorted({label.parent for label in labels}):
-        for other in sorted(place.glob("*.txt")):
-            if other not in labels and other.name != "classes.txt":
+        for other in sorted(place.iterdir()) if place.is_dir() else ():
+            if (
+                other.suffix.lower() == ".txt"
+                and other not in labels
+                and other.name not in ("classes.txt", "train.txt", "val.txt", "test.txt")
+            ):
                 raw.find(
-                    "label-without-image", f"{other.relative_to(folder).as_posix()} has no image"
+                    "label-without-image",
+                    f"{other.relative_to(found.folder).as_posix()} has no image",
                 )
     rows.put(raw)
     return raw
 
 
 def yolo_lists(path: Path) -> list[str]:
-    """Which of train, val and test a data.yaml has; ["train"] where it can't be read, so that
-    the reader reports why.
+    """Which of train, val and test a YOLO set has; ["train"] where it can't be read, so that the
+    reader reports why.
     """
     try:
-        document = _yaml(path)
+        found = load_yolo(path)
     except _NotYolo:
         return ["train"]
-    return [
-        name
-        for name in CUSTOM_SPLITS
-        if document.get(name) or (name == "val" and document.get("valid"))
-    ] or ["train"]
+    return [name for name in CUSTOM_SPLITS if found.list_name(name)] or ["train"]
+
+
+def yolo_names(path: Path) -> dict[int, str]:
+    """Class number -> name; empty where it can't be read."""
+    try:
+        return load_yolo(path).names
+    except _NotYolo:
+        return {}
+
+
+def yolo_images(path: Path, subset: str) -> list[Path]:
+    """The images of one list; none where it can't be read."""
+    try:
+        return _content(None, load_yolo(path), subset)
+    except _NotYolo:
+        return []
+
+
+def load_yolo(path: Path) -> YoloSet:
+    """Read the file that says what a YOLO set is; `path` is it, or the set's folder."""
+    file = yolo_file(path)
+    if file is None and path.name == "classes.txt":
+        file = path
+    if file is None:
+        raise _NotYolo(
+            "is a folder without data.yaml, obj.data, or classes.txt beside labels/"
+            if path.is_dir()
+            else "no such file"
+            if not path.exists()
+            else "is neither data.yaml nor obj.data nor classes.txt"
+        )
+    if file.suffix.lower() == ".data":
+        return _darknet(file)
+    if file.suffix.lower() == ".txt":
+        return _classes_alone(file)
+    return _of_yaml(file)
+
+
+def _of_yaml(file: Path) -> YoloSet:
+    document = _yaml(file)
+    names = document.get("names")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if isinstance(names, dict) and any(isinstance(key, str) for key in names):
+        key = next(key for key in names if isinstance(key, str))
+        raise _NotYolo(
+            f"`names` has the text {key!r} as a class number; write `0: {names[key]}` and so on,"
+            " without quotes"
+        )
+    if (
+        not isinstance(names, dict)
+        or not names
+        or not all(isinstance(key, int) and 0 <= key < 1 << 31 for key in names)
+    ):
+        raise _NotYolo("`names` is neither a list of names nor numbers with names")
+    lists = {}
+    for name, given in document.items():
+        if name in (*CUSTOM_SPLITS, *OTHER_NAME) or name not in ("names", "path", "download"):
+            entries = given if isinstance(given, list) else [given]
+            if given and (all(isinstance(entry, str) for entry in entries)):
+                lists[str(name)] = entries
+            elif given and name in (*CUSTOM_SPLITS, *OTHER_NAME):
+                wrong = next(entry for entry in entries if not isinstance(entry, str))
+                raise _NotYolo(f"`{name}:` is {wrong!r}, expected a folder or a text file")
+    task = document.get("task")
+    if task is not None and task not in TASKS:
+        raise _NotYolo(f"`task:` is {task!r}, expected {', '.join(TASKS)}")
+    prefix, count = document.get("path"), document.get("nc")
+    return YoloSet(
+        file,
+        {int(number): str(name) for number, name in names.items()},
+        lists,
+        prefix if isinstance(prefix, str) and prefix != "." else "",
+        count if isinstance(count, int) and not isinstance(count, bool) else None,
+        _keypoints(document.get("kpt_shape"), task),
+        task,
+    )
+
+
+def _keypoints(shape: Any, task: Any) -> int:
+    """Numbers that follow a box; 0 where none are declared."""
+    if shape is None:
+        if task == "pose":
+            raise _NotYolo(
+                "`task: pose` without `kpt_shape:`, such as `kpt_shape: [17, 3]` (keypoints,"
+                " numbers of each)"
+            )
+        return 0
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 2
+        or not all(isinstance(number, int) and not isinstance(number, bool) for number in shape)
+        or shape[0] < 1
+        or shape[1] not in (2, 3)
+    ):
+        raise _NotYolo(
+            f"`kpt_shape:` is {shape!r}, expected keypoints and numbers of each, such as [17, 3]"
+        )
+    return int(shape[0] * shape[1])
+
+
+def _darknet(file: Path) -> YoloSet:
+    """obj.data: lines `classes = 2`, `train = data/train.txt`, `names = data/obj.names`."""
+    values = {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition("=") for line in _text_lines(file))
+        if value
+    }
+    if "names" not in values:
+        raise _NotYolo("has no line `names = FILE`, as darknet writes it")
+    place = _nearest(file.parent, values["names"])
+    if place is None:
+        raise _NotYolo(f"`names = {values['names']}` is no file below its folder")
+    count = values.get("classes", "")
+    return YoloSet(
+        file,
+        dict(enumerate(_text_lines(place))),
+        {key: [value] for key, value in values.items() if key in (*CUSTOM_SPLITS, *OTHER_NAME)},
+        count=int(count) if count.isdecimal() else None,
+    )
+
+
+def _classes_alone(file: Path) -> YoloSet:
+    """classes.txt: the lists are the folders images/train, train/images and so on, else images/
+    is the training set.
+    """
+    names = _text_lines(file)
+    if not names:
+        raise _NotYolo("names no class")
+    lists = {}
+    for name in (*CUSTOM_SPLITS, *OTHER_NAME):
+        for place in (f"images/{name}", f"{name}/images"):
+            if (file.parent / place).is_dir():
+                lists[name] = [place]
+    return YoloSet(file, dict(enumerate(names)), lists or {"train": ["images"]})
+
+
+def _text_lines(file: Path) -> list[str]:
+    """Lines of a short text file that aren't blank."""
+    try:
+        if not file.is_file():
+            raise _NotYolo(f"{file.name}: no such file, or a folder, a pipe or a device")
+        if file.stat().st_size > MAX_LABEL_BYTES:
+            raise _NotYolo(f"{file.name}: has {file.stat().st_size} bytes, expected a short list")
+        text = file.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _NotYolo(f"{file.name}: can't be read ({error})") from error
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _has_names(file: Path) -> bool:
+    try:
+        return "names" in _yaml(file)
+    except _NotYolo:
+        return False
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -114,45 +360,35 @@ def _yaml(path: Path) -> dict[str, Any]:
     return document
 
 
-def _content(path: Path, subset: str) -> tuple[dict[int, str], list[Path]]:
-    """Class names by number and the images of one list."""
-    document = _yaml(path)
-    names = document.get("names")
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if (
-        not isinstance(names, dict)
-        or not names
-        or not all(isinstance(key, int) and 0 <= key < 1 << 31 for key in names)
-    ):
-        raise _NotYolo("`names` is neither a list of names nor numbers with names")
-    key = next(
-        (key for key in ((subset, "valid") if subset == "val" else (subset,)) if document.get(key)),
-        None,
-    )
+def _content(raw: RawSplit | None, found: YoloSet, subset: str) -> list[Path]:
+    """The images of one list, by name."""
+    key = found.list_name(subset)
     if key is None:
         raise _NotYolo(f"has no `{subset}:`; name another list by `subset` in params.yaml")
-    entries = document[key] if isinstance(document[key], list) else [document[key]]
-    images = sorted(
-        {
-            image
-            for entry in entries
-            for image in _images(path.parent, document.get("path"), entry, key)
-        }
+    return sorted(
+        {image for entry in found.lists[key] for image in _images(raw, found, entry, key)}
     )
-    return {int(number): str(name) for number, name in names.items()}, images
 
 
-def _images(folder: Path, prefix: Any, entry: Any, key: str) -> list[Path]:
+def _images(raw: RawSplit | None, found: YoloSet, entry: str, key: str) -> list[Path]:
     """Images of a folder or of a text file that lists them; nothing outside the set's own folder is
     read.
     """
-    if not isinstance(entry, str):
-        raise _NotYolo(f"`{key}:` is {entry!r}, expected a folder or a text file")
+    folder = found.folder
     # Roboflow writes ../train/images for train/images
     plain = entry.removeprefix("../").removeprefix("./")
-    below = [str(prefix)] if isinstance(prefix, str) and prefix not in (".", "") else []
-    for place in [folder.joinpath(*below, entry), folder / entry, folder / plain]:
+    swapped = [
+        PurePosixPath(*(other if part == name else part for part in PurePosixPath(plain).parts))
+        for name, others in OTHER_NAME.items()
+        for other in others
+        if name in PurePosixPath(plain).parts
+    ]
+    for place in [
+        folder.joinpath(found.prefix, entry) if found.prefix else folder / entry,
+        folder / entry,
+        folder / plain,
+        *(folder / other for other in swapped),
+    ]:
         try:
             inside = place.resolve().is_relative_to(folder.resolve())
             if inside and place.is_dir():
@@ -163,48 +399,179 @@ def _images(folder: Path, prefix: Any, entry: Any, key: str) -> list[Path]:
                     if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
                 ]
             if inside and place.is_file():
-                return _listed(folder, place)
+                return _listed(raw, folder, place)
         except (OSError, ValueError):
             continue
-    raise _NotYolo(f"`{key}: {entry}` is no folder or text file below the folder of data.yaml")
+    listed = _nearest(folder, entry) if entry.lower().endswith(".txt") else None
+    if listed is not None:
+        return _listed(raw, folder, listed)
+    raise _NotYolo(f"`{key}: {entry}` is no folder or text file below the folder of the set")
 
 
-def _listed(folder: Path, file: Path) -> list[Path]:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _NotYolo(f"{file.name}: can't be read ({error})") from error
+def _listed(raw: RawSplit | None, folder: Path, file: Path) -> list[Path]:
     found = []
-    for line in filter(None, map(str.strip, lines)):
-        name = PurePosixPath(line.removeprefix("./"))
-        if name.is_absolute() or ".." in name.parts or "\0" in line:
-            raise _NotYolo(f"{file.name}: {line!r} leads out of the set's folder; it's never read")
-        nearby = file.parent / name
-        found.append(nearby if nearby.exists() else folder / name)
+    matched: list[tuple[str, str]] = []
+    for line in _text_lines(file):
+        plain = line.replace("\\", "/") if not (file.parent / line).exists() else line
+        name = PurePosixPath(plain.removeprefix("./"))
+        away = name.is_absolute() or ":" in name.parts[0] or ".." in name.parts or "\0" in line
+        if not away and (file.parent / name).exists():
+            found.append(file.parent / name)
+            continue
+        if not away and (folder / name).exists():
+            found.append(folder / name)
+            continue
+        nearest = _nearest(folder, plain)
+        if nearest is not None:
+            matched.append((line, nearest.relative_to(folder).as_posix()))
+            found.append(nearest)
+        elif away:
+            raise _NotYolo(
+                f"{file.name}: {line!r} leads out of the set's folder, which has no such image;"
+                " it's never read"
+            )
+        else:
+            found.append(folder / name)
+    if matched and raw is not None:
+        raw.find(
+            "list-path-matched",
+            f"{len(matched)} lines of {file.name} are of another place, such as {matched[0][0]!r},"
+            f" read as {matched[0][1]}",
+        )
     return found
 
 
+def _nearest(folder: Path, name: str) -> Path | None:
+    """The file below a folder that a path of another machine means: the longest end of it that's
+    there.
+    """
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part != "/"]
+    if "\0" in name:
+        return None
+    for start in range(len(parts)):
+        tail = parts[start:]
+        if ".." in tail or ":" in tail[0]:
+            continue
+        place = folder.joinpath(*tail)
+        try:
+            if place.is_file() and place.resolve().is_relative_to(folder.resolve()):
+                return place
+        except (OSError, ValueError):
+            return None
+    return None
+
+
 def _label_of(image: Path) -> Path:
-    """labels/ in place of the last images/ of its path; next to the image where there is none."""
+    """labels/ in place of the last images/ of its path; next to the image where there is none;
+    .TXT where that's how it's written.
+    """
     steps = list(image.parts)
     for index in range(len(steps) - 2, -1, -1):
         if steps[index] == "images":
             steps[index] = "labels"
             break
-    return Path(*steps).with_suffix(".txt")
+    label = Path(*steps).with_suffix(".txt")
+    upper = label.with_suffix(".TXT")
+    return upper if not label.exists() and upper.is_file() else label
 
 
-def _size(image: Path) -> tuple[int, int]:
-    """Width and height from the header; 0 where it can't be read, which the image checks
-    report.
+class _Lengths:
+    """How many numbers rows have: what was declared, and what was seen."""
+
+    def __init__(self, found: YoloSet) -> None:
+        self.pose = 5 + found.keypoints if found.keypoints else None
+        self.task = found.task
+        self.kinds: dict[str, list[str]] = {"a box": [], "corners": []}
+        self.rows: list[list[float]] = []
+
+    def kind(self, values: list[float], where: str) -> str | None:
+        """`box` or `corners`; None where a row of that length can't be in the set."""
+        count = len(values)
+        if self.pose is not None:
+            return "box" if count in (5, self.pose) else None
+        if count == 5:
+            self.kinds["a box"].append(where)
+            return "box"
+        corners = {"detect": False, "obb": count == 9}.get(
+            self.task or "", count >= 7 and count % 2 == 1
+        )
+        if not corners:
+            return None
+        self.kinds["corners"].append(where)
+        if self.task is None and count > 9:
+            self.rows.append(values)
+        return "corners"
+
+    def expected(self) -> str:
+        """What a row should be, for messages."""
+        box = "`class x_centre y_centre width height`"
+        if self.pose is not None:
+            return f"{box} and {self.pose - 5} numbers of keypoints (`kpt_shape`)"
+        if self.task == "detect":
+            return f"{box} (`task: detect`)"
+        if self.task == "obb":
+            return "`class x y x y x y x y` (`task: obb`)"
+        return (
+            f"{box} or `class x y x y x y ...`; keypoints are read where data.yaml declares"
+            " `kpt_shape`"
+        )
+
+    def check(self, raw: RawSplit) -> None:
+        """Rules on the rows of a set together."""
+        boxes, corners = self.kinds["a box"], self.kinds["corners"]
+        if boxes and corners:
+            few, many = sorted((boxes, corners), key=len)
+            what = "corners" if few is corners else "a box"
+            other = "corners" if few is boxes else "a box"
+            shown = f"{', '.join(few[:10])}{', ...' if len(few) > 10 else ''}"
+            raw.find(
+                "yolo-rows-mixed",
+                f"{len(few)} rows are {what} and {len(many)} are {other}: {shown}",
+            )
+        if shape := self._undeclared():
+            raw.find(
+                "yolo-pose-undeclared",
+                f"all {len(self.rows)} long rows have {len(self.rows[0])} numbers and read as a box"
+                f" with {shape[0]} keypoints in it; write `kpt_shape: [{shape[0]}, {shape[1]}]`"
+                " into data.yaml, or `task: segment` if they are polygons",
+            )
+
+    def _undeclared(self) -> tuple[int, int] | None:
+        """Keypoints a row and numbers of each, where rows are poses that nothing declares."""
+        lengths = {len(row) for row in self.rows}
+        if len(lengths) != 1:
+            return None
+        further = lengths.pop() - 5
+        seen = [value for row in self.rows for value in row[7::3]]
+        if further % 3 == 0 and set(seen) <= VISIBILITY:
+            step = 3
+        elif further % 2 == 0:
+            step = 2
+        else:
+            return None
+        # a share of 2 is no corner; else it takes several rows to tell
+        if len(self.rows) < POSE_ROWS and not (step == 3 and 2.0 in seen):
+            return None
+        fills = [_fill(row[1:5], row[5::step], row[6::step]) for row in self.rows]
+        told = [fill for fill in fills if fill is not None]
+        if len(told) < len(fills) or sorted(told)[len(told) // 2] < POSE_FILL:
+            return None
+        return further // step, step
+
+
+def _fill(box: list[float], xs: list[float], ys: list[float]) -> float | None:
+    """The share of a box's longer-filled side that keypoints span; None where one is outside of it
+    (0, 0 means that it isn't marked).
     """
-    try:
-        if not image.is_file():
-            return 0, 0  # opening a pipe would wait forever
-        with Image.open(image) as opened:
-            return opened.size
-    except Exception:  # noqa: BLE001 - Pillow's plugins raise almost anything on broken data
-        return 0, 0
+    x, y, width, height = box
+    points = [point for point in zip(xs, ys, strict=True) if point != (0.0, 0.0)]
+    if not points or not (width > 0 and height > 0):
+        return None
+    if any(abs(px - x) > width / 2 + 0.01 or abs(py - y) > height / 2 + 0.01 for px, py in points):
+        return None
+    wide = max(px for px, _ in points) - min(px for px, _ in points)
+    high = max(py for _, py in points) - min(py for _, py in points)
+    return max(wide / width, high / height)
 
 
 def _lines(raw: RawSplit, label: Path, number: int, name: str) -> list[tuple[int, str]]:
@@ -235,29 +602,31 @@ def _row(
     name: str,
     label: str,
     size: tuple[int, int],
+    lengths: _Lengths,
 ) -> None:
     key, number = ids
+    where = f"{label} line {key % PER_IMAGE}"
     try:
         values = [float(value) for value in text.split()]
         category = int(values[0])
-        if (
-            category != values[0]
-            or not 0 <= category < 1 << 31
-            or (len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0))
-        ):
+        if category != values[0] or not 0 <= category < 1 << 31:
+            raise ValueError
+        kind = lengths.kind(values, where)
+        if kind is None:
             raise ValueError
     except (ValueError, OverflowError):
         shown = text if len(text) <= 60 else f"{text[:57]}..."
+        numbers = len(text.split())
         message = (
-            f"{label}: line {key % PER_IMAGE}: found {shown!r}, expected `class x_centre y_centre"
-            " width height` or `class x y x y x y ...`"
+            f"{label}: line {key % PER_IMAGE}: found {shown!r} ({numbers} numbers), expected"
+            f" {lengths.expected()}"
         )
         raw.find("record-malformed", message, image_id=number, annotation_id=key, image=name)
         return
     width, height = size if min(size) > 0 else (math.nan, math.nan)
     box: Box
-    if len(values) == 5:
-        _, x, y, w, h = values
+    if kind == "box":
+        x, y, w, h = values[1:5]
         box = ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
         rows.add((key, number, category), box)
         return

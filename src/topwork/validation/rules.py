@@ -78,6 +78,36 @@ _file(
     fatal=True,
 )
 _file(
+    "yolo-class-count",
+    "error",
+    "`nc` of a YOLO set isn't the number of its `names`: a class is missing, or they're shifted.",
+)
+_file(
+    "yolo-names-differ",
+    "error",
+    "Two YOLO files of one data set name a class number differently; label files hold only it.",
+)
+_file(
+    "yolo-pose-undeclared",
+    "error",
+    "Rows of a YOLO set read as boxes with keypoints, and neither `kpt_shape` nor `task` says so.",
+)
+_file(
+    "yolo-rows-mixed",
+    "warning",
+    "Some rows of a YOLO set are boxes and some are corners of polygons or oriented boxes.",
+)
+_file(
+    "voc-corners",
+    "note",
+    "How the corners of a Pascal VOC set are counted: from 1, from 0, or between pixels.",
+)
+_file(
+    "list-path-matched",
+    "note",
+    "A list of images names places of another machine; the files of that ending are read.",
+)
+_file(
     "file-encoding",
     "warning",
     "The text has a byte order mark or is UTF-16/32; most readers stop at that.",
@@ -94,6 +124,11 @@ _file(
 )
 _file("set-empty", "error", "A set has no images at all.", fatal=True)
 _file("set-unannotated", "warning", "A set has images but not one annotation.")
+_file(
+    "train-unannotated",
+    "error",
+    "The training set has images but not one annotation: a folder of labels under another name?",
+)
 
 _record = partial(declare, "Records and ids")
 _record(
@@ -125,6 +160,12 @@ _record(
     " 'nothing there'.",
 )
 _record(
+    "image-boxes-differ",
+    "error",
+    "Two image records name the same file and have other boxes: one's objects are the other's"
+    " background.",
+)
+_record(
     "image-size-missing",
     "warning",
     "An image record has no usable width and height; they're read from the image.",
@@ -138,6 +179,11 @@ _record(
     "label-without-image",
     "warning",
     "A label file (VOC, YOLO) has no image next to it; its boxes aren't used.",
+)
+_record(
+    "label-shared",
+    "error",
+    "A label file (VOC, YOLO) could be of two images, such as a.jpg and a.png: both get its boxes.",
 )
 
 _box = partial(declare, "Boxes")
@@ -192,6 +238,11 @@ _box(
     " twice.",
 )
 _box("box-two-classes", "warning", "The same box has two classes.")
+_box(
+    "box-rotated",
+    "error",
+    "A box has an angle that its numbers leave out, as CVAT writes it: it isn't around the object.",
+)
 
 _area = partial(declare, "Areas and crowds")
 _area(
@@ -210,7 +261,12 @@ _area(
 _area(
     "crowd-many",
     "warning",
-    "Over half of a class's annotations are crowds: training and AP leave crowds out.",
+    "Half of a class's annotations or more are crowds: training and AP leave crowds out.",
+)
+_area(
+    "crowd-all",
+    "error",
+    "All annotations of a class in train are crowds (or `difficult`): it would never be learned.",
 )
 
 _segmentation = partial(declare, "Segmentation")
@@ -263,6 +319,11 @@ _category(
     "category-name-reserved",
     "error",
     "A category is named `__background__` or `N/A`, which mean columns without a class.",
+)
+_category(
+    "category-placeholder",
+    "note",
+    "LabelMe's `_background_` or `__ignore__` without an annotation: no class, left out.",
 )
 _category("category-unused", "note", "A category has no annotation in its set.")
 _category(
@@ -325,7 +386,12 @@ _image(
 _image(
     "image-exif-rotated",
     "warning",
-    "EXIF asks to rotate the image; torchvision doesn't, browsers and labelling tools do.",
+    "EXIF asks to turn the image: it's read turned, and the message says how boxes were read.",
+)
+_image(
+    "exif-undecided",
+    "error",
+    "Nothing says whether labels were made on the turned or the stored picture; `dataset.exif`.",
 )
 _image("image-grey", "note", "The image has no colour channels; it's read as RGB.")
 _image("image-cmyk", "warning", "The image is CMYK, whose colours change in the conversion to RGB.")
@@ -383,6 +449,11 @@ _path(
     "path-case-differs",
     "warning",
     "The image is there under a name of another case: found on macOS and Windows only.",
+)
+_path(
+    "path-matched",
+    "note",
+    "File names are written another way than the files' (`dataset.match: nearest`).",
 )
 
 _duplicate = partial(declare, "Duplicates and leakage")

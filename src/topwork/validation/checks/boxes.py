@@ -204,12 +204,15 @@ def _check_crowds(raw: RawSplit) -> None:
     for category in np.unique(raw.category[raw.crowd]).tolist():
         of_class = raw.category == category
         crowds, count = int((of_class & raw.crowd).sum()), int(of_class.sum())
-        if count >= 4 and 2 * crowds > count:
-            raw.find(
-                "crowd-many",
-                f"category {category} ({names.get(category, 'unknown')!r}): {crowds} of {count}"
-                " annotations are crowds",
-            )
+        told = (
+            f"category {category} ({names.get(category, 'unknown')!r}): {crowds} of {count}"
+            " annotations are crowds"
+        )
+        if raw.split == "train" and crowds == count:
+            marked = "`difficult`" if raw.format == "voc" else "`iscrowd: 1`"
+            raw.find("crowd-all", f"{told} ({marked}), so that training leaves the class out")
+        elif 2 * crowds >= count:
+            raw.find("crowd-many", told)
 
 
 def sizes_of(raw: RawSplit, rows: Ints) -> tuple[Floats, Floats]:

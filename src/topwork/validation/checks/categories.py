@@ -17,8 +17,41 @@ COCO_91 = {
 }
 """COCO's 80 classes with the ids 1..90 that its own files give them (ten are skipped)."""
 COCO_80 = {name: index for index, name in enumerate(COCO_91)}
+PLACEHOLDERS = ("_background_", "__ignore__", "_ignore_")
+"""Names that LabelMe's converters write for what is no class."""
 RARE = 10
 IMBALANCE = 100
+
+
+def leave_out_placeholders(raw: RawSplit) -> None:
+    """LabelMe's `_background_` and `__ignore__` without an annotation aren't categories."""
+    used = set(np.unique(raw.category).tolist())
+    out = [
+        name in PLACEHOLDERS and key not in used
+        for key, name in zip(raw.category_id.tolist(), raw.category_name, strict=True)
+    ]
+    if any(out):
+        names = [name for name, gone in zip(raw.category_name, out, strict=True) if gone]
+        raw.find("category-placeholder", f"{', '.join(names)}: no class; left out")
+        raw.category_id = raw.category_id[~np.array(out)]
+        raw.category_name = [
+            name for name, gone in zip(raw.category_name, out, strict=True) if not gone
+        ]
+
+
+def check_yolo_names(raw_splits: Sequence[RawSplit]) -> None:
+    """Label files have numbers alone: YOLO sets of one data set must name them alike."""
+    named: dict[int, tuple[str, RawSplit]] = {}
+    for raw in raw_splits:
+        if raw.format != "yolo" or raw.split not in CUSTOM_SPLITS:
+            continue
+        faults = []
+        for key, name in zip(raw.category_id.tolist(), raw.category_name, strict=True):
+            other, where = named.setdefault(key, (name, raw))
+            if other != name:
+                faults.append(f"{key} is {name!r} here and {other!r} in {where.file}")
+        if faults:
+            raw.find("yolo-names-differ", "; ".join(faults[:20]))
 
 
 def check_categories(raw: RawSplit) -> None:
@@ -41,6 +74,15 @@ def check_categories(raw: RawSplit) -> None:
             raw.find(
                 "category-name-reserved",
                 f"category {key} is named {name!r}, which means a column without a class",
+            )
+        elif name in PLACEHOLDERS:
+            rows = np.flatnonzero(raw.category == key)
+            shown = ", ".join(f'"{raw.split}:{raw.annotation_id[row]}"' for row in rows[:20])
+            raw.find(
+                "category-name-reserved",
+                f"category {key} is named {name!r}, which is no class, and has {len(rows)}"
+                f" annotations: name it by dataset.aliases if it is one, else write"
+                f" `dataset.drop: [{shown}{', ...' if len(rows) > 20 else ''}]`",
             )
         if key == 0:
             raw.find(

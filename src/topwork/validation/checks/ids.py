@@ -40,8 +40,17 @@ def _check_images(raw: RawSplit) -> None:
                     row,
                     f"{name} is listed {counts[name]} times, under several ids",
                 )
+        _check_repeated(raw, {name for name, count in counts.items() if count > 1})
     if not len(raw.annotation_id):
-        raw.find("set-unannotated", f"has {len(raw.image_id)} images and no annotation")
+        where = (
+            f"; no image has a label file, the first one's would be {raw.looked_for}"
+            if raw.looked_for
+            else ""
+        )
+        raw.find(
+            "train-unannotated" if raw.split == "train" else "set-unannotated",
+            f"has {len(raw.image_id)} images and no annotation{where}",
+        )
         return
     empty = raw.image_id[~np.isin(raw.image_id, raw.annotated)]
     if len(empty):
@@ -51,6 +60,36 @@ def _check_images(raw: RawSplit) -> None:
             f"{len(empty)} of {len(raw.image_id)} images have no annotation (ids"
             f" {shown}{', ...' if len(empty) > 10 else ''})",
         )
+
+
+def _check_repeated(raw: RawSplit, names: set[str]) -> None:
+    """Records of one file that have different boxes: each would teach that the others' objects
+    aren't there.
+    """
+    ids = {
+        int(image_id): name
+        for image_id, name in zip(raw.image_id.tolist(), raw.file_name, strict=True)
+        if name in names
+    }
+    labels: dict[int, list[tuple[float, ...]]] = {image_id: [] for image_id in ids}
+    for row in np.flatnonzero(np.isin(raw.annotated, sorted(ids))).tolist():
+        labels[int(raw.annotated[row])].append(
+            (int(raw.category[row]), *np.round(raw.box[row], 1).tolist())
+        )
+    first: dict[str, int] = {}
+    for row, (image_id, name) in enumerate(zip(raw.image_id.tolist(), raw.file_name, strict=True)):
+        if name not in names:
+            continue
+        other = first.setdefault(name, image_id)
+        if sorted(map(str, labels[other])) != sorted(map(str, labels[image_id])):
+            raw.find_image(
+                "image-boxes-differ",
+                row,
+                f"{name} is image {other} too, with other boxes ({len(labels[other])} and"
+                f" {len(labels[image_id])}): frames of two videos under one name? Give each its"
+                " own folder in file_name",
+                other=(raw.split, other),
+            )
 
 
 def _check_categories(raw: RawSplit) -> None:

@@ -2,18 +2,21 @@
 twice.
 """
 
+import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 
-from topwork.dataset.images import ImageStore, outside
+from topwork.dataset.images import SIXTEEN_BITS, ImageStore, outside
 from topwork.validation.probe import Probe
 from topwork.validation.raw_split import RawSplit
+from topwork.validation.turning import Frame, size_in
 
 TINY_PX = 32
 GREY = ("1", "L", "LA", "La")
-DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+DEEP = ("I", "F", *SIXTEEN_BITS)
 ALPHA = ("RGBA", "LA", "PA", "P", "RGBa", "La")
 
 
@@ -25,7 +28,10 @@ def check_names(raw: RawSplit) -> None:
             raw.find_image("path-outside", row, f"{name!r} leads out of {raw.root}")
         elif way == "absolute":
             raw.find_image(
-                "path-absolute", row, f"{name!r} is absolute, expected a name below {raw.root}"
+                "path-absolute",
+                row,
+                f"{name!r} is absolute, expected a name below {raw.root}; `dataset.match: nearest`"
+                " looks for the end of it there",
             )
         elif "\\" in name:
             raw.find_image("path-backslash", row, f"{name!r} has a backslash, expected /")
@@ -40,20 +46,74 @@ def check_names(raw: RawSplit) -> None:
             )
 
 
-def check_images(raw: RawSplit, store: ImageStore, probes: Mapping[str, Probe]) -> None:
-    """Rules on each image of one split."""
-    listing: dict[str, str] | None = None
+class Names:
+    """Files that are there, for names that are written another way: with backslashes, in another
+    case or Unicode form, with other folders before the base name.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.whole: dict[str, set[str]] = defaultdict(set)
+        self.base: dict[str, set[str]] = defaultdict(set)
+        for name in names:
+            plain = self._plain(name)
+            self.whole[plain].add(name)
+            self.base[PurePosixPath(plain).name].add(name)
+
+    def nearest(self, name: str) -> str | None:
+        """The one file that a name means; None where there's none, or more than one."""
+        plain = self._plain(name)
+        for found in (
+            self.whole.get(plain, set()),
+            self.base.get(PurePosixPath(plain).name, set()),
+        ):
+            if len(found) == 1:
+                return next(iter(found))
+        return None
+
+    @staticmethod
+    def _plain(name: str) -> str:
+        """A name without what systems write in different ways."""
+        return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold().removeprefix("./")
+
+
+def match_names(raw: RawSplit, store: ImageStore) -> None:
+    """Put the nearest file's name in place of each that isn't there (`dataset.match: nearest`)."""
+    absent = [row for row, name in enumerate(raw.file_name) if store.stamp(name) is None]
+    if not absent:
+        return
+    names = Names(store.names())
+    matched = [
+        (row, found) for row in absent if (found := names.nearest(raw.file_name[row])) is not None
+    ]
+    if matched:
+        row, found = matched[0]
+        raw.find(
+            "path-matched",
+            f"{len(matched)} file names are written another way, such as {raw.file_name[row]!r},"
+            f" read as {found!r}",
+        )
+    for row, found in matched:
+        raw.file_name[row] = found
+    raw.__dict__.pop("_name_of", None)
+
+
+def check_images(
+    raw: RawSplit, store: ImageStore, probes: Mapping[str, Probe], frame: Frame | None = "stored"
+) -> None:
+    """Rules on each image of one split; `frame` is that of declared sizes and boxes."""
+    names: Names | None = None
     for row, name in enumerate(raw.file_name):
         found = probes[name]
         if found.state == "missing":
             if outside(name):
                 continue  # check_names reports it
-            if listing is None:
-                listing = {other.casefold(): other for other in store.names()}
-            other = listing.get(name.casefold())
-            if other is not None and other != name:
+            names = names or Names(store.names())
+            other = names.nearest(name)
+            if other is not None and other.casefold() == name.casefold():
                 raw.find_image("path-case-differs", row, f"found as {other}")
-            raw.find_image("image-missing", row, f"{name} isn't in {raw.root}")
+            raw.find_image(
+                "image-missing", row, f"{name} isn't in {raw.root}{_hint(name, other, raw.root)}"
+            )
         elif found.state != "fine":
             rule = {
                 "unreadable": "image-unreadable",
@@ -64,10 +124,20 @@ def check_images(raw: RawSplit, store: ImageStore, probes: Mapping[str, Probe]) 
                 rule = "archive-bomb"
             raw.find_image(rule, row, f"{name}: {found.message}")
         if found.width:
-            _check_size(raw, row, found)
+            _check_size(raw, row, found, frame)
         if found.state == "fine":
-            _check_kind(raw, row, found)
+            _check_kind(raw, row, found, frame)
             _check_link(raw, row, store, name)
+
+
+def _hint(name: str, other: str | None, root: str) -> str:
+    """What to write where the image is there under another name."""
+    if other is None:
+        return ""
+    if other.endswith(f"/{name}"):
+        folder = f"{root}/{other[: -len(name) - 1]}"
+        return f"; found as {other}: `images` should name {folder}"
+    return f"; found as {other}: write `dataset.match: nearest`"
 
 
 def check_store(raw: RawSplit, store: ImageStore, listed: set[str]) -> None:
@@ -126,29 +196,35 @@ def _labels(raw: RawSplit, row: int) -> list[tuple[str, ...]]:
     )
 
 
-def _check_size(raw: RawSplit, row: int, found: Probe) -> None:
+def _check_size(raw: RawSplit, row: int, found: Probe, frame: Frame | None) -> None:
     declared = (int(raw.image_width[row]), int(raw.image_height[row]))
     if min(declared) <= 0:
         return
-    if declared != (found.width, found.height):
+    width, height = size_in(found, frame)
+    if raw.sizes_declared and declared != (width, height):
         turned = (
-            " (its EXIF orientation turns it: was it labelled turned?)"
-            if found.orientation >= 5 and declared == (found.height, found.width)
+            f" (as {'turned by its EXIF orientation' if frame == 'turned' else 'stored'})"
+            if found.orientation != 1
             else ""
         )
         raw.find_image(
             "image-size-differs",
             row,
-            f"is {found.width}x{found.height}, declared {declared[0]}x{declared[1]}{turned}",
+            f"is {width}x{height}{turned}, declared {declared[0]}x{declared[1]}",
         )
 
 
-def _check_kind(raw: RawSplit, row: int, found: Probe) -> None:
-    if found.orientation not in (0, 1):
+def _check_kind(raw: RawSplit, row: int, found: Probe, frame: Frame | None) -> None:
+    if found.orientation != 1:
+        labels = {
+            "turned": "labels were made on the turned picture",
+            "stored": "labels were made on the stored picture, and are turned with it",
+            None: "unknown which was labelled",
+        }[frame]
         raw.find_image(
             "image-exif-rotated",
             row,
-            f"EXIF orientation {found.orientation}, of which pixels are read as stored",
+            f"EXIF orientation {found.orientation}: read turned; {labels}",
         )
     if found.mode in GREY:
         raw.find_image("image-grey", row, f"mode {found.mode}")
