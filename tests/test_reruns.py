@@ -68,6 +68,7 @@ RERUNS: dict[str, set[str]] = {
     "compare/comparison.py": set(),
     "audit/verification.py": set(),
     "doctor/project.py": set(),
+    "scaffold/rules.py": set(),
     "demo/yard.py": {"demo"},
     "commands/summary.py": set(),
     "stages/predict.py": {"predict"},

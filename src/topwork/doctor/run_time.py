@@ -36,8 +36,8 @@ class RunTime:
     def __str__(self) -> str:
         total = self.training + self.prediction
         text = (
-            f"about {spoken(total)} (training {spoken(self.training)}, predictions"
-            f" {spoken(self.prediction)})"
+            f"{'' if total < 60 else 'about '}{spoken(total)} (training {spoken(self.training)},"
+            f" predictions {spoken(self.prediction)})"
         )
         load, cores = os.getloadavg()[0], usable_cores()
         if load > BUSY * cores:
