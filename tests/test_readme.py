@@ -58,8 +58,6 @@ def test_every_command_is_run(project: Path) -> None:
             if command in ELSEWHERE:
                 continue
             words = shlex.split(command)
-            if folder != project and words[:2] == ["dvc", "repro"]:
-                small(folder)
             environment = {
                 **os.environ,
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -71,9 +69,3 @@ def test_every_command_is_run(project: Path) -> None:
             ran += 1
         folder = project
     assert ran >= 10
-
-
-def small(folder: Path) -> None:
-    from conftest import shrink
-
-    shrink(folder)
