@@ -61,6 +61,7 @@ RERUNS: dict[str, set[str]] = {
     "inference/latency.py": set(),
     "training/loop.py": {"finetune"},
     "evaluation/console.py": {"evaluate"},
+    "evaluation/plan_fit.py": {"check"},
     "evaluation/retention.py": {"evaluate"},
     "evaluation/unlabelled.py": {"unlabelled", "evaluate"},
     "export/onnx.py": set(),

@@ -87,7 +87,7 @@ def test_a_project_that_is_fine(project: Path, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert re.search(r"^      time         (about|under) ", out, re.MULTILINE), out
     levels = [line[:6].strip() for line in out.splitlines() if line[:6].strip() in ("ok", "note")]
-    assert levels.count("ok") == 13
+    assert levels.count("ok") == 14
     assert "note  remote       none" in out
     assert "data/mine: images 6 train, 6 test" in out
     assert sorted(path for path in project.rglob("*")) == before, "it writes nothing"
@@ -104,6 +104,11 @@ def _remove_people_of_the_test_set(project: Path) -> None:
     person = next(c["id"] for c in content["categories"] if c["name"] == "person")
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] != person]
     path.write_text(json.dumps(content))
+
+
+def _rename_helmets(project: Path) -> None:
+    path = project / "data/mine/train.json"
+    path.write_text(path.read_text().replace('"helmet"', '"hard_helmet"'))
 
 
 def _params(**changes: dict[str, object]) -> Callable[[Path], None]:
@@ -183,6 +188,12 @@ def _no_test_set(project: Path) -> None:
             "near: person",
         ),
         (
+            _rename_helmets,
+            "classes",
+            "helmet: `new`, and no category of train is called so",
+            "write `hard_helmet`, or `dataset.aliases: {hard_helmet: helmet}`",
+        ),
+        (
             _params(retention={"person": {"min": 0.9, "on": "source"}}),
             "contracts",
             "dataset.source isn't given",
@@ -223,6 +234,7 @@ def _no_test_set(project: Path) -> None:
         "no weights",
         "no builder",
         "class that the weights lack",
+        "class that the data lack",
         "contract on a set that isn't given",
         "learning contract on a kept class",
         "no object in the contract's set",

@@ -3,9 +3,12 @@
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +23,14 @@ from download.misbehaving import Misbehaving, Reply
 from download.test_transport import proxy
 from topwork.classes import BACKGROUND, category_set
 from topwork.cli import main
-from topwork.download.lock import Known, read_lock, record, write_lock
+from topwork.download.cache import Cache
+from topwork.download.lock import Known, absolute_name, read_lock, record, write_lock
 from topwork.download.sources import fetch
 from topwork.errors import ChecksumError, TopworkError, WeightsError
 from topwork.params.document import parse_params
 from topwork.params.fetch import FetchParams
 from topwork.stages import fetch as stage
+from topwork.weights.fit import check_fit
 from topwork.weights.format import Weights, read_weights, write_weights
 from weights.test_load_raw import Evil
 
@@ -187,6 +192,62 @@ def test_absolute_paths_stay_out_of_lock_and_provenance(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(weights.provenance) + Path("weights.lock").read_text()
 
 
+def test_two_absolute_files_of_one_name_are_two_sources(tmp_path: Path) -> None:
+    for folder, scale in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / folder).mkdir()
+        state = {name: tensor * scale for name, tensor in tiny().items()}
+        (tmp_path / folder / "best.pth").write_bytes(saved(state))
+    for folder in ("a", "b", "a"):
+        fetch(local(source=str(tmp_path / folder / "best.pth")), notify=quiet)
+    assert len(read_lock()) == 2
+    (tmp_path / "b" / "best.pth").write_bytes(saved(tiny()))  # that of a
+    with pytest.raises(ChecksumError, match=r"^best\.pth@[0-9a-f]{8}: .*the source has changed"):
+        fetch(local(source=str(tmp_path / "b" / "best.pth")), notify=quiet)
+
+
+def test_locks_lie_in_the_cache_and_are_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    Path("w.pth").write_bytes(saved(tiny()))
+    cache = Cache(tmp_path / "cache")
+    for number in range(3):
+        fetch(local(), lock=Path(f"{number}.lock"), cache=cache, notify=quiet)
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert len(list((tmp_path / "cache" / "locks").iterdir())) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_cache_that_is_read_only_stops_no_local_file(tmp_path: Path) -> None:
+    Path("w.pth").write_bytes(saved(tiny()))
+    (tmp_path / "cache").mkdir(mode=0o555)
+    fetch(local(), cache=Cache(tmp_path / "cache"), notify=quiet)
+    assert len(read_lock()) == 1
+
+
+@pytest.mark.parametrize("prefix", ["model/module.", None, "model"])
+def test_the_hint_of_a_wrapped_checkpoint_is_the_prefix_that_works(prefix: str | None) -> None:
+    Path("w.pth").write_bytes(saved({"model": tiny(prefix="module."), "optimizer": {"state": {}}}))
+    if prefix == "model/module.":
+        assert fetch(local(prefix=prefix), notify=quiet).state_dict.keys() == tiny().keys()
+        return
+    shapes = {name: tuple(tensor.shape) for name, tensor in tiny().items()}
+    with pytest.raises(WeightsError, match=r"`fetch\.prefix: model/module\.`"):
+        check_fit(fetch(local(prefix=prefix), notify=quiet), shapes)
+
+
+def test_commands_find_a_builder_of_the_project_as_stages_do(tmp_path: Path) -> None:
+    """`module:function` in the current folder; the command is a program of its own folder."""
+    (tmp_path / "own_builder_of_project.py").write_text(BUILDER)
+    (tmp_path / "w.pth").write_bytes(saved(tiny()))
+    builder = "own_builder_of_project:build"
+    command = [str(Path(sys.executable).parent / "topwork"), "fetch", "w.pth"]
+    command += ["--builder", builder, "--classes", "person,dog", "--out", "w.safetensors"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr.count("error")) == (0, 0), ran.stderr
+
+
 def test_prefix() -> None:
     Path("w.pth").write_bytes(saved({"state_dict": tiny(prefix="model."), "epoch": 3}))
     weights = fetch(local(prefix="state_dict/model."), notify=quiet)
@@ -261,8 +322,10 @@ def test_the_command_that_accepts_names_the_file_as_given(tmp_path: Path) -> Non
     """The lock holds the bare name of an absolute path; the command must find the file."""
     path = tmp_path / "abs.pth"
     path.write_bytes(saved(tiny()))
-    write_lock({"abs.pth": "0" * 64})
-    with pytest.raises(ChecksumError, match=rf"^abs\.pth: SHA-256 .*topwork fetch {path} --accept"):
+    write_lock({absolute_name(path): "0" * 64})
+    with pytest.raises(
+        ChecksumError, match=rf"^abs\.pth@\w+: SHA-256 .*topwork fetch {path} --accept"
+    ):
         fetch(local(source=str(path)), notify=quiet)
 
 

@@ -1,11 +1,24 @@
 """Charts: where points land, and that a chart says its figures to those who can't see it."""
 
+import math
 import re
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from topwork.report.svg import Line, Mark, Row, bar_chart, interval_chart, line_chart, number, ticks
+from topwork.report.svg import (
+    Line,
+    Mark,
+    Row,
+    axis,
+    bar_chart,
+    interval_chart,
+    line_chart,
+    number,
+    ticks,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +108,69 @@ def test_marks_stay_inside_and_whiskers_only_with_interval() -> None:
     assert chart.count('class="whisker') == 1
     assert f'd="M{number(104 + field / 4)} ' in chart
     assert f'H{number(104 + field * 3 / 4)}"' in chart
+
+
+EXTREME = st.one_of(
+    st.floats(),
+    st.sampled_from(
+        [0.0, -0.0, 2.05e-13, 5e-324, -5e-324, 1e308, -1e308, 1.0, math.nan, math.inf, -math.inf]
+    ),
+)
+
+
+def checked(drawing: str) -> None:
+    """A drawing is XML without a number that isn't one, and nothing lies far from it."""
+    frame = ElementTree.fromstring(drawing)
+    _, _, width, height = map(float, frame.attrib["viewBox"].split())
+    for element in frame.iter():
+        numbers = " ".join(
+            value
+            for key, value in element.attrib.items()
+            if key in ("x", "y", "cx", "cy", "width", "height", "d", "transform")
+        )
+        assert "nan" not in numbers
+        assert "inf" not in numbers
+        for number_ in re.findall(r"-?\d+\.?\d*", numbers):
+            assert -2 * max(width, height) <= float(number_) <= 3 * max(width, height)
+
+
+@given(st.lists(st.tuples(EXTREME, EXTREME), max_size=5), st.booleans(), st.booleans())
+@example([(1.0, 2.05e-13)], False, True)
+@example([(1.0, 5e-324)], False, True)
+@example([], False, False)
+def test_line_charts_of_any_values(
+    points: list[tuple[float, float]], ranged: bool, dots: bool
+) -> None:
+    line = Line("loss", points, dots=dots)
+    unit = (0.0, 1.0) if ranged else None
+    checked(line_chart("k", "t", "d", [line], "x", "y", x_range=unit, y_range=unit))
+
+
+@given(st.lists(EXTREME, max_size=5))
+def test_bar_charts_of_any_values(values: list[float]) -> None:
+    bars = [(f"class {index}", value, "text") for index, value in enumerate(values)]
+    checked(bar_chart("k", "t", "d", bars, "x"))
+
+
+@given(
+    st.lists(
+        st.tuples(EXTREME, st.one_of(st.none(), EXTREME), st.one_of(st.none(), EXTREME)), max_size=5
+    )
+)
+def test_interval_charts_of_any_values(
+    values: list[tuple[float, float | None, float | None]],
+) -> None:
+    marks = [Mark("AP", *entry, "tuned") for entry in values]
+    checked(interval_chart("k", "t", "d", [Row("class", marks)], "x"))
+
+
+@given(EXTREME.filter(math.isfinite), EXTREME.filter(math.isfinite), st.integers(1, 8))
+def test_ticks_are_distinct_and_span(low: float, high: float, count: int) -> None:
+    low, high = min(low, high), max(low, high)
+    found = ticks(low, high, count)
+    assert found == sorted(set(found))
+    assert 2 <= len(found) <= 3 * count + 3
+    first, last = axis(low, high)
+    slack = 1e-8 * (last - first)
+    assert found[0] <= first + slack
+    assert found[-1] >= last - slack

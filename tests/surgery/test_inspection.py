@@ -17,6 +17,7 @@ from topwork.surgery.inspection import inspect_classes
 from topwork.surgery.preview import near_classes, preview
 from topwork.surgery.table import Table
 from topwork.weights.format import Weights
+from validation.scene import Scene
 
 COLUMNS = ("__background__", "person", "car", "truck", "N/A")
 BUILDER = f"{Path(tiny.__file__)}:points"
@@ -291,3 +292,37 @@ def test_commands(project, capsys):
         == 0
     )
     assert json.loads(capsys.readouterr().out)["untouched"] == 2
+    assert (
+        main(
+            [
+                "plan",
+                "--params",
+                str(project / "params.yaml"),
+                "--weights",
+                path,
+                "--builder",
+                BUILDER,
+                "--format",
+                "json",
+            ]
+        )
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["data"] == {"faults": [], "told": []}
+
+
+def test_plan_holds_the_classes_against_validated_data(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The project's tables have helmets and forklifts; its plan asks for trucks and a person."""
+    tables = Scene(project / "data").run().tables
+    (project / "out" / "validate").mkdir(parents=True)
+    tables.write(project / "out" / "validate")
+    arguments = ["plan", "--params", str(project / "params.yaml"), "--builder", BUILDER]
+    arguments += ["--weights", str(project / "w.safetensors")]
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert (
+        "data: helmet: a category with 12 boxes in train that surgery.classes doesn't name" in out
+    )
+    assert "trucks: `new`, and no category of train is called so" in err

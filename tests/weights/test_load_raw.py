@@ -1,5 +1,6 @@
 """Foreign files: read as plain tensors, or refused with what to do."""
 
+import argparse
 import os
 import pickle
 import random
@@ -9,6 +10,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -53,6 +55,44 @@ def test_dtypes_stay(tmp_path: Path, tensors: dict[str, Tensor], dtype: torch.dt
     }
     torch.save(halves, tmp_path / "w.pth")
     assert equal(read_state_dict(tmp_path / "w.pth"), halves)
+
+
+def test_a_checkpoint_of_torchvision_s_reference_script(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    """`{"model", "optimizer", "lr_scheduler", "args", "epoch"}`, as references/detection/train.py
+    saves it, with numpy's numbers that others put beside.
+    """
+    parameters = [nn.Parameter(tensor) for tensor in list(tensors.values())[:2]]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    sum((parameter.sum() for parameter in parameters), torch.zeros(())).backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [16, 22])
+    torch.save(
+        {
+            "model": tensors,
+            "optimizer": optimizer.state_dict(),
+            "lr_scheduler": scheduler.state_dict(),
+            "args": argparse.Namespace(data_path="/data", lr=0.02, aspect_ratios=[0.5, 1]),
+            "epoch": 25,
+            "best": np.float64(0.5),
+            "counts": [np.int64(3), np.float32(0.25), np.bool_(True)],
+        },
+        tmp_path / "model_25.pth",
+    )
+    assert equal(read_state_dict(tmp_path / "model_25.pth", "model"), tensors)
+    with pytest.raises(WeightsError, match=r"Tensors are under: `model`\. .*fetch\.prefix: model`"):
+        read_state_dict(tmp_path / "model_25.pth")
+
+
+def test_a_namespace_lets_nothing_else_through(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    target = tmp_path / "made"
+    torch.save(
+        {"model": tensors, "args": argparse.Namespace(hook=Evil(target))}, tmp_path / "w.pth"
+    )
+    with pytest.raises(WeightsError, match=r"refused: it asks for `(posix|os)\.system`"):
+        read_state_dict(tmp_path / "w.pth", "model")
+    assert not target.exists()
 
 
 class Evil:

@@ -1,4 +1,4 @@
-"""`topwork plan`: what a surgery would do; nothing is changed."""
+"""`topwork plan`: what a surgery would do, and whether the data fit it; nothing is changed."""
 
 import argparse
 from pathlib import Path
@@ -43,15 +43,23 @@ def run(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from topwork.commands.reading import read
+    from topwork.evaluation.plan_fit import PlanFit, plan_fit
     from topwork.files import canonical_json
     from topwork.params.document import load_params
+    from topwork.project.validate import FOLDER, IMAGES
     from topwork.surgery.preview import preview
 
     plan = load_params(arguments.params).surgery.plan()
     weights = read(arguments.weights, arguments.builder)
     shown = preview(weights, plan, builder=arguments.builder)
+    project = arguments.params.parent
+    fit = PlanFit()
+    if (project / IMAGES).is_file():
+        from topwork.dataset.tables import Tables
+
+        fit = plan_fit(plan, Tables.read(project / FOLDER, segmentation=False))
     if arguments.format == "json":
-        print(canonical_json(asdict(shown)), end="")
+        print(canonical_json({**asdict(shown), "data": asdict(fit)}), end="")
     else:
         print(
             "\n".join(
@@ -64,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
                 )
             )
         )
+        print("\n".join(f"data: {line}" for line in fit.told), end="\n" if fit.told else "")
+    fit.check()
     return 0
 
 

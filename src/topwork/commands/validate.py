@@ -3,13 +3,15 @@
 import argparse
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topwork.errors import DataError
 
 if TYPE_CHECKING:
+    from topwork.classes import ClassPlan
+    from topwork.evaluation.plan_fit import PlanFit
     from topwork.params.dataset import DatasetParams
     from topwork.validation.findings import Findings
     from topwork.validation.gate import Validation
@@ -95,6 +97,7 @@ def _positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Check, print what was found, and return the exit code."""
+    from topwork.evaluation.plan_fit import PlanFit, plan_fit
     from topwork.validation.gate import stops, validate
 
     _check_outputs(args)
@@ -103,10 +106,13 @@ def run(args: argparse.Namespace) -> int:
     cache = None if args.no_cache else _cache()
     found = validate(given.dataset, cache=cache, images=with_images, workers=args.workers)
     lacking = given.lacking is not None and found.readable and not args.no_images
+    fit = PlanFit() if given.plan is None else plan_fit(given.plan, found.tables)
     if args.format == "json":
-        _print_json(found, given.layouts)
+        _print_json(found, given.layouts, fit)
     else:
         _print_text(found, given.layouts)
+        for line in (*fit.faults, *fit.told):
+            print(f"{'error' if line in fit.faults else 'note'}: class plan: {line}")
     failing = stops(found.findings, args.fail_on)
     if args.fix_list is not None:
         _write_fix_list(found.findings, failing or ["error"], args.fix_list)
@@ -123,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
             " --no-images.",
             file=sys.stderr,
         )
-    return 1 if failing or lacking else 0
+    unfit = fit.faults and args.fail_on != "never"
+    return 1 if failing or lacking or unfit else 0
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -158,13 +165,14 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class _Given:
-    """What to check: the section, what its paths were taken for, and an annotation file whose
-    images weren't found.
+    """What to check: the section, what its paths were taken for, an annotation file whose images
+    weren't found, and the project's class plan.
     """
 
     dataset: "DatasetParams"
     layouts: "tuple[Layout, ...]" = ()
     lacking: Path | None = None
+    plan: "ClassPlan | None" = None
 
 
 def _dataset(args: argparse.Namespace) -> _Given:
@@ -178,7 +186,8 @@ def _dataset(args: argparse.Namespace) -> _Given:
                 "topwork validate: --images and --against go with a PATH; without one the data of"
                 " params.yaml are checked."
             )
-        return _Given(load_params().dataset)
+        params = load_params()
+        return _Given(params.dataset, plan=params.surgery.plan())
     layouts = [find_layout(args.path, args.images)]
     sets = layouts[0].entries()
     if args.against is not None:
@@ -217,7 +226,7 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topwork" / "images"
 
 
-def _print_json(found: "Validation", layouts: "tuple[Layout, ...]") -> None:
+def _print_json(found: "Validation", layouts: "tuple[Layout, ...]", fit: "PlanFit") -> None:
     from topwork.files import canonical_json
     from topwork.validation.outputs import findings_record, summary
 
@@ -227,6 +236,7 @@ def _print_json(found: "Validation", layouts: "tuple[Layout, ...]") -> None:
                 **findings_record(found.findings, found.dropped).document(),
                 "summary": summary(found),
                 "taken_for": [layout.description for layout in layouts],
+                "plan": asdict(fit),
             }
         ),
         end="",

@@ -23,7 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from topwork.detectors.families import Family, family_of
 from topwork.errors import SurgeryError
-from topwork.weights.builder_files import BUILDER_HASH, builder_files, builder_hash
+from topwork.weights.builder_files import BUILDER_HASH, builder_files, builder_hash, look_here
 from topwork.weights.fit import check_fit
 from topwork.weights.format import Weights, read_weights
 
@@ -67,6 +67,7 @@ def resolve(builder: Builder) -> Callable[..., nn.Module]:
         function: Callable[..., nn.Module] = models.get_model_builder(builder)
         return function
     place, _, name = builder.rpartition(":")
+    look_here()
     try:
         module = (
             _module_of_file(Path(place))

@@ -21,6 +21,7 @@ from topwork.download.torchvision_enums import entry_of
 from topwork.download.watched import check_watched
 from topwork.errors import DataError, ParamsError, TopworkError
 from topwork.evaluation.contract import check_measurable, check_objects
+from topwork.evaluation.plan_fit import plan_fit
 from topwork.params.document import Params, check_tracked, parse_params
 from topwork.params.section import read_document
 from topwork.project.fetch import PRETRAINED, PROVENANCE, WEIGHTS_LOCK, ProvenanceRecord
@@ -156,6 +157,7 @@ class Project:
             Check("images", self._check_images),
             Check("weights", self._check_weights),
             Check("plan", self._check_plan),
+            Check("classes", self._check_classes),
             Check("contracts", self._check_contracts),
         ]
 
@@ -230,6 +232,13 @@ class Project:
         plan.check((*detector.columns, *detector.absorbed))
         kept = len(plan.kept)
         return f"{kept} kept, {len(plan.names) - kept} new: {', '.join(plan.names)}"
+
+    def _check_classes(self) -> str:
+        fit = plan_fit(self.params.surgery.plan(), self.tables)
+        fit.check()
+        if fit.told:
+            raise NoteError("; ".join(fit.told))
+        return "every class of the plan has boxes in train, and every category a class"
 
     def _check_contracts(self) -> str:
         params = self.params

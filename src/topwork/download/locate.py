@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from topwork.download.cache import Cache, Cached, Notify
-from topwork.download.lock import Known, read_lock
+from topwork.download.lock import Known, absolute_name, read_lock
 from topwork.download.torchvision_enums import entry_of
 from topwork.download.transfer import GIB, Policy, download
 from topwork.download.transport import authorization, check_url, private, shown
@@ -35,6 +35,7 @@ class Located:
         builder: torchvision's builder name, where the source knows it.
         columns: names of the class columns, where the source knows them.
         facts: further provenance: licence, recipe, published figures...
+        locked_as: how weights.lock names it, where that isn't `source`.
     """
 
     path: Path
@@ -44,6 +45,12 @@ class Located:
     builder: str | None = None
     columns: tuple[str, ...] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    locked_as: str = ""
+
+    @property
+    def key(self) -> str:
+        """How weights.lock names it."""
+        return self.locked_as or self.source
 
 
 @dataclass(frozen=True)
@@ -153,11 +160,10 @@ def _local(context: FetchContext) -> Located:
             " expected a file, or a source of another kind (demo, torchvision:BUILDER/ENTRY,"
             " https://..., dvc:REPO#PATH@REV, hf:REPO/FILE@REVISION). Mend it in params.yaml."
         )
-    # An absolute path means nothing on another machine, so it isn't committed.
-    name = path.name if path.is_absolute() else source
+    name, key = (path.name, absolute_name(path)) if path.is_absolute() else (source, source)
     digest = sha256_file(path)
-    context.known(name, given=source).verify(digest)
-    return Located(path, name, digest, path.name)
+    context.known(key, given=source).verify(digest)
+    return Located(path, name, digest, path.name, locked_as=key)
 
 
 def _url(context: FetchContext, rest: str) -> Located:

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import shlex
-import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
+from topwork.download.cache import Cache
 from topwork.errors import ChecksumError, WeightsError
 from topwork.files import write_text
 from topwork.project.fetch import WEIGHTS_LOCK
@@ -124,12 +124,36 @@ class Known:
             )
 
 
-def record(source: str, digest: str, path: Path = WEIGHTS_LOCK) -> None:
+def absolute_name(path: Path) -> str:
+    """How the lock names a file outside of the project: an absolute path means nothing on another
+    machine and isn't committed, but two files of one name are two sources.
+
+    Example:
+        >>> absolute_name(Path("/a/best.pth")), absolute_name(Path("/b/best.pth"))
+        ('best.pth@6a50dc85', 'best.pth@9812b0b9')
+    """
+    folder = os.path.normpath(path.absolute().parent)
+    return f"{path.name}@{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
+
+
+def record(source: str, digest: str, path: Path = WEIGHTS_LOCK, cache: Cache | None = None) -> None:
     """Write a source's hash into the lock, if it isn't there; processes take turns."""
     if read_lock(path).get(source) == digest:
         return
-    with FileLock(lock_of_lock(path)):
+    with _turn(cache or Cache.default()):
         write_lock({**read_lock(path), source: digest}, path)
+
+
+@contextmanager
+def _turn(cache: Cache) -> Iterator[None]:
+    """One process at a time, by one lock file in the cache that all projects share; where that
+    folder can't be written, there are no turns, and a hash that's lost is written by the next
+    fetch.
+    """
+    with ExitStack() as stack:
+        with suppress(WeightsError):
+            stack.enter_context(cache.held("weights.lock", lambda _: None))
+        yield
 
 
 def keep_lock(path: Path = WEIGHTS_LOCK) -> None:
@@ -147,11 +171,3 @@ def parent_lock(path: Path = WEIGHTS_LOCK) -> Path | None:
     """
     parent = Path(os.environ.get("DVC_ROOT", ".")) / path
     return parent if parent.resolve() != path.resolve() else None
-
-
-def lock_of_lock(path: Path) -> Path:
-    """A file in the temporary folder that processes hold while they change a lock file."""
-    return (
-        Path(tempfile.gettempdir())
-        / f"topwork-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.lock"
-    )

@@ -68,20 +68,20 @@ def fetch(
         # a login page, for example; the next fetch asks the source again
         context.cache.forget(located.source)
         raise
-    _remember(located, lock, notify)
+    _remember(located, context)
     return weights
 
 
-def _remember(located: Located, lock: Path, notify: Notify) -> None:
+def _remember(located: Located, context: FetchContext) -> None:
     """Trust on first use, with a message to the user."""
-    before = read_lock(lock).get(located.source)
+    before = read_lock(context.lock).get(located.key)
     if before == located.sha256:
         return
-    record(located.source, located.sha256, lock)
+    record(located.key, located.sha256, context.lock, context.cache)
     what = "seen for the first time" if before is None else f"changed (before: {before})"
-    notify(
-        f"{located.source}: {what}, SHA-256 {located.sha256} written to {lock.name}. Commit it:"
-        " from now on no other content is accepted."
+    context.notify(
+        f"{located.key}: {what}, SHA-256 {located.sha256} written to {context.lock.name}. Commit"
+        " it: from now on no other content is accepted."
     )
 
 

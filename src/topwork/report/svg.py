@@ -13,6 +13,9 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+LARGEST = 1e300  # sums and differences of two such numbers are finite
+SMALLEST = 1e-290  # a span below can't be divided into steps
+NARROW = 1e-9  # of the numbers themselves: below, neighbouring ticks would be one number
 Points = Sequence[tuple[float, float]]
 Placer = Callable[[float, float], tuple[float, float]]
 
@@ -55,7 +58,7 @@ def number(value: float) -> str:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that span [low, high]: steps of 1, 2 or 5 times a power of ten.
+    """Round numbers that span [low, high], at least two: steps of 1, 2 or 5 times a power of ten.
 
     Example:
         >>> ticks(0, 1)
@@ -63,13 +66,29 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         >>> ticks(3, 3)
         [3.0, 3.2, 3.4, 3.6, 3.8, 4.0]
     """
-    if not high > low:
-        high = low + 1
+    low, high = axis(low, high)
     raw = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    digits = max(12, 2 - math.floor(math.log10(step)))
+    return [round(index * step, digits) for index in range(first, max(last, first + 1) + 1)]
+
+
+def axis(low: float, high: float) -> tuple[float, float]:
+    """A range that has a length and can be divided, whatever the numbers: constant and very narrow
+    ones are widened upwards, huge ones cut.
+
+    Example:
+        >>> axis(3, 3), axis(0, 5e-324), axis(2, 4)
+        ((3, 4), (0, 1), (2, 4))
+    """
+    low, high = max(low, -LARGEST), min(high, LARGEST)
+    low = min(low, LARGEST)
+    wide = NARROW * max(abs(low), abs(high))
+    if not high - low > max(wide, SMALLEST):
+        high = low + max(1, abs(low) / 10)
+    return low, high
 
 
 def tick_label(value: float) -> str:
@@ -104,14 +123,15 @@ def line_chart(
     ]
     x_ticks = ticks(*(x_range or _span(x for x, _ in finite)))
     y_ticks = ticks(*(y_range or _span((y for _, y in finite), from_zero=True)), count=4)
-    x_low, x_high = x_range or _span(x for x, _ in finite)
-    x_high = x_high if x_high > x_low else x_low + 1
+    x_low, x_high = axis(*(x_range or _span(x for x, _ in finite)))
     y_low, y_high = min(y_ticks), max(y_ticks)
+    slack = 1e-9 * (x_high - x_low)
 
     def place(x: float, y: float) -> tuple[float, float]:
+        across, up = _share(x, x_low, x_high), _share(y, y_low, y_high)
         return (
-            left + (x - x_low) / (x_high - x_low) * (width - left - right),
-            height - bottom - (y - y_low) / (y_high - y_low) * (height - top - bottom),
+            left + across * (width - left - right),
+            height - bottom - up * (height - top - bottom),
         )
 
     body = []
@@ -126,7 +146,7 @@ def line_chart(
         f'<text class="tick" x="{number(place(tick, y_low)[0])}" y="{height - bottom + 15}"'
         f' text-anchor="middle">{tick_label(tick)}</text>'
         for tick in x_ticks
-        if x_low - 1e-9 <= tick <= x_high + 1e-9
+        if x_low - slack <= tick <= x_high + slack
     ]
     body.append(f'<path class="axis" d="M{left} {height - bottom}H{width - right}"/>')
     body.append(_axis_label((left + width - right) / 2, height - 6, x_label))
@@ -140,7 +160,9 @@ def line_chart(
 def interval_chart(
     key: str, title: str, description: str, rows: Sequence[Row], x_label: str, width: int = 400
 ) -> Markup:
-    """A dot and an interval a mark, one line a class, from 0 to 1."""
+    """A dot and an interval a mark, one line a class, from 0 to 1; a mark without a value is left
+    out.
+    """
     left, right, top, step = 104, 14, 8, 40
     height = top + step * len(rows) + 40
     body = []
@@ -163,9 +185,12 @@ def interval_chart(
         )
         offset = -(len(row.marks) - 1) / 2 * 9
         for place_of, mark in enumerate(row.marks):
+            if not math.isfinite(mark.value):
+                continue
             y = number(middle + offset + place_of * 9)
             whisker = ""
-            if mark.low is not None and mark.high is not None:
+            ends = [end for end in (mark.low, mark.high) if end is not None and math.isfinite(end)]
+            if mark.low is not None and mark.high is not None and len(ends) == 2:
                 whisker = (
                     f'<path class="whisker {mark.style}" d="M{number(place(mark.low))}'
                     f' {y}H{number(place(mark.high))}"/>'
@@ -193,11 +218,12 @@ def bar_chart(
     """Horizontal bars: (name, value, the text next to the bar)."""
     left, right, top, step = 118, 64, 6, 26
     height = top + step * len(bars) + 24
-    highest = max([value for _, value, _ in bars if math.isfinite(value)] + [1e-12])
+    highest = max([value for _, value, _ in bars if math.isfinite(value)] + [SMALLEST])
     body = []
     for index, (name, value, text) in enumerate(bars):
         y = top + step * index
-        length = max(value, 0.0) / highest * (width - left - right)
+        share = min(max(value, 0.0) / highest, 1.0) if not math.isnan(value) else 0.0
+        length = share * (width - left - right)
         body.append(
             f'<text class="row-name" x="{left - 10}" y="{y + 15}"'
             f' text-anchor="end">{escape(_short(name, 18))}</text>'
@@ -268,6 +294,11 @@ def _span(values: Iterable[float], from_zero: bool = False) -> tuple[float, floa
         return (0.0, 1.0)
     low = min(found)
     return (min(0.0, low) if from_zero else low, max(found))
+
+
+def _share(value: float, low: float, high: float) -> float:
+    """Where a value is between two, 0 to 1; what lies far outside stays near the chart."""
+    return min(max((min(max(value, -LARGEST), LARGEST) - low) / (high - low), -1.0), 2.0)
 
 
 def _short(text: str, length: int) -> str:

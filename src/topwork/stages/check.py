@@ -3,12 +3,14 @@ time.
 
 Reads params `surgery.classes`, `retention` and `learned`, the tables of `validate` and the
 pretrained weights. Writes out/check/verdict.json, which says the same whenever all is well, so that
-nothing downstream runs again for it. Stopped by a plan that names what the weights don't have, and
-by a contract that can't be measured.
+nothing downstream runs again for it. Stopped by a plan that names what the weights or the training
+data don't have, and by a contract that can't be measured. Prints what of plan and data may be meant
+so.
 """
 
 from topwork.dataset.tables import Tables
 from topwork.evaluation.contract import check_measurable, check_objects
+from topwork.evaluation.plan_fit import plan_fit
 from topwork.files import HeldInputs
 from topwork.params.learned import LearnParams
 from topwork.params.retention import KeepParams
@@ -31,10 +33,12 @@ class Params(Sections):
 
 @in_project
 def run(params: Params) -> None:
-    """Check the plan against the weights, the contracts against plan and data.
+    """Check the plan against the weights and the training data, the contracts against plan and
+    data.
 
     Raises:
-        ClassPlanError: the plan names what the weights don't have.
+        ClassPlanError: the plan names what the weights don't have, or a class that nothing in the
+            training data teaches.
         EvaluationError: there is no test set, or a contract can't be measured, for want of the set,
             the class or its objects.
     """
@@ -43,6 +47,10 @@ def run(params: Params) -> None:
     weights = read_weights(PRETRAINED, trust=True)
     plan.check((*weights.columns, *weights.absorbed))
     tables = Tables.read(FOLDER, segmentation=False)
+    fit = plan_fit(plan, tables)
+    for line in fit.told:
+        print(f"note: {line}")
+    fit.check()
     check_measurable(params.retention, params.learned, plan, tables)
     check_objects(params.retention, params.learned, plan, tables)
     held.check()

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,15 @@ BUILDER_HASH = "builder_sha256"
 """Key of a weights file's provenance that holds `builder_hash`."""
 
 
+def look_here() -> None:
+    """Let `module:function` be found in the current folder first, as `python -m` does for stages:
+    commands find a project's own builder by the same rule.
+    """
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:
+        sys.path.insert(0, here)
+
+
 def builder_file(builder: str) -> Path | None:
     """The file that holds a builder's function: of `path/to/file.py:function` the path, of
     `module:function` the module's; None of torchvision's builders and where there is no such file.
@@ -19,6 +29,8 @@ def builder_file(builder: str) -> Path | None:
     place = builder.rpartition(":")[0]
     if place.endswith(".py"):
         return Path(place) if Path(place).is_file() else None
+    if place:
+        look_here()
     try:
         spec = find_spec(place) if place else None
     except (ImportError, ValueError):

@@ -40,6 +40,7 @@ def check_fit(weights: Weights, expected: Mapping[str, Sequence[int]]) -> None:
     where = f"{weights.provenance.get('source', 'weights')}: {len(found)} tensors"
     wanted = f"{weights.builder} with {len(weights.columns)} columns"
     prefix = prefix_hint(list(found)) or ""
+    key = _joined(weights.provenance.get("prefix"), prefix)
     if not any(
         _faults(
             {name.removeprefix(prefix): shape for name, shape in found.items()}, expected
@@ -48,14 +49,21 @@ def check_fit(weights: Weights, expected: Mapping[str, Sequence[int]]) -> None:
         raise WeightsError(
             f"{where} don't fit {wanted}. The names begin with {prefix!r}, and without it every"
             " tensor fits; nothing is stripped by default. If a wrapper put it there, write"
-            f" `fetch.prefix: {prefix}`."
+            f" `fetch.prefix: {key}`."
         )
     named = "; ".join(
         f"{len(names)} {kind}: {', '.join(names)}" for kind, names in faults.items() if names
     )
     raise WeightsError(
-        f"{where} don't fit {wanted}. {named}.{_next_step(weights, expected, prefix, faults)}"
+        f"{where} don't fit {wanted}. {named}.{_next_step(weights, expected, key, faults)}"
     )
+
+
+def _joined(given: str | None, prefix: str) -> str:
+    """The prefix that takes what `given` took and strips a further one."""
+    if not given or not prefix:
+        return prefix
+    return f"{given}{prefix}" if given.endswith(".") else f"{given}/{prefix}"
 
 
 def _faults(
@@ -87,7 +95,7 @@ def _next_step(
 ) -> str:
     if prefix and faults["missing"]:
         return (
-            f" The names begin with {prefix!r}: if a wrapper put it there, write `fetch.prefix:"
+            " The names begin with a wrapper's prefix: if one put it there, write `fetch.prefix:"
             f" {prefix}`."
         )
     if faults["of another shape"] and not faults["missing"]:

@@ -1,10 +1,13 @@
 """Reads foreign weights without running code from them: safetensors, or PyTorch's zip and legacy
 files as plain tensors.
 
-A pickle that wants more than tensors is refused. Nothing is stripped or renamed by default:
-where a file holds a checkpoint or prefixed names, the error names the `fetch.prefix` to write.
+A pickle that wants more than tensors is refused; `argparse.Namespace` and numpy's numbers, which
+training scripts put into checkpoints beside the tensors, are plain data and are let through.
+Nothing is stripped or renamed by default: where a file holds a checkpoint or prefixed names, the
+error names the `fetch.prefix` to write.
 """
 
+import argparse
 import pickle
 import re
 import struct
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -23,6 +27,25 @@ from topwork.errors import NotWeightsError, WeightsError
 from topwork.weights.fit import prefix_hint
 
 MAX_BYTES = 16 << 30
+_SCALAR: Any = np.float64(0).__reduce__()[0]  # what makes a number of numpy's from its bytes
+PLAIN: list[Any] = [
+    argparse.Namespace,
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # as numpy 1 names it
+    np.dtype,
+    *sorted(
+        {
+            type(np.dtype(code))
+            for code in (*np.typecodes["AllInteger"], *np.typecodes["AllFloat"], "?")
+        },
+        key=repr,
+    ),
+]
+"""What a checkpoint may hold beside tensors and Python's own plain types: attributes by name, and
+numbers.
+"""
+NO_WEIGHTS = ("optimizer", "lr_scheduler", "scheduler", "scaler", "optimizer_state_dict")
+"""Keys of a checkpoint below which tensors aren't a detector's."""
 
 
 def read_state_dict(
@@ -121,7 +144,7 @@ def _check_archive(file: _File, max_bytes: int) -> None:
 
 def _load_pickle(file: _File, *, mmap: bool) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(PLAIN):
             # torch warns of odd tensors; _check_tensors refuses them
             warnings.simplefilter("ignore")
             return torch.load(file.path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -234,6 +257,8 @@ def _choices(loaded: Any, path: str = "", depth: int = 3) -> Iterator[str]:
         return
     if depth:
         for key, value in loaded.items():
+            if not path and key in NO_WEIGHTS:
+                continue
             yield from _choices(value, f"{path}/{key}" if path else str(key), depth - 1)
 
 

@@ -1,0 +1,109 @@
+"""The class plan against the training data, and where it is held: stage `check`, `topwork plan`,
+`topwork validate`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from topwork.classes import ClassPlan
+from topwork.cli import main
+from topwork.errors import ClassPlanError
+from topwork.evaluation.plan_fit import PlanFit, plan_fit
+from validation.scene import Scene
+
+
+def fit(plan: Mapping[str, Any], folder: Path, *spoil: str) -> PlanFit:
+    """The plan against four images with twelve helmets and twelve forklifts."""
+    scene = Scene(folder)
+    if "cone" in spoil:
+        scene.add("categories", {"id": 3, "name": "cone"})
+    for index, record in enumerate(scene.sets["train"]["annotations"]):
+        if "no forklift" in spoil and record["category_id"] == 2:
+            scene.annotation(index, category_id=1)
+        if "crowds" in spoil and record["category_id"] == 2:
+            scene.annotation(index, iscrowd=1)
+    return plan_fit(ClassPlan.parse(plan), scene.run().tables)
+
+
+def test_a_slip_of_the_pen_names_the_nearest_category(tmp_path: Path) -> None:
+    found = fit({"helmt": "new", "forklift": {"like": "truck"}}, tmp_path)
+    assert found.faults == (
+        "helmt: `new`, and no category of train is called so; the nearest is 'helmet' with 12"
+        " boxes, which would be learned as background: write `helmet`, or `dataset.aliases:"
+        " {helmet: helmt}`",
+    )
+    assert found.told == (
+        "helmet: a category with 12 boxes in train that surgery.classes doesn't name: learned as"
+        " background",
+    )
+    with pytest.raises(ClassPlanError, match=r"params.yaml: surgery.classes .*helmt.*Mend"):
+        found.check()
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ({"helmet": "new", "Fork-Lift": "keep"}, "the nearest is 'forklift' with 12 boxes"),
+        ({"helmet": "new", "truck": {"keep": "forklift"}}, "the nearest is 'forklift'"),
+        ({"helmet": "new", "fork lift": {"like": "truck"}}, "the nearest is 'forklift'"),
+        ({"helmet": "new", "zebra": "new"}, r"they are 'helmet', 'forklift'"),
+    ],
+    ids=["kept-other-case", "kept-renamed", "like", "nothing-near"],
+)
+def test_classes_that_the_data_lack(plan: dict[str, Any], words: str, tmp_path: Path) -> None:
+    found = fit(plan, tmp_path)
+    assert len(found.faults) == 1
+    assert words in found.faults[0]
+
+
+def test_a_kept_class_may_be_absent(tmp_path: Path) -> None:
+    found = fit({"person": "keep", "helmet": "new", "forklift": "new"}, tmp_path)
+    assert found.faults == ()
+    assert found.told[0].startswith("person: kept, and train has no category of that name")
+
+
+@pytest.mark.parametrize("spoil", ["no forklift", "crowds"])
+def test_a_class_without_a_box(spoil: str, tmp_path: Path) -> None:
+    new = fit({"helmet": "new", "forklift": "new"}, tmp_path / "new", spoil)
+    assert new.faults == (
+        "forklift: `new`, and its category has no box in train, so that it can't be learned",
+    )
+    like = fit({"helmet": "new", "forklift": {"like": "truck"}}, tmp_path / "like", spoil)
+    assert like.faults == ()
+    assert "forklift: `like`, and its category has no box in train" in like.told[0]
+
+
+def test_a_plan_that_fits_says_nothing(tmp_path: Path) -> None:
+    assert fit({"helmet": "new", "forklift": {"like": "truck"}}, tmp_path) == PlanFit()
+    other = fit({"helmet": "new", "forklift": "new"}, tmp_path / "cone", "cone")
+    assert other == PlanFit(
+        (),
+        (
+            "cone: a category with 0 boxes in train that surgery.classes doesn't name: learned as"
+            " background",
+        ),
+    )
+
+
+def test_validate_holds_the_project_s_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Scene(tmp_path).write()
+    monkeypatch.chdir(tmp_path)
+    dataset = {"root": ".", "train": {"annotations": "train.json", "images": "train"}}
+    for name, code in (("helmt", 1), ("helmet", 0)):
+        classes = {name: "new", "forklift": "new"}
+        Path("params.yaml").write_text(
+            json.dumps({"dataset": dataset, "surgery": {"classes": classes}})
+        )
+        assert main(["validate", "--no-cache"]) == code
+        assert ("error: class plan: helmt" in capsys.readouterr().out) == bool(code)
+        assert main(["validate", "--no-cache", "--format", "json"]) == code
+        plan = json.loads(capsys.readouterr().out)["plan"]
+        assert len(plan["faults"]) == code
+    # a set alone has no plan
+    assert main(["validate", "train.json", "--no-cache"]) == 0
