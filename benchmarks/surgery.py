@@ -60,7 +60,7 @@ def pretrained(real: Path) -> Weights:
 def by_position(weights: Weights) -> Weights:
     """The wrong way: column k of the new head is column k of the old one."""
     names = [weights.columns[index] for index in POSITION_ROWS.values()]
-    done = graft(weights, names)
+    done = graft(weights, names, dropped="remove")
     return Weights(done.state_dict, ("__background__", *PLAN), weights.builder)
 
 
@@ -222,7 +222,7 @@ def main() -> None:
     weights = pretrained(arguments.real)
     heads = {
         "pretrained": (weights, 1),
-        "remove": (graft(weights, PLAN).weights, LABEL),
+        "remove": (graft(weights, PLAN, dropped="remove").weights, LABEL),
         "absorb": (graft(weights, PLAN, dropped="absorb").weights, LABEL),
     }
     figures: dict[str, object] = {"builder": builder_name(weights.builder).rpartition("/")[2]}

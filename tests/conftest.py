@@ -26,6 +26,7 @@ SMALL = {
     "finetune": {"epochs": 1, "head_epochs": 0, "batch_size": 8, "lr": 0.0015, "validate_every": 1},
     "evaluate": {"bootstrap": 20},
     "retention": {"person": {"min": 0.01}},
+    "learned": {},
     "report": {"pictures": 2},
 }
 
@@ -95,11 +96,15 @@ def shrink(folder: Path) -> None:
 
 
 def edit_params(folder: Path, changes: dict[str, dict[str, object]]) -> None:
-    """Change keys of params.yaml, its other keys and comments left as they are."""
+    """Change keys of params.yaml, its other keys and comments left as they are; nothing for a
+    section empties it.
+    """
     yaml = YAML()
     path = folder / "params.yaml"
     document = yaml.load(path.read_text(encoding="utf-8"))
     for section, values in changes.items():
+        if not values:
+            document[section] = {}
         for key, value in values.items():
             if isinstance(value, dict) and isinstance(document[section].get(key), dict):
                 document[section][key].update(value)

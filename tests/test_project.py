@@ -15,7 +15,6 @@ import grimp
 import pytest
 from ruamel.yaml import YAML
 
-from topwork.commands.init import PARTS, template, write_project
 from topwork.errors import ParamsError, TopworkError
 from topwork.files import (
     HeldInputs,
@@ -26,6 +25,7 @@ from topwork.files import (
     write_json,
 )
 from topwork.params.document import load_params, parse_params
+from topwork.scaffold.template import DEMO, add_files, template, template_files
 from topwork.training.imports import closure as code_closure
 
 ROOT = Path(__file__).parents[1]
@@ -258,11 +258,11 @@ def test_every_command_shows_an_example_in_its_help() -> None:
         assert f"topwork {command}" in done.stdout.split("Example", 1)[-1], command
 
 
-def test_init_writes_the_repositorys_own_top_level(tmp_path: Path) -> None:
-    write_project(tmp_path / "yard")
+def test_the_demos_template_is_the_repositorys_own_top_level(tmp_path: Path) -> None:
+    add_files(tmp_path, template_files(DEMO, flows=True))
     assert template() == ROOT
-    for part in PARTS:
-        ours, theirs = ROOT / part, tmp_path / "yard" / part
+    for part in DEMO:
+        ours, theirs = ROOT / part, tmp_path / part
         if part.endswith("dvc.yaml"):
             assert "src/" not in theirs.read_text()
             kept = [line for line in ours.read_text().splitlines() if "src/topwork" not in line]
@@ -272,16 +272,10 @@ def test_init_writes_the_repositorys_own_top_level(tmp_path: Path) -> None:
             assert theirs.read_text().count("- requirements.txt") == len(read_yaml(ours)["stages"])
         elif ours.is_file():
             assert ours.read_bytes() == theirs.read_bytes()
-    assert (tmp_path / "yard" / "flows" / "pipeline.py").read_bytes() == (
-        ROOT / "flows" / "pipeline.py"
-    ).read_bytes()
-
-
-def test_init_leaves_what_is_there_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(TopworkError, match=r"exists and isn't empty; nothing was written"):
-        write_project(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    flows = [path.name for path in (ROOT / "flows").glob("*.py")]
+    assert flows
+    for name in flows:
+        assert (tmp_path / "flows" / name).read_bytes() == (ROOT / "flows" / name).read_bytes()
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:

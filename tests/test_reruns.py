@@ -31,6 +31,7 @@ AFTER_TRAINING = {"finetune", "predict", "evaluate", "report", "gate"}
 RERUNS: dict[str, set[str]] = {
     "errors.py": set(),
     "environment.py": set(),
+    "extras.py": set(),
     "events.py": set(),
     "files.py": EVERYTHING,
     "classes.py": EVERYTHING - {"demo", "gate"},
@@ -40,6 +41,7 @@ RERUNS: dict[str, set[str]] = {
     "params/report.py": {"report"},
     "params/document.py": {"report"},
     "params/finetune.py": {"check", "finetune", "report"},
+    "params/learned.py": {"check", "evaluate", "report", "gate"},
     "project/record.py": EVERYTHING,
     "project/report.py": {"report", "gate"},
     "dataset/tables.py": EVERYTHING - {"demo", "fetch", "surgery", "gate"},
@@ -73,6 +75,8 @@ RERUNS: dict[str, set[str]] = {
     "report/sections.py": {"report"},
     "compare/comparison.py": set(),
     "audit/verification.py": set(),
+    "doctor/project.py": set(),
+    "scaffold/rules.py": set(),
     "demo/yard.py": {"demo"},
     "commands/summary.py": set(),
     "stages/predict.py": {"predict"},
@@ -170,8 +174,9 @@ def test_an_edit_makes_stale_what_it_can_change(clone: Path) -> None:
         ({"unlabelled": {"min_score": 0.5}}, {"unlabelled", "report"}),
         ({"report": {"pictures": 1}}, {"report"}),
         ({"retention": {"person": {"min": 0.02}}}, {"check", "evaluate", "report", "gate"}),
+        ({"learned": {"helmet": {"min": 0.02}}}, {"check", "evaluate", "report", "gate"}),
     ],
-    ids=["runtime", "evaluate", "finetune", "unlabelled", "report", "retention"],
+    ids=["runtime", "evaluate", "finetune", "unlabelled", "report", "retention", "learned"],
 )
 def test_a_param_makes_stale_what_reads_it(
     clone: Path, changes: dict[str, dict[str, object]], stale: set[str]

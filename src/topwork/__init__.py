@@ -20,6 +20,7 @@ _PUBLIC = {
     "branch": "topwork.surgery.branch",
     "load": "topwork.detectors.builders",
     "stock": "topwork.detectors.builders",
+    "predict": "topwork.inference.detections",
     "inspect": "topwork.surgery.inspection",
     "diff": "topwork.surgery.inspection",
     "verify_graft": "topwork.surgery.verification",
@@ -30,7 +31,14 @@ __all__ = ["__version__", *_PUBLIC]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'topwork' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    try:
+        return getattr(import_module(_PUBLIC[name]), name)
+    except ModuleNotFoundError as error:
+        # imported by name: what it says can't change what a stage writes
+        message = import_module("topwork.extras").missing_extra(error)
+        if message is None:
+            raise
+        raise ImportError(f"topwork.{name}: {message}") from error
 
 
 def __dir__() -> list[str]:

@@ -67,7 +67,7 @@ class ClassPlan:
     """
 
     rows: tuple[Row, ...]
-    dropped: Literal["remove", "absorb"] = "remove"
+    dropped: Literal["remove", "absorb"] = "absorb"
     prior: float = 0.01
     seed: int = 0
 
@@ -91,7 +91,7 @@ class ClassPlan:
         cls,
         classes: Mapping[str, Any] | Sequence[str],
         *,
-        dropped: str = "remove",
+        dropped: str = "absorb",
         prior: float = 0.01,
         seed: int = 0,
     ) -> "ClassPlan":

@@ -8,9 +8,11 @@ from importlib import import_module
 
 from topwork import __version__
 from topwork.errors import TopworkError
+from topwork.extras import missing_extra
 
 COMMANDS = {
     "init": "start a project in a folder: the demo, ready to run and to be pointed at own data",
+    "doctor": "what would stop a run here, what mends it, and about how long a run takes",
     "fetch": "download pretrained weights, checked and safe",
     "inspect": "look into weights: tensors, class axes, rows by class name",
     "plan": "print what a surgery would do, row by row, and change nothing",
@@ -52,6 +54,11 @@ def main(argv: list[str] | None = None) -> int:
         return int(import_module(_module(arguments.command)).run(arguments))
     except TopworkError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if (message := missing_extra(error)) is None:
+            raise
+        print(f"error: topwork {arguments.command}: {message}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         sys.stderr.close()

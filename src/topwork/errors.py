@@ -56,7 +56,7 @@ class EvaluationError(TopworkError):
 
 
 class RetentionError(EvaluationError):
-    """The retention contract is breached; the message has the figures."""
+    """A contract (retention or learning) is breached; the message has the figures."""
 
 
 class RevisionError(TopworkError):

@@ -301,8 +301,8 @@ def test_300_commits_are_listed_in_seconds(tmp_path: Path) -> None:
         for name, content in zip(names, contents, strict=True):
             size = len(content.encode())
             stream.append(f"M 644 inline {name}\ndata {size}\n{content}\n")
-    subprocess.run(["git", "fast-import", "--quiet"], cwd=tmp_path, input="".join(stream), text=True,
-                   check=True)  # fmt: skip
+    command = ["git", "fast-import", "--quiet"]
+    subprocess.run(command, cwd=tmp_path, input="".join(stream), text=True, check=True)
     run(tmp_path, "git", "symbolic-ref", "HEAD", "refs/heads/main")
     begin = time.process_time()
     table = experiments(tmp_path)

@@ -82,7 +82,7 @@ def test_graft_and_graft_back(source, dropped):
         columns=COLUMNS,
         dropped=dropped,
     )
-    back = graft(there.weights, ["person", "dog"], builder=builder)
+    back = graft(there.weights, ["person", "dog"], builder=builder, dropped="remove")
     before, after = head_spec(builder, len(COLUMNS)), head_spec(builder, 3)
     for old, new in zip(before.axes, after.axes, strict=True):
         for was, now in ((0, 0), (1, 1), (4, 2)):
@@ -126,7 +126,11 @@ def test_kept_logits_and_absorbed_probabilities(source, dtype, tolerance):
     plan = {"tree": "keep", "people": {"keep": "person"}}
     pretrained = _logits(builder, state_dict, 6, 0, dtype)
     removed = _logits(
-        builder, graft(state_dict, plan, builder=builder, columns=COLUMNS).state_dict, 3, 0, dtype
+        builder,
+        graft(state_dict, plan, builder=builder, columns=COLUMNS, dropped="remove").state_dict,
+        3,
+        0,
+        dtype,
     )
     torch.testing.assert_close(
         removed[..., 1:], pretrained[..., [5, 1]], rtol=tolerance, atol=tolerance

@@ -239,6 +239,55 @@ def test_gate_fails_and_passes(project: Path) -> None:
     evaluate.run(colour_params(), project)
 
 
+def test_gate_holds_what_was_learned(tmp_path: Path) -> None:
+    """Both ways; the pretrained detector has no helmet, so that only its own AP counts."""
+    colour_project(tmp_path)
+    asked = {"helmet": {"min": 0.3, "on": "test"}, "forklift": {"min": 1.0, "by": "interval"}}
+    held = colour_params(learned=asked)
+    run_stages(tmp_path, held)
+    verdict = read(tmp_path / "out/evaluate/verdict.json")
+    assert [(row["class"], row["found"], row["holds"]) for row in verdict["learned"]] == [
+        ("helmet", 1.0, True),
+        ("forklift", 1.0, True),
+    ]
+    write_text(tmp_path / "out/report/report.html", "<html></html>")
+    gate.run(held, tmp_path)
+    other = colour_params(learned={"helmet": {"min": 0.9}})
+    with pytest.raises(
+        RetentionError, match=r"learned in params.yaml asks helmet: 0\.9 .*older than the contract"
+    ):
+        gate.run(other, tmp_path)
+    tables = Tables.read(tmp_path / "out/validate")
+    rows = tables.annotations
+    Tables(
+        tables.images,
+        rows[~((rows["split"] == "test") & (rows["category_id"] == 3))],
+        tables.categories,
+    ).write(tmp_path / "out/validate")
+    evaluate.run(held, tmp_path)
+    with pytest.raises(
+        RetentionError,
+        match=r"learning contract breached: \w+ on test: AP undefined \(the test set has no object"
+        r" of the class\), asked for .*Train longer or with more images",
+    ):
+        gate.run(held, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("learned", "message"),
+    [
+        ({"person": {"min": 0.3}}, "learned: person: a kept class; .* stands in `retention`"),
+        ({"tree": {"min": 0.3}}, "learned: tree: no target class .surgery.classes has person"),
+    ],
+    ids=["kept", "unknown"],
+)
+def test_a_learning_contract_that_cannot_be_measured(
+    project: Path, learned: dict[str, object], message: str
+) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        evaluate.run(colour_params(learned=learned), project)
+
+
 def test_gate_wants_the_report_first(tmp_path: Path) -> None:
     write_text(tmp_path / "out/evaluate/verdict.json", '{"holds": true, "contracts": []}')
     with pytest.raises(TopworkError, match=r"report\.html: no such file"):

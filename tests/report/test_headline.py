@@ -131,3 +131,90 @@ def test_words() -> None:
         "a and b",
         "a, b and c",
     ]
+
+
+def learning(name: str, least: float, found: float | None, by: str = "estimate") -> Clause:
+    holds = found is not None and found >= least
+    reached = None if found is None else Estimate(found)
+    return Clause(name, "test", least, reached, holds, by=by, kind="learned")
+
+
+KEPT = Clause("person", "source", 0.95, Estimate(0.97), True)
+
+
+@pytest.mark.parametrize(
+    ("aps", "contract", "state", "ending"),
+    [
+        (
+            (0.5, 0.7),
+            [learning("helmet", 0.3, 0.5), learning("forklift", 0.3, 0.7)],
+            "holds",
+            ", and helmet and forklift were learned to AP 0.50 and 0.70 (at least 0.3 was asked).",
+        ),
+        (
+            (0.01, 0.7),
+            [learning("helmet", 0.3, 0.01), learning("forklift", 0.3, 0.7)],
+            "breached",
+            "; forklift was learned to AP 0.70 (at least 0.3 was asked); helmet reached AP 0.01"
+            " where at least 0.3 was asked.",
+        ),
+        (
+            (0.2996, 0.7),
+            [learning("helmet", 0.3, 0.2996)],
+            "breached",
+            "; forklift was learned to AP 0.70; helmet reached AP 0.2996 where at least 0.3 was"
+            " asked.",
+        ),
+        (
+            (0.01, 0.7),
+            [],
+            "holds",
+            ", and forklift was learned to AP 0.70; helmet was not learned (AP 0.01).",
+        ),
+        (
+            (0.01, 0.02),
+            [learning("helmet", 0.005, 0.01)],
+            "holds",
+            ", and helmet and forklift were not learned (AP 0.01 and 0.02).",
+        ),
+        (
+            (None, 0.7),
+            [learning("helmet", 0.3, None)],
+            "breached",
+            "; forklift was learned to AP 0.70; the AP of helmet is undefined where at least 0.3"
+            " was asked.",
+        ),
+    ],
+    ids=["held", "breached", "by a hair", "no contract", "a contract that asks little", "none"],
+)
+def test_what_was_learned(
+    aps: tuple[float | None, float], contract: list[Clause], state: str, ending: str
+) -> None:
+    helmet, forklift = aps
+    table = [
+        YARD[0],
+        figures("helmet", "new", "test", None, 0.0, helmet),
+        figures("forklift", "like", "test", None, 0.1, forklift),
+        YARD[3],
+    ]
+    top = headline(table, [KEPT, *contract], 0.6)
+    assert (top.state, top.sentence) == (
+        state,
+        f"Person kept 97% of its pretrained AP (at least 95% was asked){ending}",
+    )
+    if contract:
+        assert top.numbers[1].context.endswith(f"asked ≥ {contract[0].least:g}")
+
+
+def test_many_classes_that_were_not_learned_are_counted() -> None:
+    table = [figures(f"kind {index}", "new", "test", None, 0.0, 0.02) for index in range(6)]
+    top = headline([YARD[3], *table], [KEPT], 0.1)
+    assert top.sentence.endswith("and 6 classes were not learned (AP below 0.1).")
+
+
+def test_a_loss_on_the_own_test_set_stands_next_to_a_held_contract() -> None:
+    table = [figures("person", "keep", "test", 0.5, 0.5, 0.3), *YARD[1:]]
+    assert headline(table, [KEPT], 0.5).sentence.startswith(
+        "Person kept 97% of its pretrained AP (at least 95% was asked), but on the test set person"
+        " only 60%, and helmet"
+    )

@@ -40,7 +40,7 @@ def test_rows_by_hand(points):
         "helmet": "new",
         "void": {"new": "zero"},
     }
-    done = graft(points, plan, builder=tiny.points, columns=COLUMNS, prior=0.25)
+    done = graft(points, plan, builder=tiny.points, columns=COLUMNS, prior=0.25, dropped="remove")
     assert done.state_dict[W][:, 0].tolist() == [0, 4, 1, 2.5, 5.5, 0, 0]
     torch.testing.assert_close(
         done.state_dict[B], torch.tensor([0, -4, -1, -2.5, -5.5, math.log(0.25), 0])
@@ -280,7 +280,8 @@ def test_rows_that_are_not_finite(points, value):
     ):
         graft(points, {"person": "keep", "dog": "keep"}, builder=tiny.points, columns=COLUMNS)
     # the row is gone
-    assert graft(points, {"person": "keep"}, builder=tiny.points, columns=COLUMNS)
+    options = {"builder": tiny.points, "columns": COLUMNS}
+    assert graft(points, {"person": "keep"}, **options, dropped="remove")
     with pytest.raises(SurgeryError, match="dog"):
         graft(points, {"person": "keep"}, builder=tiny.points, columns=COLUMNS, dropped="absorb")
 
@@ -497,6 +498,7 @@ def test_the_ten_lines():
         {"person": "keep", "helmet": "new", "forklift": {"like": ["truck", "car"]}},
         builder=ssdlite320_mobilenet_v3_large,
         columns=weights.columns,
+        dropped="remove",
     )
     model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
     model.load_state_dict(done.state_dict, strict=True)

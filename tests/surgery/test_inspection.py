@@ -15,6 +15,7 @@ from topwork.cli import main
 from topwork.errors import SurgeryError
 from topwork.surgery.inspection import inspect_classes
 from topwork.surgery.preview import near_classes, preview
+from topwork.surgery.table import Table
 from topwork.weights.format import Weights
 from validation.scene import Scene
 
@@ -38,7 +39,7 @@ def weights():
 
 
 def test_tensors(weights):
-    table = topwork.inspect(weights).set_index("tensor")
+    table = topwork.inspect(weights).frame().set_index("tensor")
     assert list(table.index) == list(weights.state_dict)
     head = table.loc["head.weight"]
     assert (
@@ -62,7 +63,7 @@ def test_tensors(weights):
 
 
 def test_classes(weights):
-    table = inspect_classes(weights).set_index("class")
+    table = inspect_classes(weights).frame().set_index("class")
     assert table.loc["person", "weight_norm"] == 5
     assert table.loc["truck", "bias_mean"] == 3
     assert table.loc["truck", "nearest"][0][0] == "car"
@@ -71,13 +72,13 @@ def test_classes(weights):
 
 
 def test_diff_by_class_name_whatever_the_order(weights):
-    done = topwork.graft(weights, {"truck": "keep", "person": "keep", "hat": "new"})
+    plan = {"truck": "keep", "person": "keep", "hat": "new"}
+    done = topwork.graft(weights, plan, dropped="remove")
     after = dict(done.state_dict)
     after["head.weight"] = after["head.weight"].clone()
     after["head.weight"][2, 0] += 5  # person
-    table = topwork.diff(weights, Weights(after, done.weights.columns, BUILDER)).set_index(
-        ["tensor", "class"]
-    )
+    table = topwork.diff(weights, Weights(after, done.weights.columns, BUILDER)).frame()
+    table = table.set_index(["tensor", "class"])
     assert table.loc[("head.weight", "truck"), "status"] == "same"
     person = table.loc[("head.weight", "person")]
     assert (person["status"], person["moved"], person["relative"], person["largest"]) == (
@@ -90,6 +91,65 @@ def test_diff_by_class_name_whatever_the_order(weights):
     assert table.loc[("head.weight", "car"), "status"] == "only before"
     assert table.loc[("head.bias", "hat"), "status"] == "only after"
     assert table.loc[("backbone.weight", ""), "status"] == "same"
+
+
+def test_what_can_be_inspected(weights, tmp_path):
+    """A file, a module that `load` made, a plain state_dict: the same tensors; roles where the
+    builder is known.
+    """
+    topwork.write_weights(tmp_path / "w.safetensors", weights)
+    of_file = topwork.inspect(tmp_path / "w.safetensors", builder=BUILDER)
+    assert {row["tensor"] for row in of_file} == set(weights.state_dict)
+    model = topwork.load(weights)
+    by_name = sorted(of_file, key=lambda row: row["tensor"])  # a file's order isn't a module's
+    assert sorted(topwork.inspect(model, builder=BUILDER), key=lambda row: row["tensor"]) == by_name
+    bare = topwork.inspect(model.state_dict())
+    assert [row["tensor"] for row in bare] == list(model.state_dict())
+    assert {row["role"] for row in bare} == {""}
+    assert (bare.attrs["activation"], topwork.inspect(model).attrs["columns"]) == (
+        None,
+        list(COLUMNS),
+    )
+    with pytest.raises(SurgeryError, match="a builder without columns"):
+        topwork.inspect(model.state_dict(), builder=BUILDER)
+    with pytest.raises(SurgeryError, match="bring their own columns"):
+        topwork.inspect(weights, columns=COLUMNS)
+    with pytest.raises(SurgeryError, match="found int, expected weights, a file, a module"):
+        topwork.inspect(3)
+
+
+def test_a_table_fits_the_screen():
+    rows = [
+        {"tensor": f"backbone.features.{index}.very.deep.block.weight", "shape": (3, 4), "norm": v}
+        for index, v in enumerate((1.0, math.nan))
+    ]
+    table = Table(("tensor", "shape", "norm"), rows, brief=("tensor", "norm"))
+    assert table.text(80).splitlines() == [
+        "tensor                                      shape  norm",
+        "backbone.features.0.very.deep.block.weight  3x4       1",
+        "backbone.features.1.very.deep.block.weight  3x4",
+    ]
+    narrow = table.text(40).splitlines()
+    assert narrow[0].split() == ["tensor", "norm"]
+    assert max(map(len, narrow)) <= 40
+    assert narrow[1].startswith("backbone.f")
+    assert narrow[1].endswith(".weight     1")
+    assert table.csv().splitlines()[2].endswith('"(3, 4)",')
+    assert json.loads(table.json())[1]["norm"] is None
+    assert Table(("a",), []).text() == "nothing to show"
+
+
+def test_short_forms_fit_a_screen(weights):
+    done = topwork.graft(weights, {"person": "keep", "hat": "new"})
+    assert repr(weights) == (
+        f"Weights({BUILDER}: 4 classes: person, car, truck, N/A; 4 tensors, 0.0 M numbers)"
+    )
+    assert repr(done).startswith("Graft(keep: person; new: hat; absorbed: 2 classes)\n  Weights(")
+    assert done.columns == ("__background__", "person", "hat")
+    many = repr(topwork.demo_weights())
+    assert len(many) < 240
+    assert "20 classes: person, " in many
+    assert ", ...;" in many
 
 
 def test_diff_wants_one_builder(weights):
@@ -153,7 +213,7 @@ def test_commands(project, capsys):
     out = capsys.readouterr().out
     assert "points, softmax head, 4 tensors" in out
     assert "classes (4): person, car, truck, N/A" in out
-    assert main(["inspect", path, "--builder", BUILDER, "--heads", "--format", "csv"]) == 0
+    assert main(["inspect", path, "--builder", BUILDER, "--format", "csv"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert (
         main(["inspect", path, "--builder", BUILDER, "--classes", "truck", "--format", "json"]) == 0
@@ -163,6 +223,10 @@ def test_commands(project, capsys):
     assert re.search(
         r"'trick' isn't among .* \(near: truck\); 'zebra' isn't among", capsys.readouterr().err
     )
+    assert main(["inspect", path, "--builder", BUILDER]) == 0
+    assert "2 tensors don't depend on the classes; --all shows them" in capsys.readouterr().out
+    assert main(["inspect", path, "--builder", BUILDER, "--all"]) == 0
+    assert "backbone.weight" in capsys.readouterr().out
     assert main(["diff", path, path, "--builder", BUILDER, "--moved"]) == 0
     assert capsys.readouterr().out == "10 same\nnothing to show\n"
     grafted = str(project / "g.safetensors")
@@ -172,8 +236,18 @@ def test_commands(project, capsys):
             topwork.read_weights(path, trust=True), {"truck": "keep", "hat": "new"}
         ).weights,
     )
-    assert main(["diff", path, grafted, "--builder", BUILDER, "--heads"]) == 0
-    assert capsys.readouterr().out.startswith("6 same, 4 only before, 2 only after\n")
+    assert main(["diff", path, grafted, "--builder", BUILDER]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "10 same, 2 only after"
+    assert [line.split()[0] for line in lines[2:]] == [
+        "__background__",
+        "truck",
+        "hat",
+        "2",
+        "everything",
+    ]
+    assert main(["diff", path, grafted, "--builder", BUILDER, "--all", "--moved"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
     Path(grafted).unlink()
     assert (
         main(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from topwork.errors import DataError, ParamsError
 from topwork.params.dataset import DatasetParams, SetParams
 from topwork.project.names import CUSTOM_SPLITS, SPLITS
+from topwork.validation.gate import to_divide
 from topwork.validation.splits import assign, groups_of, place, read_places
 from validation.scene import Scene, encoded, picture
 
@@ -174,3 +175,37 @@ def test_the_splits_are_the_sets_of_the_params() -> None:
         if SetParams in get_args(field.annotation) or field.annotation is SetParams
     ]
     assert tuple(sets) == SPLITS
+
+
+@pytest.mark.parametrize(
+    ("given", "split", "expected"),
+    [
+        ((), {"val": 0.2}, (0.2, 0.15)),
+        (("val",), {"test": 0.2}, (0.0, 0.2)),
+        (("test",), {"val": 0.3}, (0.3, 0.0)),
+        (("val",), {"group_by": "x"}, None),
+        (("val", "test"), {"val": 0.2, "test": 0.2}, None),
+        (("val",), None, None),
+    ],
+    ids=["train alone", "no test", "no val", "groups alone", "all given", "no split"],
+)
+def test_parts_that_are_named_and_not_given_are_taken_out_of_train(
+    given: tuple[str, ...], split: dict[str, object] | None, expected: tuple[float, float] | None
+) -> None:
+    sets = {name: {"annotations": f"{name}.json"} for name in ("train", *given)}
+    dataset = DatasetParams.model_validate({"root": "data", **sets, "split": split})
+    found = to_divide(dataset)
+    assert (None if found is None else (found.val, found.test)) == expected
+
+
+def test_a_test_set_is_taken_out_of_train_where_val_is_given(tmp_path: Path) -> None:
+    """Val stays what it was, and no image is in two splits."""
+    scene = Scene(tmp_path).other("val")
+    whole = scene.run().tables
+    found = scene.option(split={"test": 0.5}).run().tables
+    assert found.splits == ["train", "val", "test"]
+    files = {name: set(found.split(name).images["file_name"]) for name in found.splits}
+    assert files["val"] == set(whole.split("val").images["file_name"])
+    assert files["train"] | files["test"] == set(whole.split("train").images["file_name"])
+    assert files["test"]
+    assert not files["train"] & files["test"]

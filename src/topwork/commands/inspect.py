@@ -1,22 +1,26 @@
 """`topwork inspect WEIGHTS`: tensors, class axes, rows by class name."""
 
 import argparse
+import shutil
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from topwork.surgery.table import Table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what to look at."""
     parser.epilog = (
-        "Example: topwork inspect out/fetch/pretrained.safetensors --heads\n         topwork"
-        " inspect WEIGHTS --classes person truck"
+        "Example: topwork inspect out/fetch/pretrained.safetensors\n         topwork inspect"
+        " WEIGHTS --classes person truck"
     )
     parser.add_argument("weights", type=Path, help="weights that topwork wrote (.safetensors)")
     parser.add_argument(
-        "--heads", action="store_true", help="only tensors that depend on the classes"
+        "--all",
+        action="store_true",
+        help="every tensor, not just those that depend on the classes",
     )
     parser.add_argument(
         "--classes",
@@ -40,32 +44,35 @@ def run(arguments: argparse.Namespace) -> int:
     weights = read(arguments.weights, arguments.builder)
     if arguments.classes is not None:
         classes = inspect_classes(weights, builder=arguments.builder)
-        if arguments.classes:
-            classes = classes[
-                classes["class"].isin(_known(arguments.classes, list(classes["class"])))
-            ]
-        classes["nearest"] = [
-            ", ".join(f"{name} {cosine:.2f}" for name, cosine in near)
-            for near in classes["nearest"]
-        ]
-        show(classes, arguments.format)
+        names = _known(arguments.classes, [row["class"] for row in classes])
+        show(
+            classes.only([row for row in classes if not names or row["class"] in names]),
+            arguments.format,
+        )
         return 0
     table = inspect(weights, builder=arguments.builder)
     summary = table.attrs
-    table["shape"] = ["x".join(map(str, shape)) for shape in table["shape"]]
     if arguments.format == "table":
+        megabytes = sum(row["bytes"] for row in table) / 1e6
+        names, absorbed = summary["columns"][1:], summary["absorbed"]
         print(
             f"{arguments.weights}: {summary['builder']}, {summary['activation']} head, {len(table)}"
-            f" tensors, {table['bytes'].sum() / 1e6:.1f} MB"
+            f" tensors, {megabytes:.1f} MB"
         )
-        print(f"classes ({len(summary['columns']) - 1}): {', '.join(summary['columns'][1:])}")
-        if summary["absorbed"]:
-            print(
-                f"absorbed into background ({len(summary['absorbed'])}):"
-                f" {', '.join(summary['absorbed'])}"
-            )
-    show(table[table["role"] != ""] if arguments.heads else table, arguments.format)
+        print(_filled(f"classes ({len(names)}): {', '.join(names)}"))
+        if absorbed:
+            print(_filled(f"absorbed into background ({len(absorbed)}): {', '.join(absorbed)}"))
+    heads = [row for row in table if row["role"]]
+    show(table if arguments.all else table.only(heads), arguments.format)
+    if arguments.format == "table" and not arguments.all:
+        print(f"{len(table) - len(heads)} tensors don't depend on the classes; --all shows them")
     return 0
+
+
+def _filled(text: str) -> str:
+    """A long line, folded to the screen."""
+    wide = shutil.get_terminal_size((80, 24)).columns
+    return textwrap.fill(text, wide, subsequent_indent="  ", break_long_words=False)
 
 
 def _known(names: list[str], known: list[str]) -> list[str]:
@@ -88,25 +95,9 @@ def _known(names: list[str], known: list[str]) -> list[str]:
     return names
 
 
-def show(table: "pd.DataFrame", style: str) -> None:
+def show(table: "Table", style: str) -> None:
     """Print a table: aligned for reading, or as CSV or JSON for another program."""
     if style == "csv":
-        print(table.to_csv(index=False), end="")
-    elif style == "json":
-        print(table.to_json(orient="records", indent=2))
-    elif table.empty:
-        print("nothing to show")
+        print(table.csv(), end="")
     else:
-        import pandas as pd
-
-        with pd.option_context(
-            "display.max_rows",
-            None,
-            "display.max_colwidth",
-            None,
-            "display.width",
-            None,
-            "display.float_format",
-            "{:.4g}".format,
-        ):
-            print(table.to_string(index=False, na_rep=""))
+        print(table.json() if style == "json" else table.text())

@@ -14,10 +14,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from topwork.evaluation.console import print_classes
     from topwork.project.evaluate import CLASSES, VERDICT, ClassesRecord, VerdictRecord
+    from topwork.project.finetune import FINETUNED, USE
     from topwork.project.report import REPORT
 
     verdict = VerdictRecord.read(VERDICT)
     print_classes(Console(), ClassesRecord.read(CLASSES), verdict)
     if REPORT.exists():
         print(f"report: {REPORT}")
+    if FINETUNED.exists():
+        print(USE)
     return 0 if verdict.holds else 1

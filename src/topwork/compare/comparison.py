@@ -197,14 +197,11 @@ def _annotations(run: Run, split: str) -> pd.DataFrame:
 
 
 def moved_rows(first: Run, other: Run) -> "pd.DataFrame | str":
-    """Distance of each class's head rows, and of the rest, between two fine-tuned weights; or why
-    there is none.
-
-    Returns:
-        class (`everything else` last), tensors, equal (how many are bit-identical), moved
-        (Euclidean norm of the difference), relative (over the norm before).
+    """Distance of each class's head rows, of all absorbed ones together, and of the rest, between
+    two fine-tuned weights; or why there is none. The columns are those of
+    `surgery.inspection.by_class`.
     """
-    from topwork.surgery.inspection import diff
+    from topwork.surgery.inspection import by_class, diff
 
     if not first.has(FINETUNED) or not other.has(FINETUNED):
         return f"{FINETUNED} isn't there in both."
@@ -212,27 +209,9 @@ def moved_rows(first: Run, other: Run) -> "pd.DataFrame | str":
     if before == after:
         return "The two files are equal, byte for byte."
     try:
-        table = diff(_weights(before), _weights(after))
+        return by_class(diff(_weights(before), _weights(after))).frame()
     except TopworkError as error:
         return f"They can't be compared: {error}"
-    table["class"] = table["class"].replace("", "everything else")
-    table["squared"] = table["moved"] ** 2
-    table["norm"] = (table["moved"] / table["relative"].where(table["relative"] > 0)) ** 2
-    groups = table.groupby("class", sort=False)
-    moved = np.sqrt(groups["squared"].sum())
-    found = pd.DataFrame(
-        {
-            "class": moved.index,
-            "tensors": groups.size().to_numpy(),
-            "equal": groups["status"].agg(lambda s: int((s == "same").sum())).to_numpy(),
-            "moved": moved.to_numpy(),
-            "relative": (
-                (moved / np.sqrt(groups["norm"].sum()).replace(0, np.nan)).fillna(0.0).to_numpy()
-            ),
-        }
-    )
-    rest = found["class"] == "everything else"
-    return pd.concat([found[~rest], found[rest]], ignore_index=True)
 
 
 def _weights(content: bytes) -> Any:

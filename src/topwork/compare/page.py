@@ -221,7 +221,7 @@ def weight_table(name: str, moved: pd.DataFrame) -> Table:
         [
             str(row["class"]),
             f"{row['tensors']:,}",
-            f"{row['equal']:,}",
+            f"{row['same']:,}",
             f"{row['moved']:.4g}",
             f"{row['relative']:.2%}",
         ]

@@ -12,13 +12,19 @@ from topwork.classes import ClassPlan
 from topwork.evaluation.calibration import expected_error
 from topwork.evaluation.confusion import confident
 from topwork.evaluation.exactness import Proof
-from topwork.evaluation.retention import contract_record, ratio, ratio_interval
+from topwork.evaluation.retention import (
+    contract_record,
+    learned_record,
+    ratio,
+    ratio_interval,
+)
 from topwork.metrics.bootstrap import Interval, draw_weights, interval, weighted_ap
 from topwork.metrics.coco import Scores, score
 from topwork.metrics.curves import BestThreshold, best_threshold
 from topwork.metrics.matching import Matches, match
 from topwork.metrics.truth import Detections, Truth, detections_of
 from topwork.params.evaluate import EvaluateParams
+from topwork.params.learned import LearnParams
 from topwork.params.retention import KeepParams
 from topwork.project.evaluate import (
     BestThresholdRecord,
@@ -240,7 +246,7 @@ def _note(split: str, name: str, origin: str, objects: int) -> str | None:
     return (
         None
         if origin == "keep"
-        else "learned: the pretrained detector has no such class, so there is nothing to retain"
+        else "the pretrained detector has no such class, so there is nothing to retain"
     )
 
 
@@ -252,10 +258,13 @@ def _paired(before: Assessment, after: Assessment, name: str) -> Interval | None
 
 def verdict_record(
     contract: Mapping[str, KeepParams],
+    learned: Mapping[str, LearnParams],
     assessments: Assessments,
     proofs: Mapping[str, Proof] | None = None,
 ) -> VerdictRecord:
-    """Every contract against what was measured, or proved of classes that are kept exactly."""
+    """Every contract, of kept classes and of new ones, against what was measured, or proved of
+    classes that are kept exactly.
+    """
     contracts = []
     for name, asked in contract.items():
         before, after = assessments[asked.on]["pretrained"], assessments[asked.on]["finetuned"]
@@ -274,4 +283,12 @@ def verdict_record(
                 (proofs or {}).get(name),
             )
         )
-    return VerdictRecord(holds=all(found.holds for found in contracts), contracts=tuple(contracts))
+    reached = []
+    for name, asked_ap in learned.items():
+        after = assessments[asked_ap.on]["finetuned"]
+        reached.append(learned_record(name, asked_ap, after.ap(name), after.interval(name)))
+    return VerdictRecord(
+        holds=all(kept.holds for kept in contracts) and all(new.holds for new in reached),
+        contracts=tuple(contracts),
+        learned=tuple(reached),
+    )

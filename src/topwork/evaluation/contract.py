@@ -1,20 +1,27 @@
-"""The retention contract against the class plan and the data: can it be measured at all?"""
+"""The contracts against the class plan and the data: can they be measured at all?"""
 
 from collections.abc import Mapping
 
 from topwork.classes import ClassPlan
 from topwork.dataset.tables import Tables
 from topwork.errors import EvaluationError
-from topwork.metrics.sets import classes_of, held_out
+from topwork.metrics.sets import classes_of, held_out, truths_of
+from topwork.params.learned import LearnParams
 from topwork.params.retention import KeepParams
 from topwork.project.names import HELD_OUT
 
 
-def check_measurable(contract: Mapping[str, KeepParams], plan: ClassPlan, tables: Tables) -> None:
-    """Refuse data and a contract that can't be measured, before anything is.
+def check_measurable(
+    contract: Mapping[str, KeepParams],
+    learned: Mapping[str, LearnParams],
+    plan: ClassPlan,
+    tables: Tables,
+) -> None:
+    """Refuse data and contracts that can't be measured, before anything is.
 
     Raises:
-        EvaluationError: there is no test set, or the contract can't be measured (`check_contract`).
+        EvaluationError: there is no test set, or a contract can't be measured (`check_contract`,
+            `check_learned`).
     """
     if "test" not in held_out(plan, tables):
         raise EvaluationError(
@@ -27,6 +34,7 @@ def check_measurable(contract: Mapping[str, KeepParams], plan: ClassPlan, tables
         if split in tables.splits
     }
     check_contract(contract, plan, sets)
+    check_learned(learned, plan)
 
 
 def check_contract(
@@ -67,4 +75,52 @@ def check_contract(
         raise EvaluationError(
             f"params.yaml: retention: {'; '.join(faults)}. Fix the contract, surgery.classes or"
             " dataset."
+        )
+
+
+def check_objects(
+    contract: Mapping[str, KeepParams],
+    learned: Mapping[str, LearnParams],
+    plan: ClassPlan,
+    tables: Tables,
+) -> None:
+    """Refuse a contract on a class of which its set holds no object: its AP would be undefined, and
+    an undefined figure never holds.
+
+    Raises:
+        EvaluationError: there is such a class; all are named.
+    """
+    truths = truths_of(plan, tables)
+    asked: dict[str, Mapping[str, KeepParams | LearnParams]] = {
+        "retention": contract,
+        "learned": learned,
+    }
+    faults = [
+        f"{section}.{name}: on: {item.on}, and the {item.on} set has no object of {name}"
+        for section, items in asked.items()
+        for name, item in items.items()
+        if not truths[item.on].objects[name]
+    ]
+    if faults:
+        raise EvaluationError(
+            f"params.yaml: {'; '.join(faults)}. Ask on another set, or annotate objects of the"
+            " class there."
+        )
+
+
+def check_learned(learned: Mapping[str, LearnParams], plan: ClassPlan) -> None:
+    """Refuse a learning contract that can't be measured.
+
+    Raises:
+        EvaluationError: a class that the plan lacks, or keeps; all are named.
+    """
+    faults = []
+    for name in learned:
+        if name not in plan.names:
+            faults.append(f"{name}: no target class (surgery.classes has {', '.join(plan.names)})")
+        elif name in plan.kept:
+            faults.append(f"{name}: a kept class; what is asked of it stands in `retention`")
+    if faults:
+        raise EvaluationError(
+            f"params.yaml: learned: {'; '.join(faults)}. Fix the contract or surgery.classes."
         )

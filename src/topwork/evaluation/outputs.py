@@ -18,6 +18,7 @@ from topwork.evaluation.images import image_scores
 from topwork.evaluation.plots import Plots, mistake_boxes
 from topwork.files import atomic_path, write_text
 from topwork.params.evaluate import EvaluateParams
+from topwork.params.learned import LearnParams
 from topwork.params.retention import KeepParams
 from topwork.project.evaluate import (
     CLASSES,
@@ -38,6 +39,7 @@ def write_evaluation(
     plan: ClassPlan,
     params: EvaluateParams,
     contract: Mapping[str, KeepParams],
+    learned: Mapping[str, LearnParams],
     proofs: Mapping[str, Proof] | None = None,
 ) -> tuple[ClassesRecord, VerdictRecord]:
     """Write out/metrics.json and all of out/evaluate; return the class table and the verdict.
@@ -46,7 +48,7 @@ def write_evaluation(
         EvaluationError: masks are asked for, and the predictions or an annotation have none.
     """
     classes = classes_record(assessments, plan)
-    verdict = verdict_record(contract, assessments, proofs)
+    verdict = verdict_record(contract, learned, assessments, proofs)
     table = table_record(assessments, masks=params.masks)
     plots = Plots(assessments)
     for name, frame in plots.tables().items():

@@ -2,8 +2,8 @@
 pretrained detector.
 
 Both are measured on the same images, so the interval is a paired bootstrap: each resample of the
-images gives both figures, and their ratio. The contract in params.yaml (`retention: {person: {min:
-0.95, on: source}}`) is checked here and enforced by the gate.
+images gives both figures, and their ratio. The contracts in params.yaml (`retention: {person: {min:
+0.95, on: source}}`, `learned: {helmet: {min: 0.3}}`) are checked here and enforced by the gate.
 """
 
 import numpy as np
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from topwork.evaluation.exactness import Proof
 from topwork.metrics.bootstrap import Interval, interval
+from topwork.params.learned import LearnParams
 from topwork.params.retention import KeepParams
-from topwork.project.evaluate import ContractRecord
+from topwork.project.evaluate import ContractRecord, LearnedRecord
 
 
 def ratio(finetuned: float | None, pretrained: float | None) -> float | None:
@@ -96,6 +97,40 @@ def contract_record(
         found=found,
         interval=between,
         holds=measured is not None and measured >= asked.least,
+        note=note,
+        sentence=f"{name} on {asked.on}: {result}",
+    )
+
+
+def learned_record(
+    name: str, asked: LearnParams, found: float | None, between: Interval | None
+) -> LearnedRecord:
+    """Check one new class's AP against its contract.
+
+    Args:
+        name: the class.
+        asked: least AP, where, and by which figure.
+        found: AP of the fine-tuned detector; None where the set has no object of the class.
+        between: interval of the AP.
+    """
+    note = None if found is not None else f"the {asked.on} set has no object of the class"
+    measured = found if asked.by == "estimate" else (between[0] if between else None)
+    if asked.by == "interval" and between is None and found is not None:
+        note = "no interval: evaluate.bootstrap is too small"
+    if found is None:
+        result = f"AP undefined ({note}), asked for {asked.min:g} at least"
+    else:
+        interval_text = f" (interval {between[0]:.3f} to {between[1]:.3f})" if between else ""
+        by_end = ", by the interval's lower end" if asked.by == "interval" else ""
+        result = f"AP {found:.3f}{interval_text}, asked for {asked.min:g} at least{by_end}"
+    return LearnedRecord(
+        name=name,
+        on=asked.on,
+        min=asked.min,
+        by=asked.by,
+        found=found,
+        interval=between,
+        holds=measured is not None and measured >= asked.min,
         note=note,
         sentence=f"{name} on {asked.on}: {result}",
     )

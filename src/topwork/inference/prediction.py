@@ -50,6 +50,7 @@ def predict(
     device: str | torch.device = "auto",
     columns: Sequence[str] | None = None,
     precision: Precision = "float32",
+    watch: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """Detect objects in images.
 
@@ -61,6 +62,7 @@ def predict(
         device: see `device.choose_device`.
         columns: names of the labels; left out where the model says them (`model.columns`).
         precision: of the forward pass; see `device.computing_at`.
+        watch: called with the number of images done, after each batch.
 
     Returns:
         The table that this module's docstring describes; for no images, the same columns and no
@@ -81,10 +83,13 @@ def predict(
     training = model.training
     model.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     try:
+        found, done = [], 0
         with torch.inference_mode(), computing_at(precision, target):
-            found = [
-                _to_host(ids, model(batch)) for ids, batch in _batches(images, batch_size, target)
-            ]
+            for ids, batch in _batches(images, batch_size, target):
+                found.append(_to_host(ids, model(batch)))
+                done += len(ids)
+                if watch is not None:
+                    watch(done)
     finally:
         model.train(training)
     return _table(found, names)

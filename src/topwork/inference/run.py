@@ -15,6 +15,7 @@ from topwork.files import atomic_folder
 from topwork.inference.device import machine_facts
 from topwork.inference.outputs import write_predictions
 from topwork.inference.prediction import predict
+from topwork.inference.progress import ImageProgress
 from topwork.metrics.sets import rename_kept
 from topwork.params.predict import PredictParams
 from topwork.project.predictions import PredictionRecord
@@ -46,14 +47,19 @@ def predict_splits(
     detector = load(read_weights(path, trust=True))
     found = {}
     for done, split in enumerate(splits, start=1):
-        print(f"{model} on {split}: {len(images.openers(split))} images", flush=True)
-        table = predict(
-            detector,
-            images.openers(split),
-            batch_size=params.batch_size,
-            device=device,
-            precision=params.precision,
-        )
+        openers = images.openers(split)
+        progress = ImageProgress(f"{model} on {split}", len(openers))
+        try:
+            table = predict(
+                detector,
+                openers,
+                batch_size=params.batch_size,
+                device=device,
+                precision=params.precision,
+                watch=progress.update,
+            )
+        finally:
+            progress.end()
         found[split] = rename_kept(table, plan) if model == "pretrained" else table
         emit(ProgressEvent(done=done, total=len(splits), unit="split", text=f"{model}, {split}"))
     return found

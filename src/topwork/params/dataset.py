@@ -56,8 +56,8 @@ class DatasetParams(Section):
     replay: SetParams | None = None
     """Training images of the source domain, mixed into fine-tuning."""
     split: SplitParams | None = None
-    """With `train` alone: how it is divided. With several splits only `group_by` is used: no
-    group may be in two of them.
+    """With `train` alone: how it is divided. With `val` or `test` given: the share that is named
+    here for the other one is taken out of train, and no group by `group_by` may be in two of them.
     """
     aliases: dict[str, str] = {}
     """Category name in the data -> name used here, where the two differ."""

@@ -9,6 +9,7 @@ from topwork.params.demo import DemoParams
 from topwork.params.evaluate import EvaluateParams
 from topwork.params.fetch import FetchParams
 from topwork.params.finetune import FinetuneParams
+from topwork.params.learned import LearnParams
 from topwork.params.predict import PredictParams
 from topwork.params.report import ReportParams
 from topwork.params.retention import KeepParams
@@ -42,6 +43,7 @@ class Params(Section):
     predict: PredictParams = PredictParams()
     evaluate: EvaluateParams = EvaluateParams()
     retention: dict[str, KeepParams] = {}
+    learned: dict[str, LearnParams] = {}
     report: ReportParams = ReportParams()
     runtime: RuntimeParams = RuntimeParams()
 

@@ -54,15 +54,43 @@ class ContractRecord(Record):
     sentence: str
 
 
+class LearnedRecord(Record):
+    """The outcome of one class's learning contract.
+
+    Attributes:
+        name: the class (`class` in the file).
+        on: the set.
+        min: least AP that was asked for.
+        by: `estimate`, or `interval` (then its lower end has to reach `min`).
+        found: AP of the fine-tuned detector; None where undefined.
+        interval: of the AP.
+        holds: whether the contract does; an undefined AP never holds.
+        note: why it's undefined, or None.
+        sentence: all of it as one line of text.
+    """
+
+    name: str = Field(alias="class")
+    on: str
+    min: float
+    by: str
+    found: float | None
+    interval: Interval | None
+    holds: bool
+    note: str | None
+    sentence: str
+
+
 class VerdictRecord(Record):
-    """verdict.json: the whole contract."""
+    """verdict.json: the contracts of kept classes (`contracts`) and of new ones (`learned`)."""
 
     holds: bool
     contracts: tuple[ContractRecord, ...]
+    learned: tuple[LearnedRecord, ...] = ()
 
     def lines(self) -> Iterator[str]:
         """One line a contract, as terminals show it."""
-        for contract in self.contracts:
+        contracts: tuple[ContractRecord | LearnedRecord, ...] = (*self.contracts, *self.learned)
+        for contract in contracts:
             yield f"contract {'holds' if contract.holds else 'BREACHED'}: {contract.sentence}"
 
 

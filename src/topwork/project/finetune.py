@@ -5,8 +5,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pydantic import Field
-
 from topwork.project.record import Record
 
 FOLDER = Path("out/finetune")
@@ -17,6 +15,14 @@ CURVES = FOLDER / "curves"
 KEEPING_VERSION = 1
 
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+USE = f"""\
+the fine-tuned detector: {FINETUNED}; in Python:
+  import topwork
+  model = topwork.load("{FINETUNED.as_posix()}")
+  found = topwork.predict(model, ["image.jpg"])[0]  # boxes, scores, labels, names"""
+"""What is said of the weights when a run has ended."""
 
 
 class Determinism(Record):

@@ -4,6 +4,7 @@ verdict.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from topwork.project.names import MODELS
 from topwork.report.run import Run
@@ -58,8 +59,8 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Clause:
-    """One line of the retention contract, whether it holds, and evaluate's own sentence on it; `by`
-    names what has to reach `least`.
+    """One line of a contract, whether it holds, and evaluate's own sentence on it; `by` names what
+    has to reach `least`: the retention of a kept class, or the AP of a learned one.
     """
 
     name: str
@@ -69,11 +70,17 @@ class Clause:
     holds: bool
     sentence: str = ""
     by: str = "estimate"
+    kind: Literal["retention", "learned"] = "retention"
+
+    @property
+    def asked(self) -> str:
+        """The least figure, as it was written: a retention in percent, an AP as a number."""
+        return exact_percent(self.least) if self.kind == "retention" else f"{self.least:g}"
 
     @property
     def measured(self) -> float | None:
-        """What is compared with `least`: the retention, or its interval's lower end; None where it
-        is undefined.
+        """What is compared with `least`: the figure, or its interval's lower end; None where it is
+        undefined.
         """
         if self.found is None:
             return None
@@ -105,8 +112,10 @@ def class_figures(run: Run) -> list[ClassFigures]:
 
 
 def clauses(run: Run) -> list[Clause]:
-    """The retention contract's lines as evaluate found them."""
-    return [
+    """The contracts' lines as evaluate found them, of kept classes first."""
+    if run.verdict is None:
+        return []
+    kept = [
         Clause(
             row.name,
             row.on,
@@ -116,8 +125,22 @@ def clauses(run: Run) -> list[Clause]:
             row.sentence,
             row.by,
         )
-        for row in (run.verdict.contracts if run.verdict else ())
+        for row in run.verdict.contracts
     ]
+    learned = [
+        Clause(
+            row.name,
+            row.on,
+            row.min,
+            estimate(row.found, row.interval),
+            row.holds,
+            row.sentence,
+            row.by,
+            "learned",
+        )
+        for row in run.verdict.learned
+    ]
+    return kept + learned
 
 
 def estimate(value: float | None, between: tuple[float, float] | None) -> Estimate | None:
@@ -161,6 +184,24 @@ def percent(value: float, least: float | None = None) -> str:
         digits += 1
         text = f"{value * 100:.{digits}f}"
     return f"{text}%"
+
+
+def average_precision(value: float, least: float | None = None) -> str:
+    """An AP in hundredths; with `least`, the minimum asked for, in as many digits as it takes to
+    see on which side of it the AP lies.
+
+    Example:
+        >>> average_precision(0.614), average_precision(0.2996, least=0.3)
+        ('0.61', '0.2996')
+    """
+    digits = 2
+    while (
+        least is not None
+        and digits < 6
+        and (float(f"{value:.{digits}f}") < least) != (value < least)
+    ):
+        digits += 1
+    return f"{value:.{digits}f}"
 
 
 def exact_percent(value: float) -> str:

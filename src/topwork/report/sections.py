@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from topwork.project.evaluate import CALIBRATION, CONFUSION, PR
 from topwork.project.names import HELD_OUT, MODEL_TITLES, MODELS
-from topwork.report.figures import ClassFigures, Clause, Estimate, exact_percent, percent
+from topwork.report.figures import ClassFigures, Clause, Estimate, percent
 from topwork.report.run import Run
 from topwork.report.svg import Line, Mark, Row, bar_chart, interval_chart, line_chart
 
@@ -97,9 +97,7 @@ def contract_cell(clause: Clause | None) -> Any:
     if clause is None:
         return "–"
     css, word = ("good", "holds") if clause.holds else ("bad", "breached")
-    return Markup('<span class="pill {}">{}: ≥ {}</span>').format(
-        css, word, exact_percent(clause.least)
-    )
+    return Markup('<span class="pill {}">{}: ≥ {}</span>').format(css, word, clause.asked)
 
 
 def _cell(value: Estimate | None, objects: int) -> Any:

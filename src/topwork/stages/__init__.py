@@ -53,6 +53,11 @@ def _error_of(run: Callable[[Params], None], sections: type[Params]) -> str | No
         run(parse(sections, document))
     except TopworkError as error:
         return str(error)
+    except ModuleNotFoundError as error:
+        message: str | None = import_module("topwork.extras").missing_extra(error)
+        if message is None:
+            raise
+        return message
     except MemoryError as error:
         return f"out of memory ({error}); lower the batch size in params.yaml, then run again."
     return None

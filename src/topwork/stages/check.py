@@ -1,21 +1,22 @@
 """Stage `check`: hold data, weights and class plan against each other, before anything that costs
 time.
 
-Reads params `surgery.classes`, `retention` and `finetune` (how kept classes are protected), the
-tables of `validate` and the pretrained weights.
-Writes out/check/verdict.json, which says the same whenever all is well, so that nothing downstream
-runs again for it. Stopped by a plan that names what the weights or the training data don't have,
-and by a contract that can't be measured. Prints what of plan and data may be meant so.
+Reads params `surgery.classes`, `retention`, `learned` and `finetune` (how kept classes are
+protected), the tables of `validate` and the pretrained weights. Writes out/check/verdict.json,
+which says the same whenever all is well, so that nothing downstream runs again for it. Stopped by a
+plan that names what the weights or the training data don't have, and by a contract that can't be
+measured. Prints what of plan and data may be meant so.
 """
 
 from collections.abc import Mapping
 
 from topwork.dataset.tables import Tables
 from topwork.errors import EvaluationError
-from topwork.evaluation.contract import check_measurable
+from topwork.evaluation.contract import check_measurable, check_objects
 from topwork.evaluation.plan_fit import plan_fit
 from topwork.files import HeldInputs
 from topwork.params.finetune import FinetuneParams
+from topwork.params.learned import LearnParams
 from topwork.params.retention import KeepParams
 from topwork.params.section import Sections
 from topwork.params.surgery import SurgeryParams
@@ -33,17 +34,19 @@ class Params(Sections):
     surgery: SurgeryParams
     finetune: FinetuneParams = FinetuneParams()
     retention: dict[str, KeepParams] = {}
+    learned: dict[str, LearnParams] = {}
 
 
 @in_project
 def run(params: Params) -> None:
-    """Check the plan against the weights and the training data, the contract against plan and data.
+    """Check the plan against the weights and the training data, the contracts against plan and
+    data.
 
     Raises:
         ClassPlanError: the plan names what the weights don't have, or a class that nothing in the
             training data teaches.
-        EvaluationError: there is no test set, or the contract can't be measured or
-            kept.
+        EvaluationError: there is no test set, or a contract can't be measured, for want of the set,
+            the class or its objects, or kept.
     """
     held = HeldInputs({"pretrained": PRETRAINED, **table_paths()})
     plan = params.surgery.plan()
@@ -54,10 +57,11 @@ def run(params: Params) -> None:
     for line in fit.told:
         print(f"note: {line}")
     fit.check()
-    check_measurable(params.retention, plan, tables)
+    check_measurable(params.retention, params.learned, plan, tables)
+    check_objects(params.retention, params.learned, plan, tables)
     check_exactness(params.retention, params.finetune)
     held.check()
-    CheckRecord(checked=("plan", "test set", "contract")).write(VERDICT)
+    CheckRecord(checked=("plan", "test set", "contracts")).write(VERDICT)
 
 
 def check_exactness(contract: Mapping[str, KeepParams], finetune: FinetuneParams) -> None:

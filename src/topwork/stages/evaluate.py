@@ -1,6 +1,6 @@
 """Stage `evaluate`: measure what was kept, learned and lost, from predictions alone.
 
-Reads params `evaluate`, `retention` and `surgery.classes`, the tables of `validate`, the
+Reads params `evaluate`, `retention`, `learned` and `surgery.classes`, the tables of `validate`, the
 predictions of `baseline` and `predict` with their records, and the receipt of the fine-tuned
 weights, which proves what is kept exactly. Writes out/metrics.json (what one decides by, for DVC)
 and out/evaluate: table.json, classes.json, verdict.json, images.parquet (F1 of each image) and
@@ -15,7 +15,7 @@ import pandas as pd
 from rich.console import Console
 
 from topwork.dataset.tables import Tables
-from topwork.evaluation.assessment import assess
+from topwork.evaluation.assessment import Assessment, assess
 from topwork.evaluation.console import print_classes
 from topwork.evaluation.contract import check_measurable
 from topwork.evaluation.exactness import Proof, prove
@@ -23,6 +23,7 @@ from topwork.evaluation.outputs import write_evaluation
 from topwork.files import HeldInputs
 from topwork.metrics.sets import truths_of
 from topwork.params.evaluate import EvaluateParams
+from topwork.params.learned import LearnParams
 from topwork.params.retention import KeepParams
 from topwork.params.section import Sections
 from topwork.params.surgery import SurgeryParams
@@ -44,6 +45,7 @@ class Params(Sections):
     surgery: SurgeryParams
     evaluate: EvaluateParams = EvaluateParams()
     retention: dict[str, KeepParams] = {}
+    learned: dict[str, LearnParams] = {}
 
 
 @in_project
@@ -54,24 +56,26 @@ def run(params: Params) -> None:
     held = HeldInputs({**folders, **records, "receipt": RECEIPT, **table_paths()})
     plan = params.surgery.plan()
     tables = Tables.read(FOLDER)
-    check_measurable(params.retention, plan, tables)
-    assessments = {
-        split: {
-            model: assess(
+    check_measurable(params.retention, params.learned, plan, tables)
+    assessments: dict[str, dict[str, Assessment]] = {}
+    for split, truth in truths_of(plan, tables).items():
+        for model in MODELS:
+            print(
+                f"{model} on {split}: {len(truth.image_ids)} images, {params.evaluate.bootstrap}"
+                " resamples",
+                flush=True,
+            )
+            assessments.setdefault(split, {})[model] = assess(
                 truth,
                 pd.read_parquet(predictions_path(model, split)),
                 params.evaluate,
                 classes=tuple(plan.kept) if model == "pretrained" else plan.names,
                 what=f"predictions of {model} on {split}",
             )
-            for model in MODELS
-        }
-        for split, truth in truths_of(plan, tables).items()
-    }
     proofs = _proofs(params.retention, records, list(assessments))
     held.check()
     classes, verdict = write_evaluation(
-        assessments, plan, params.evaluate, params.retention, proofs
+        assessments, plan, params.evaluate, params.retention, params.learned, proofs
     )
     print_classes(Console(), classes, verdict)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topwork.classes import BACKGROUND, ClassPlan, category_set
+from topwork.classes import BACKGROUND, UNUSED, ClassPlan, category_set
 from topwork.detectors.axes import HeadSpec, head_spec, head_spec_of
 from topwork.detectors.builders import Builder, build, builder_name, load
 from topwork.detectors.layouts import ClassAxis
@@ -34,7 +34,7 @@ from topwork.weights.fit import check_fit
 from topwork.weights.format import Weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graft:
     """A graft's result.
 
@@ -51,6 +51,24 @@ class Graft:
     def state_dict(self) -> dict[str, Tensor]:
         """The grafted tensors, for `model.load_state_dict(graft.state_dict, strict=True)`."""
         return self.weights.state_dict
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the grafted detector's labels, background first: `graft.columns[label]`."""
+        return self.weights.columns
+
+    def __repr__(self) -> str:
+        """What became of the classes: a line each kind, whatever the tensors."""
+        origins = self.weights.provenance["graft"]["rows"]
+        kinds = [
+            f"{kind}: {', '.join(names)}"
+            for kind in ("keep", "like", "new")
+            if (names := [name for name, origin in origins.items() if origin == kind])
+        ]
+        dropped = self.receipt["dropped"]
+        classes = [name for name in dropped["classes"] if name != UNUSED]
+        kinds.append(f"{dropped['done']}: {len(classes)} classes")
+        return f"Graft({'; '.join(kinds)})\n  {self.weights!r}"
 
     def build(
         self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
@@ -81,8 +99,8 @@ def graft(
         columns: of a plain state_dict: its columns' names, background first; or a category set such
             as `coco-91`.
         builder_args: of a plain state_dict: further keyword arguments of the builder.
-        dropped: what becomes of the other rows of a softmax head: `remove` (the default), or
-            `absorb` into background.
+        dropped: what becomes of the other rows of a softmax head: `absorb` into background (the
+            default; kept classes' scores stay what they were), or `remove`.
         prior: probability at which `new: prior` rows start (0.01).
         seed: for `new: reference` (0).
 
@@ -93,7 +111,7 @@ def graft(
 
     Example:
         graft = topwork.graft(topwork.demo_weights(), {"person": "keep", "forklift": {"like":
-        ["truck", "car"]}}, dropped="absorb") graft.receipt["dropped"]  # {"done": "absorbed",
+        ["truck", "car"]}}) graft.receipt["dropped"]  # {"done": "absorbed",
         "exact": True, "classes": [...]}
     """
     source, function = _source(weights, builder, columns, builder_args)

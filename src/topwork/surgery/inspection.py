@@ -1,20 +1,21 @@
 """Looking into weights: tensors, class rows, neighbours, and what moved between two files."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from topwork.classes import UNUSED
 from topwork.detectors.axes import HeadSpec, head_spec_of
-from topwork.detectors.builders import Builder
+from topwork.detectors.builders import Builder, builder_name
 from topwork.detectors.layouts import ClassAxis
 from topwork.errors import SurgeryError
 from topwork.surgery.rows import rows_of
+from topwork.surgery.table import Table
 from topwork.weights.branches import (
     columns_of_tensor,
     learning_weights,
@@ -25,26 +26,58 @@ from topwork.weights.branches import (
 from topwork.weights.fit import check_fit
 from topwork.weights.format import Weights, read_weights
 
+TENSOR_COLUMNS = (
+    "tensor",
+    "shape",
+    "dtype",
+    "numbers",
+    "bytes",
+    "norm",
+    "finite",
+    "role",
+    "axis",
+    "layout",
+    "rows",
+)
+TENSOR_BRIEF = ("tensor", "shape", "norm", "role", "layout")
+CLASS_COLUMNS = ("column", "class", "origin", "rows", "weight_norm", "bias_mean", "nearest")
+DIFF_COLUMNS = ("tensor", "class", "status", "moved", "relative", "largest", "cosine")
+BY_CLASS_COLUMNS = ("class", "tensors", "same", "moved", "relative")
+ABSORBED, ELSE = "absorbed", "everything else"
 
-def inspect(weights: Weights | Path | str, *, builder: Builder | None = None) -> pd.DataFrame:
+
+Inspected = Weights | Path | str | nn.Module | Mapping[str, Tensor]
+"""What can be looked into: weights, a file of them, a module, a plain state_dict."""
+
+
+def inspect(
+    weights: Inspected, *, builder: Builder | None = None, columns: Sequence[str] | None = None
+) -> Table:
     """A table of tensors, one row each, class-dependent ones with their layout.
 
     Columns: tensor, shape, dtype, numbers, bytes, norm (Euclidean), finite, role, axis, layout,
-    rows (a class); the last four are
-    empty where a tensor doesn't depend on the classes. `.attrs` has builder, columns, absorbed,
-    activation.
+    rows (a class); the last four are empty where a tensor doesn't depend on the classes. `.attrs`
+    has builder, columns, absorbed, activation.
+
+    Args:
+        weights: weights, a file of them, a module, or a state_dict. Of the last two the last four
+            columns are empty unless `builder` is given.
+        builder: what makes the detector, of a module or state_dict; in place of the one that
+            weights name.
+        columns: names of the class columns, background first, of a state_dict; a module that
+            `topwork.load` made knows them.
 
     Raises:
-        WeightsError, SurgeryError: the file can't be read or doesn't fit its builder.
+        WeightsError, SurgeryError: the file can't be read or the tensors don't fit the builder.
 
     Example:
         table = topwork.inspect("out/fetch/pretrained.safetensors")
-        table[table.role == "scores"]
+        [row["tensor"] for row in table if row["role"] == "scores"]
     """
-    weights, found = _spec_of(weights, builder)
+    weights, found = _known(weights, builder, columns)
     records = []
     for name, tensor in weights.state_dict.items():
-        axis = found.axis_of(name)
+        axis = found.axis_of(name) if found else None
         records.append(
             {
                 "tensor": name,
@@ -62,19 +95,18 @@ def inspect(weights: Weights | Path | str, *, builder: Builder | None = None) ->
                 "rows": str(axis.multiplicity) if axis else "",
             }
         )
-    table = pd.DataFrame(records)
-    table.attrs = {
+    attrs = {
         "builder": weights.builder,
         "columns": list(weights.columns),
         "absorbed": list(weights.absorbed),
-        "activation": "softmax" if found.softmax else "sigmoid",
+        "activation": ("softmax" if found.softmax else "sigmoid") if found else None,
     }
-    return table
+    return Table(TENSOR_COLUMNS, records, attrs, brief=TENSOR_BRIEF)
 
 
 def inspect_classes(
     weights: Weights | Path | str, *, neighbours: int = 3, builder: Builder | None = None
-) -> pd.DataFrame:
+) -> Table:
     """A table of class columns: norms of their score rows, and the classes whose score rows point
     the same way.
 
@@ -119,12 +151,12 @@ def inspect_classes(
                 ),
             }
         )
-    return pd.DataFrame(records)
+    return Table(CLASS_COLUMNS, records, brief=("class", "origin", "weight_norm", "nearest"))
 
 
 def diff(
     before: Weights | Path | str, after: Weights | Path | str, *, builder: Builder | None = None
-) -> pd.DataFrame:
+) -> Table:
     """What moved between two weights of the same builder, tensor by tensor, and row by row by class
     name.
 
@@ -164,9 +196,43 @@ def diff(
             )
         else:
             records += _moved_rows(name, one, other, axis, axis_other)
-    return pd.DataFrame(
-        records, columns=["tensor", "class", "status", "moved", "relative", "largest", "cosine"]
-    )
+    attrs = {"absorbed": list(dict.fromkeys([*one.absorbed, *other.absorbed]))}
+    return Table(DIFF_COLUMNS, records, attrs, brief=DIFF_COLUMNS[:5])
+
+
+def by_class(moved: Table) -> Table:
+    """A `diff`, summed up: a row a class, one for all absorbed classes, and `everything else`.
+
+    Columns: class, tensors, same (how many are bit-identical), moved (Euclidean norm of the
+    difference), relative (over the norm before).
+    """
+    absorbed = set(moved.attrs.get("absorbed", ()))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in moved:
+        name = row["class"] or ELSE
+        groups.setdefault(ABSORBED if name in absorbed else name, []).append(row)
+    last = (ABSORBED, ELSE)
+    names = [name for name in groups if name not in last] + [n for n in last if n in groups]
+    records = []
+    for name in names:
+        rows = groups[name]
+        if name == ABSORBED:
+            name = f"{len({row['class'] for row in rows})} absorbed classes"
+        numbers = [row for row in rows if not math.isnan(row["moved"])]
+        distance = math.sqrt(sum(row["moved"] ** 2 for row in numbers))
+        norm = math.sqrt(
+            sum((row["moved"] / row["relative"]) ** 2 for row in numbers if row["relative"] > 0)
+        )
+        records.append(
+            {
+                "class": name,
+                "tensors": len(rows),
+                "same": sum(row["status"] == "same" for row in rows),
+                "moved": distance if numbers else math.nan,
+                "relative": (distance / norm if norm else 0.0) if numbers else math.nan,
+            }
+        )
+    return Table(BY_CLASS_COLUMNS, records)
 
 
 def _moved_rows(
@@ -224,6 +290,32 @@ def _moved(one: Tensor | None, other: Tensor | None) -> dict[str, Any]:
         "largest": largest,
         "cosine": float(torch.nn.functional.cosine_similarity(a, b, dim=0)),
     }
+
+
+def _known(
+    weights: Inspected, builder: Builder | None, columns: Sequence[str] | None
+) -> tuple[Weights, HeadSpec | None]:
+    """The weights, and their head where the builder is known."""
+    if isinstance(weights, Weights | Path | str):
+        if columns is not None:
+            raise SurgeryError("inspect: these weights bring their own columns; leave them out.")
+        return _spec_of(weights, builder)
+    names = columns if columns is not None else getattr(weights, "columns", None)
+    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    if not isinstance(tensors, Mapping):
+        raise SurgeryError(
+            f"inspect: found {type(tensors).__name__}, expected weights, a file, a module or a"
+            " state_dict."
+        )
+    if builder is None:
+        return Weights(dict(tensors), tuple(names or ()), ""), None
+    if names is None:
+        raise SurgeryError(
+            "inspect: a builder without columns; give the names of the class columns, background"
+            " first: `columns=[...]`."
+        )
+    plain = Weights(dict(tensors), tuple(names), builder_name(builder))
+    return _spec_of(plain, builder)
 
 
 def _spec_of(weights: Weights | Path | str, builder: Builder | None) -> tuple[Weights, HeadSpec]:

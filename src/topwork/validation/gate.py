@@ -90,9 +90,7 @@ def validate(
     """
     findings = Findings()
     given = {name: entry for name in SPLITS if (entry := getattr(dataset, name)) is not None}
-    split_params = (
-        dataset.split if [name for name in given if name in CUSTOM_SPLITS] == ["train"] else None
-    )
+    split_params = to_divide(dataset)
     fields = dataset.split is not None and dataset.split.group_by is not None
     raw_splits = [
         read_split(
@@ -129,8 +127,12 @@ def validate(
     places: list[tuple[str, str, str]] = []
     if split_params is not None and readable and readable[0].split == "train":
         fresh, places = split_set(readable[0], split_params, probes.get(readable[0].root, {}), base)
-        readable = [*fresh, *readable[1:]]
-    elif dataset.split is not None and dataset.split.group_by is not None:
+        readable = sorted([*fresh, *readable[1:]], key=lambda raw: SPLITS.index(raw.split))
+    if (
+        dataset.split is not None
+        and dataset.split.group_by is not None
+        and (dataset.val is not None or dataset.test is not None)
+    ):
         _check_groups(readable, dataset.split.group_by)
     check_across(readable)
     check_yolo_names(readable)
@@ -150,6 +152,21 @@ def validate(
         all(raw.readable for raw in raw_splits),
         stamps,
     )
+
+
+def to_divide(dataset: DatasetParams) -> SplitParams | None:
+    """How train is divided: with train alone, as `split` says; else into the parts that `split`
+    names and that aren't given. None where it stays whole.
+    """
+    split = dataset.split
+    given = [name for name in ("val", "test") if getattr(dataset, name) is not None]
+    if split is None or not given:
+        return split
+    parts = {
+        name: getattr(split, name) if name in split.model_fields_set and name not in given else 0.0
+        for name in ("val", "test")
+    }
+    return split.model_copy(update=parts) if any(parts.values()) else None
 
 
 def changed_images(found: Validation, base: Path) -> list[str]:

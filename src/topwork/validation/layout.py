@@ -422,7 +422,7 @@ def _images_of(file: Path, head: _CocoHead, split: str) -> Path | None:
     names = [name for name in dict.fromkeys((stem, split, "default")) if name]
     places = [folder, folder / "images", folder / "data"]
     for top in (folder, folder / "images", folder.parent, folder.parent / "images"):
-        places += [top / name for name in names]
+        places += [place for name in names for place in (top / name, top / name / "images")]
     places += [folder.parent / "images", folder.parent / "data"]
     archives = [place.with_name(place.name + suffix) for place in places[1:] for suffix in ARCHIVES]
     counts: dict[Path, int] = {}

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from topwork.classes import UNUSED
 from topwork.errors import WeightsError
 from topwork.files import atomic_path
 
@@ -80,7 +81,11 @@ class Branches:
     mix: float = 0.0
 
 
-@dataclass(frozen=True)
+SHOWN_NAMES = 8
+"""Class names that the short form of weights names one by one."""
+
+
+@dataclass(frozen=True, repr=False)
 class Weights:
     """A detector's tensors and what is needed to use them.
 
@@ -103,6 +108,18 @@ class Weights:
     absorbed: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     branches: Branches | None = None
+
+    def __repr__(self) -> str:
+        """Builder, classes and size: a line or two, whatever the tensors."""
+        names = list(self.columns[1:])
+        listed = ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
+        real = [name for name in self.absorbed if name != UNUSED]
+        absorbed = f" + {len(real)} absorbed" if real else ""
+        numbers = sum(tensor.numel() for tensor in self.state_dict.values())
+        return (
+            f"Weights({self.builder or 'no builder'}: {len(names)} classes{absorbed}: {listed};"
+            f" {len(self.state_dict)} tensors, {numbers / 1e6:.1f} M numbers)"
+        )
 
 
 def read_weights(path: Path, *, trust: bool | str = False) -> Weights:

@@ -1,0 +1,130 @@
+"""About how long a run takes here: a forward pass and a training step of the detector, timed, times
+how often the pipeline does them.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from topwork.detectors.builders import build
+from topwork.doctor.project import Project
+from topwork.inference.device import choose_device, usable_cores
+from topwork.params.document import Params
+from topwork.project.names import HELD_OUT
+
+BATCH = 4
+ROUNDS = 3
+BUSY = 1.2
+"""Load a core from which the figure says that other programs run."""
+LONG_S = 5.0
+"""A pass that takes longer is timed once more, not three times."""
+TRIED_ALPHAS = 5
+"""Validations that choose the interpolation."""
+
+
+@dataclass(frozen=True)
+class RunTime:
+    """Seconds that the stages with a model take."""
+
+    training: float
+    prediction: float
+
+    def __str__(self) -> str:
+        total = self.training + self.prediction
+        text = (
+            f"{'' if total < 60 else 'about '}{spoken(total)} (training {spoken(self.training)},"
+            f" predictions {spoken(self.prediction)})"
+        )
+        load, cores = os.getloadavg()[0], usable_cores()
+        if load > BUSY * cores:
+            text += f"; the machine is busy (load {load:.0f} on {cores} cores), less when it isn't"
+        return text
+
+
+def estimate(project: Project) -> RunTime:
+    """Time the detector on a made-up image of the data's median size, and count.
+
+    Raises:
+        TopworkError: a part of the project that it needs is at fault.
+    """
+    params, tables, detector = project.params, project.tables, project.detector
+    device = choose_device(params.runtime.device)
+    images = {name: len(tables.split(name).images) for name in tables.splits}
+    size = (
+        int(np.median(tables.images["height"])) or 480,
+        int(np.median(tables.images["width"])) or 640,
+    )
+    plan = params.surgery.plan()
+    absorbed = len(detector.columns) - len(plan.columns) if plan.dropped == "absorb" else 0
+    model = build(detector.builder, len(plan.columns), detector.builder_args, max(absorbed, 0))
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pictures = [torch.rand(3, *size, device=device) for _ in range(BATCH)]
+    box = torch.tensor([[0.2 * size[1], 0.2 * size[0], 0.6 * size[1], 0.6 * size[0]]])
+    target = {"boxes": box.to(device), "labels": torch.ones(1, dtype=torch.int64, device=device)}
+    model.eval()
+    with torch.inference_mode():
+        forward = _seconds(lambda: model(pictures), device) / BATCH
+    model.train()
+
+    def step() -> None:
+        losses = model(pictures, [target] * BATCH)
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+
+    training = _seconds(step, device) / BATCH
+    return count(params, images, forward, training)
+
+
+def count(params: Params, images: dict[str, int], forward: float, training: float) -> RunTime:
+    """Seconds of a whole run.
+
+    Args:
+        params: epochs, replay, validations.
+        images: split -> how many.
+        forward: seconds an image of prediction.
+        training: seconds an image of training.
+    """
+    finetune = params.finetune
+    replayed = finetune.replay if "replay" in images else 0.0
+    a_step = training + (forward if finetune.distill else 0.0)
+    epochs = finetune.epochs * images.get("train", 0) / (1 - replayed) * a_step
+    validations = finetune.epochs // finetune.validate_every if finetune.validate_every else 0
+    if finetune.interpolation == "validation":
+        validations += TRIED_ALPHAS
+    held_out = sum(images.get(name, 0) for name in HELD_OUT)
+    return RunTime(
+        training=epochs + validations * images.get("val", 0) * forward,
+        prediction=(3 * held_out + images.get("train", 0)) * forward,
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call: the shortest of some, since another program can only make it longer."""
+    taken: list[float] = []
+    while len(taken) < 1 + ROUNDS:
+        begin = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - begin)
+        if len(taken) > 1 and taken[-1] > LONG_S:
+            break
+    return min(taken[1:])
+
+
+def spoken(seconds: float) -> str:
+    """A duration as one says it.
+
+    Example:
+        >>> spoken(40), spoken(500), spoken(9000)
+        ('under a minute', '8 minutes', '2.5 hours')
+    """
+    if seconds < 60:
+        return "under a minute"
+    if seconds < 5400:
+        minutes = round(seconds / 60)
+        return f"{minutes} minute{'s' if minutes > 1 else ''}"
+    return f"{seconds / 3600:.1f} hours"
