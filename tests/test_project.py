@@ -63,7 +63,7 @@ def closure(graph: grimp.ImportGraph, stage: str) -> set[Path]:
         for length in range(2, name.count(".") + 1)
     }
     files = set()
-    for name in names - {"topwork", "topwork.errors", "topwork.events"}:
+    for name in names - {"topwork", "topwork.environment", "topwork.errors", "topwork.events"}:
         path = ROOT / "src" / Path(*name.split("."))
         files.add(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
     return {file for file in files if has_code(file)}

@@ -30,6 +30,7 @@ EVERYTHING = {
 AFTER_TRAINING = {"finetune", "predict", "evaluate", "report", "gate"}
 RERUNS: dict[str, set[str]] = {
     "errors.py": set(),
+    "environment.py": set(),
     "events.py": set(),
     "files.py": EVERYTHING,
     "classes.py": EVERYTHING - {"demo", "gate"},

@@ -59,6 +59,10 @@ class RetentionError(EvaluationError):
     """The retention contract is breached; the message has the figures."""
 
 
+class RevisionError(TopworkError):
+    """What runs isn't the code or the environment of the project that it works on."""
+
+
 class AuditError(TopworkError):
     """A past run can't be read, or doesn't hold."""
 
