@@ -56,6 +56,8 @@ def main() -> int:
     from flows.turns import settle
 
     _refuse_taken_port()
+    # a shell starts background jobs with Ctrl-C ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     prefect = [sys.executable, "-m", "prefect"]
     words = {
