@@ -152,6 +152,7 @@ class Served:
             400,
             self.said,
         )
+        assert self.process.poll() is None, self.said()
 
     def stop(self) -> int:
         assert self.process is not None

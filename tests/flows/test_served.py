@@ -1,4 +1,4 @@
-"""`make serve` for real: its deployments, runs that are killed or cancelled, parts that are killed."""
+"""`make serve` for real: deployments, runs that are killed or cancelled, parts that are killed."""
 
 import os
 import signal
