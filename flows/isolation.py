@@ -28,7 +28,12 @@ from topwork.environment import environment_of
 Keep = Literal["experiment", "branch"]
 """How a result is kept: as a DVC experiment, or as a commit on a branch."""
 CHECK = Path(__file__).with_name("check_params.py")
+SHARED = ("scratch", "runs", "findings")
+"""Folders of .topwork that a worktree has in common with the project: checkpoints, records of
+stages, findings of refused data.
+"""
 REPORT = Path("out/report/report.html")
+GIT_REMOTE = "origin"
 KEY = "Topwork-Key"
 WHY = "Topwork-Failed"
 GIT = ("git", "-c", "core.hooksPath=/dev/null")
@@ -205,20 +210,22 @@ class Isolated:
             return False
 
     def earlier(self) -> str | None:
-        """The newest kept result of the same run, so that nothing is made twice."""
-        records = self._records()
-        return records[0] if records else None
-
-    def _records(self) -> list[str]:
+        """The reference of the newest kept result of the same run, None where there is none."""
         listing = git(
             self.root,
             "for-each-ref",
             "--sort=-committerdate",
-            f"--format=%(objectname) %(contents:trailers:key={KEY},valueonly,separator=)",
+            f"--format=%(refname) %(contents:trailers:key={KEY},valueonly,separator=)",
             f"refs/exps/{self.commit[:2]}/{self.commit[2:]}",
             f"refs/heads/{self.label}",
         )
-        return [line.split()[0] for line in listing.splitlines() if line.split()[1:] == [self.key]]
+        refs = [line.split() for line in listing.splitlines()]
+        return next((ref for ref, *key in refs if key == [self.key]), None)
+
+    def fetch_records(self) -> None:
+        """Fetch what other machines have kept of this commit."""
+        refs = f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/*"
+        git(self.root, "fetch", "--quiet", GIT_REMOTE, f"{refs}:{refs}")
 
     def _share(self) -> None:
         """Let the worktree use the project's DVC cache, remotes and checkpoints; all of it is a
@@ -238,12 +245,13 @@ class Isolated:
             local["remote"] = settings["remote"]
             if "remote" in settings["core"]:
                 local["core"] = {"remote": settings["core"]["remote"]}
-        scratch = self.root / ".topwork" / "scratch"
-        scratch.mkdir(parents=True, exist_ok=True)
-        link = self.tree / ".topwork" / "scratch"
-        link.parent.mkdir(exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(scratch)
+        for name in SHARED:
+            folder = self.root / ".topwork" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            link = self.tree / ".topwork" / name
+            link.parent.mkdir(exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(folder)
 
     def _check_params(self) -> None:
         """Hold params.yaml against the typed model of the revision, before anything starts."""
@@ -341,10 +349,9 @@ class Isolated:
 
         return f"refs/heads/{name}" if keep == "branch" else str(ExpRefInfo(self.commit, name))
 
-    def name_of(self, commit: str) -> str:
+    def name_of(self, ref: str) -> str:
         """What a kept result is called."""
-        refs = git(self.root, "for-each-ref", f"--points-at={commit}", "--format=%(refname)")
-        return refs.splitlines()[0].removeprefix("refs/heads/").split(self.commit[2:] + "/")[-1]
+        return ref.removeprefix("refs/heads/").split(f"{self.commit[2:]}/")[-1]
 
     def _free_name(self, keep: Keep) -> str:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")

@@ -38,6 +38,7 @@ from prefect.tasks import exponential_backoff
 
 from flows.housekeeping import note, sweep
 from flows.isolation import (
+    GIT_REMOTE,
     Isolated,
     Keep,
     RunError,
@@ -151,8 +152,13 @@ def pipeline(
                     result = _in_place(root, commands, pull, push, timeout_minutes)
                     turn.tell(vars(result))
                     return _state(result)
+            if (pull or push) and GIT_REMOTE not in git(root, "remote").split():
+                raise RunError(
+                    f"pull and push: {root} has no git remote {GIT_REMOTE}. Add one (git remote add"
+                    f" {GIT_REMOTE} URL), or leave pull and push out."
+                )
             if pull:
-                _network("git fetch", lambda: git(root, "fetch", "--quiet"))
+                _network("git fetch", lambda: git(root, "fetch", "--quiet", GIT_REMOTE))
             run = Isolated(
                 root,
                 commit_of(root, revision),
@@ -160,6 +166,10 @@ def pipeline(
                 data_now(root) if data == "current" else {},
                 label,
             )
+            if pull:
+                _network("git fetch of records", run.fetch_records)
+            if pull:
+                _network("git fetch of records", run.fetch_records)
             if only_new_data and not _new_data(run):
                 name_run(run_id(), f"{now()} {run.commit[:7]} {label}: no new data")
                 return _unchanged("no data has changed since the last run")
@@ -225,8 +235,9 @@ def isolated(
         earlier = run.earlier()
         same = f"as {run.name_of(earlier)}" if earlier else f"as {run.commit[:7]} has it"
         result.said = f"nothing has changed: {same}"
-    if push:
-        _push(run, keep)
+    if push and (problem := _push(run)):
+        # what was computed is kept here; the next run of the same pushes it
+        result.why = result.why or problem
     run.close()
     return result
 
@@ -262,12 +273,19 @@ def bring_data(run: Isolated, pull: bool | None) -> None:
         )
 
 
-def _push(run: Isolated, keep: Keep) -> None:
-    earlier = run.earlier()
-    _network("dvc push", lambda: dvc(run.tree, run.environment, "push", "--quiet"))
-    if earlier:
-        ref = run.ref(run.name_of(earlier), keep)
-        _network("git push", lambda: git(run.root, "push", "--quiet", "origin", f"{ref}:{ref}"))
+def _push(run: Isolated) -> str:
+    """Push outs and record; why it failed, or nothing."""
+    if not run.has_remote:
+        return "push: no DVC remote is set; `dvc remote add --default NAME URL`"
+    try:
+        _network("dvc push", lambda: dvc(run.tree, run.environment, "push", "--quiet"))
+        if ref := run.earlier():
+            _network(
+                "git push", lambda: git(run.root, "push", "--quiet", GIT_REMOTE, f"{ref}:{ref}")
+            )
+    except RunError as error:
+        return f"push: {error}"
+    return ""
 
 
 def _in_place(
