@@ -137,6 +137,11 @@ class Served:
         environment.pop("PREFECT_API_URL", None)
         return environment
 
+    def client_environment(self) -> dict[str, str]:
+        """For commands that talk with the server."""
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        return self.environment() | {"PREFECT_API_URL": self.api, "PYTHONPATH": path}
+
     def start(self) -> None:
         with self.log.open("ab") as stream:
             self.process = subprocess.Popen(

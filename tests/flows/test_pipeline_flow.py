@@ -1,7 +1,6 @@
 """The Prefect flow on a real DVC project: in place, and a revision in a worktree of its own."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 from flows.isolation import Isolated, RunError, commit_of
 from flows.pipeline import bring_data
 
-from conftest import ROOT, done
+from conftest import done
 from flows_tiny import WEIGHTS, Served, until, weights
 
 DVC_YAML = """
@@ -75,12 +74,10 @@ def project(tmp_path: Path) -> Path:
 
 
 def start(project: Path, served: Served, *words: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = served.environment() | {"PREFECT_API_URL": served.api, "PYTHONPATH": path}
     return subprocess.Popen(
         [sys.executable, "-m", "flows.pipeline", *words],
         cwd=project,
-        env=environment,
+        env=served.client_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -171,7 +168,7 @@ def test_a_revision_runs_its_own_code_on_its_own_data_and_is_kept_once(
     assert not (tiny / "out").exists(), "the working tree is left alone"
     assert done(tiny, "git", "worktree", "list").count("\n") == 1
     (tiny / "step.py").write_text(step)
-    done(tiny, "dvc", "checkout", "--quiet")
+    done(tiny, "dvc", "checkout", "--quiet", "data/mine.dvc")
     done(tiny, "dvc", "repro", "--quiet")
     lock = done(tiny, "git", "show", f"{experiment(tiny, name)}:dvc.lock")
     assert lock == (tiny / "dvc.lock").read_text(), "the same lock as from `dvc repro`"
@@ -286,7 +283,7 @@ def test_new_data_is_found_run_and_not_run_again(tiny: Path, served: Served) -> 
 
 
 def test_one_run_at_a_time_by_choice(tiny: Path, served: Served) -> None:
-    served.pace.write_text("0.8")
+    served.pace.write_text("5")
     first = start(tiny, served, "--revision", "HEAD")
     until((tiny / ".topwork" / "scratch" / "tiny" / "0").exists, 60, "the first trains")
     joining = start(tiny, served, "--revision", "HEAD", "--collision", "join")

@@ -1,13 +1,17 @@
 """`make serve` for real: deployments, runs that are killed or cancelled, parts that are killed."""
 
+import http.server
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import ClassVar
 from zoneinfo import ZoneInfo
 
 import httpx
@@ -84,6 +88,48 @@ def test_a_cancelled_run_ends_all_that_it_started(served: Served) -> None:
     assert served.ended(again)["type"] == "COMPLETED"
     name = served.state(again)["message"].removeprefix("kept as ")
     assert weights(served.project, name) == WEIGHTS
+
+
+class Listener(http.server.BaseHTTPRequestHandler):
+    """Keeps what was posted."""
+
+    posted: ClassVar[list[dict[str, str]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.posted.append(json.loads(body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_somebody_is_told_of_a_breached_contract(served: Served) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.server_address[1]}/secret-hook"
+        notify = [sys.executable, "-m", "flows.notify", url]
+        for _ in range(2):  # a second time takes the place of the first
+            subprocess.run(notify, cwd=served.project, env=served.client_environment(), check=True)
+        names = [item["name"] for item in served.post("/automations/filter")]
+        assert sorted(names) == [
+            "topwork: a contract is breached",
+            "topwork: a run failed",
+            "topwork: a silent run has crashed",
+            "topwork: no night",
+        ]
+        run = served.submit(params={"finetune.lr": 0.5})
+        assert served.ended(run)["name"] == "Breached"
+        until(lambda: Listener.posted, 60, "the webhook is called")
+        listener.shutdown()
+    (told,) = Listener.posted
+    assert told["text"] == "the retention contract is breached"
+    assert told["state"] == "Breached"
+    assert told["message"].startswith("gate: contract breached: map is more than 1")
+    assert told["run"].endswith("nightly: finetune.lr=0.5")
+    assert run in told["page"]
+    assert "secret-hook" not in served.said()
 
 
 def test_a_taken_port_is_refused(tmp_path: Path) -> None:
