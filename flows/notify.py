@@ -106,9 +106,7 @@ def automations(block: str | None) -> list[AutomationCore]:
         actions=[
             CallWebhook(
                 block_document_id=block,
-                payload={
-                    "text": f"no nightly run has ended for {NIGHT.total_seconds() / 3600:g} h"
-                },
+                payload=f'{{"text": "no nightly run has ended for {NIGHT_H} h"}}',
             )
         ],
     )
