@@ -57,7 +57,8 @@ from flows.turns import Collision, Turn, alive, folder, settle
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=2)
 GATE = "gate"
 NETWORK_TRIES = 4
-NETWORK_WAIT_S = 5.0
+NETWORK_WAIT_S = float(os.environ.get("TOPWORK_NETWORK_WAIT_S", "5"))
+"""Before the second try; then twice as long each time."""
 
 
 @dataclass

@@ -130,6 +130,7 @@ class Served:
             **os.environ,
             "TOPWORK_PREFECT_PORT": str(self.port),
             "TINY_PACE": str(self.pace),
+            "TOPWORK_NETWORK_WAIT_S": "0.1",
             "PREFECT_LOGGING_LEVEL": "INFO",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_WORKER_HEARTBEAT_SECONDS": "5",

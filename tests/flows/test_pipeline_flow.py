@@ -338,3 +338,54 @@ def test_what_dead_runs_left_is_kept_and_swept(tiny: Path, served: Served) -> No
     ]
     subject = done(tiny, "git", "log", "-1", "--format=%s", experiment(tiny, name))
     assert "failed: killed, and never gone on with" in subject
+
+
+@pytest.fixture
+def clones(tiny: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two clones of a project with a git remote and a DVC remote, which is written relative to the
+    project; the second has nothing in its cache.
+    """
+    done(tiny, "git", "init", "--quiet", "--bare", str(tmp_path / "origin.git"))
+    done(tiny, "dvc", "remote", "add", "--quiet", "--default", "shared", "../remote")
+    done(tiny, "git", "commit", "--quiet", "--all", "--message", "remotes")
+    done(tiny, "git", "remote", "add", "origin", str(tmp_path / "origin.git"))
+    done(tiny, "git", "push", "--quiet", "origin", "main")
+    done(tiny, "dvc", "push", "--quiet")
+    done(tmp_path, "git", "clone", "--quiet", str(tmp_path / "origin.git"), "second")
+    return tiny, tmp_path / "second"
+
+
+def test_machines_share_what_they_made(clones: tuple[Path, Path], served: Served) -> None:
+    first, second = clones
+    run = ("--revision", "origin/main", "--pull", "--push", "--label", "night")
+    ran = run_flow(first, served, *run)
+    assert set(result(ran)[0].values()) == {"ran"}
+    elsewhere = run_flow(second, served, *run)
+    stages, said = result(elsewhere)
+    assert set(stages.values()) == {"fresh"}, "pulled, not made again"
+    assert said == f"nothing has changed: as {kept(ran)}"
+    assert kept(ran) in done(second, "dvc", "exp", "list", "--name-only").split()
+
+
+def test_a_remote_that_is_gone_costs_nothing_that_was_made(
+    clones: tuple[Path, Path], served: Served, tmp_path: Path
+) -> None:
+    first, second = clones
+    (tmp_path / "remote").rename(tmp_path / "gone")
+    ended = run_flow(second, served, "--revision", "origin/main")
+    assert ended.returncode == 1
+    assert "data/mine at " in ended.stderr.splitlines()[-1]
+    (tmp_path / "remote").write_text("a file in the way")
+    pushing = ("--revision", "HEAD", "--push", "--label", "night")
+    ended = run_flow(first, served, *pushing)
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("error: push: dvc push")
+    name = last.rpartition("kept as ")[2].rstrip(")")
+    assert weights(first, name) == WEIGHTS
+    assert ended.stderr.count("Retry 3/3") == 1, "tried again, and given up"
+    (tmp_path / "remote").unlink()
+    (tmp_path / "gone").rename(tmp_path / "remote")
+    again = run_flow(first, served, *pushing)
+    assert result(again)[1] == f"nothing has changed: as {name}"
+    assert f"/{name}" in done(first, "git", "ls-remote", "origin")
