@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from uuid import UUID
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -67,14 +67,16 @@ class Result:
 
     Attributes:
         stages: stage address -> `ran`, `fresh`, `failed` or `not reached`.
-        kept: the DVC experiment or branch that holds the result; None where nothing has changed, or
-            in place.
+        kept: the DVC experiment or branch that was made for the result; None where nothing has
+            changed, or in place.
+        record: where the result stands: `kept`, or what holds it already; None in place.
         why: the first failed stage's own error; empty where none failed.
         said: one line about it all.
     """
 
     stages: dict[str, str] = field(default_factory=dict)
     kept: str | None = None
+    record: str | None = None
     why: str = ""
     said: str = ""
 
@@ -175,11 +177,11 @@ def pipeline(
                 name_run(run_id(), f"{now()} {run.commit[:7]} {label}: no new data")
                 return _unchanged("no data has changed since the last run")
             name_run(run_id(), f"{now()} {run.commit[:7]} {label}: {_about(run)}")
-            turn = Turn(root, run.key, str(flow_run.name))
+            turn = Turn(root, run.key, str(flow_run.name), beside=collision == "beside")
             with turn.taken(collision, get_run_logger().info) as other:
                 if other:
                     return _beside(other)
-                for said in sweep(root, keep_days):
+                for said in sweep(root, keep_days) if collision != "beside" else ():
                     get_run_logger().info("%s", said)
                 result = isolated(run, commands, pull, push, keep, timeout_minutes)
                 if only_new_data and not result.why:
@@ -223,7 +225,7 @@ def isolated(
     publish_stages(states)
     publish_results(run.tree, before)
     kept = run.record(why, keep, _about_line(run))
-    result = Result(_outcomes(states), kept, why)
+    result = Result(_outcomes(states), kept, kept, why)
     if kept:
         result.said = f"kept as {kept}"
         report = run.root / ".topwork" / "reports" / f"{kept.replace('/', '-')}.html"
@@ -234,8 +236,8 @@ def isolated(
         )
     else:
         earlier = run.earlier()
-        same = f"as {run.name_of(earlier)}" if earlier else f"as {run.commit[:7]} has it"
-        result.said = f"nothing has changed: {same}"
+        result.record = run.name_of(earlier) if earlier else run.commit[:7]
+        result.said = f"nothing has changed: as {result.record}"
     if push and (problem := _push(run)):
         # what was computed is kept here; the next run of the same pushes it
         result.why = result.why or problem
@@ -307,7 +309,7 @@ def _in_place(
     why = next((state.message or "" for state in states.values() if state.is_failed()), "")
     if push:
         _network("dvc push", lambda: dvc(root, environment, "push", "--quiet"))
-    result = Result(_outcomes(states), None, why)
+    result = Result(_outcomes(states), why=why)
     ran = sum(state == "ran" for state in result.stages.values())
     result.said = f"{ran} of {len(graph)} stages ran" if ran else "nothing has changed"
     return result
@@ -454,19 +456,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", choices=["committed", "current"], default="committed")
     parser.add_argument("--only-new-data", action="store_true")
     parser.add_argument("--keep", choices=["experiment", "branch"], default="experiment")
-    parser.add_argument("--collision", choices=["wait", "skip", "join"], default="wait")
+    parser.add_argument("--collision", choices=get_args(Collision), default="wait")
     parser.add_argument("--label", default="run")
     parser.add_argument("--keep-days", type=float, default=14)
     parser.add_argument("--pull", action="store_true", default=None)
     parser.add_argument("--push", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values = vars(parser.parse_args(argv))
+    as_json: bool = values.pop("json")
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
     params = dict(text.partition("=")[::2] for text in values.pop("params"))
     typed = {key: yaml.load(value) for key, value in params.items()}
     state: State[Any] = pipeline(**values, params=typed or None, return_state=True)
-    if state.is_failed() or not state.is_completed():
+    if as_json:
+        about = {"state": state.name, "message": state.message}
+        found = state.result(raise_on_failure=False)
+        print(json.dumps(about | (found if isinstance(found, dict) else {})))
+        return int(not state.is_completed())
+    if not state.is_completed():
         print(f"error: {state.message}", file=sys.stderr)
         return 1
     result: dict[str, Any] = state.result()

@@ -18,9 +18,10 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
-Collision = Literal["wait", "skip", "join"]
+Collision = Literal["wait", "skip", "join", "beside"]
 """What a run does while another one has the project: wait for its turn, end at once, or wait and
-take over the other's result, where both are about the same.
+take over the other's result, where both are about the same. `beside` is for the trials of a sweep,
+which has the project: they wait for runs of the same key alone.
 """
 REMIND_S = 60
 
@@ -39,11 +40,13 @@ class Turn:
         root: the project.
         key: what the run is about; runs of one key would end in the same result.
         name: what a waiting run says it waits for.
+        beside: only runs of the same key are waited for.
     """
 
-    def __init__(self, root: Path, key: str, name: str) -> None:
+    def __init__(self, root: Path, key: str, name: str, beside: bool = False) -> None:
         self.root, self.key, self.name = root, key, name
-        self._lock = FileLock(str(folder(root) / "turn.lock"), timeout=0)
+        self._about = folder(root) / (f"turn-{key}.json" if beside else "turn.json")
+        self._lock = FileLock(str(self._about.with_suffix(".lock")), timeout=0)
 
     @contextlib.contextmanager
     def taken(
@@ -90,19 +93,18 @@ class Turn:
 
     def _holder(self) -> dict[str, Any]:
         try:
-            held: dict[str, Any] = json.loads((folder(self.root) / "turn.json").read_text())
+            held: dict[str, Any] = json.loads(self._about.read_text())
         except (OSError, ValueError):
             return {"name": "another run", "pid": "unknown", "key": None}
         return held
 
     def _write(self, more: dict[str, Any]) -> None:
-        path = folder(self.root) / "turn.json"
-        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary = self._about.with_suffix(f".{os.getpid()}")
         temporary.write_text(
             json.dumps({"name": self.name, "pid": os.getpid(), "key": self.key, **more}),
             encoding="utf-8",
         )
-        temporary.replace(path)
+        temporary.replace(self._about)
 
 
 @contextlib.contextmanager
