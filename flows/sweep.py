@@ -201,9 +201,7 @@ def _compare(root: Path, trials: Sequence[Trial], commands: Commands) -> str:
     names = list(dict.fromkeys(trial["record"] for trial in trials if trial.get("record")))
     if len(names) < 2:
         return ""
-    page = (
-        root / ".topwork" / "reports" / f"{label}-{names[0].removeprefix(label + '-')}.compare.html"
-    )
+    page = root / ".topwork" / "reports" / f"{names[0]}-and-{len(names) - 1}-more.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", "topwork.cli", "compare", *names, "--html", str(page)]
     with commands.run(line, root, command_environment(root)) as command:
