@@ -173,12 +173,18 @@ class Served:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def post(self, path: str, **body: Any) -> Any:
-        answer = self.client.post(path, json=body)
-        answer.raise_for_status()
-        return answer.json()
+        return self._answer("POST", path, json=body)
 
     def get(self, path: str) -> Any:
-        answer = self.client.get(path)
+        return self._answer("GET", path)
+
+    def _answer(self, method: str, path: str, **body: Any) -> Any:
+        """Asked again where the server says that it is busy, as Prefect's own client does."""
+        for _ in range(10):
+            answer = self.client.request(method, path, **body)
+            if answer.status_code != 503:
+                break
+            time.sleep(1)
         answer.raise_for_status()
         return answer.json()
 
