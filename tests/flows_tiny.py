@@ -23,6 +23,8 @@ name = sys.argv[1]
 out = pathlib.Path("out")
 out.mkdir(exist_ok=True)
 data = pathlib.Path("data/mine/a.txt").read_text()
+from ruamel.yaml import YAML
+params = YAML(typ="safe").load(pathlib.Path("params.yaml"))["finetune"]
 
 def say(**event):
     if os.environ.get("TOPWORK_EVENTS") == "1":
@@ -31,7 +33,7 @@ def say(**event):
 if name == "left":
     (out / "left").write_text("left " + data)
 if name == "train":
-    scratch = pathlib.Path(".topwork/scratch/tiny")
+    scratch = pathlib.Path(f".topwork/scratch/{params['seed']}")
     scratch.mkdir(parents=True, exist_ok=True)
     text = ""
     for n in range(10):
@@ -46,9 +48,7 @@ if name == "train":
     (out / "weights").write_text(text + data)
     shutil.rmtree(scratch)
 if name == "score":
-    from ruamel.yaml import YAML
-    lr = YAML(typ="safe").load(pathlib.Path("params.yaml"))["finetune"]["lr"]
-    (out / "metrics.json").write_text(json.dumps({"map": lr * 10}))
+    (out / "metrics.json").write_text(json.dumps({"map": params["lr"] * 10}))
 if name == "gate":
     if json.loads((out / "metrics.json").read_text())["map"] > 1:
         say(kind="error", message="contract breached: map is more than 1")
@@ -79,6 +79,15 @@ stages:
 """
 WEIGHTS = "0 1 2 3 4 5 6 7 8 9 one\n"
 """What `train` writes, however often it was killed."""
+
+
+SEED = 0
+"""Of params.yaml."""
+
+
+def epoch_mark(project: Path, epoch: int, seed: int = SEED) -> Path:
+    """The checkpoint of an epoch."""
+    return project / ".topwork" / "scratch" / str(seed) / str(epoch)
 
 
 def make_tiny(folder: Path) -> Path:
@@ -219,8 +228,8 @@ class Served:
         found = self.post("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
         return {item["key"]: str(item["data"]) for item in found}
 
-    def wait_for_epoch(self, epoch: int) -> None:
-        mark = self.project / ".topwork" / "scratch" / "tiny" / str(epoch)
+    def wait_for_epoch(self, epoch: int, seed: int = SEED) -> None:
+        mark = epoch_mark(self.project, epoch, seed)
         until(mark.exists, 120, lambda: f"epoch {epoch}\n{self.said()[-4000:]}")
 
     def processes(self, word: str) -> list[psutil.Process]:

@@ -13,7 +13,7 @@ from flows.isolation import Isolated, RunError, commit_of
 from flows.pipeline import bring_data
 
 from conftest import done
-from flows_tiny import WEIGHTS, Served, until, weights
+from flows_tiny import WEIGHTS, Served, epoch_mark, until, weights
 
 DVC_YAML = """
 stages:
@@ -285,7 +285,7 @@ def test_new_data_is_found_run_and_not_run_again(tiny: Path, served: Served) -> 
 def test_one_run_at_a_time_by_choice(tiny: Path, served: Served) -> None:
     served.pace.write_text("5")
     first = start(tiny, served, "--revision", "HEAD")
-    until((tiny / ".topwork" / "scratch" / "tiny" / "0").exists, 60, "the first trains")
+    until(epoch_mark(tiny, 0).exists, 60, "the first trains")
     joining = start(tiny, served, "--revision", "HEAD", "--collision", "join")
     skipped = run_flow(tiny, served, "--revision", "HEAD", "--collision", "skip")
     served.pace.write_text("0")
@@ -319,7 +319,7 @@ def test_another_dvc_is_waited_for(project: Path, served: Served) -> None:
 def test_what_dead_runs_left_is_kept_and_swept(tiny: Path, served: Served) -> None:
     served.pace.write_text("0.8")
     dying = start(tiny, served, "--revision", "HEAD", "--label", "dead", "--set", "finetune.seed=3")
-    until((tiny / ".topwork" / "scratch" / "tiny" / "1").exists, 60, "it trains")
+    until(epoch_mark(tiny, 1, 3).exists, 60, "it trains")
     dying.kill()
     dying.communicate()
     served.pace.write_text("0")

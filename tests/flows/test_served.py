@@ -77,7 +77,7 @@ def test_a_killed_run_leaves_nothing_running_and_is_gone_on_with(served: Served)
 def test_a_cancelled_run_ends_all_that_it_started(served: Served) -> None:
     served.pace.write_text("0.7")
     run = served.submit(params={"finetune.seed": 7})
-    served.wait_for_epoch(1)
+    served.wait_for_epoch(1, seed=7)
     served.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"}, force=False)
     until(lambda: not steps(served.project), 30, "its stage and DVC end")
     served.pace.write_text("0")

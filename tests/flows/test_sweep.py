@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from conftest import done
-from flows_tiny import WEIGHTS, Served, until, weights
+from flows_tiny import WEIGHTS, Served, epoch_mark, until, weights
 
 pytestmark = pytest.mark.long
 
@@ -73,7 +73,7 @@ def test_a_sweep_survives_the_death_of_a_dask_worker(tiny: Path, served: Served)
     sweep = start(tiny, served, "--set", "finetune.seed=1,2", "--runner", "dask")
     trees = tiny / ".topwork" / "worktrees"
     until(lambda: trees.is_dir() and len(list(trees.iterdir())) == 2, 180, "two at a time")
-    until((tiny / ".topwork" / "scratch" / "tiny" / "1").exists, 60, "they train")
+    until(epoch_mark(tiny, 1, 1).exists, 60, "they train")
 
     def above_a_trial() -> psutil.Process:
         """The Dask worker of a trial."""
