@@ -212,6 +212,8 @@ def test_a_breached_contract_is_kept_with_why(tiny: Path, served: Served) -> Non
     assert "| map | 5 |" in artifacts["metrics"]
     assert name in artifacts["kept"]
 
+    assert name in done(tiny, "topwork", "audit", "list", "--format", "csv")
+
     again = run_flow(tiny, served, *breach)
     assert f"(nothing has changed: as {name})" in again.stderr.splitlines()[-1]
     assert name in done(tiny, "dvc", "exp", "list", "--name-only").split()

@@ -43,6 +43,8 @@ def experiments(root: Path, limit: int | None = None) -> "pd.DataFrame":
         .decode()
         .split()[:limit]
     )
+    # a commit that only runs of it have a record of
+    commits += [commit for commit in _baselines(root) if commit not in commits]
     rows: list[dict[str, Any]] = []
     try:
         with Repo(str(root)) as repo:
@@ -58,6 +60,13 @@ def experiments(root: Path, limit: int | None = None) -> "pd.DataFrame":
         return pd.DataFrame(columns=["rev", "name", "kind", "date", "subject"])
     table = pd.DataFrame(rows).drop_duplicates("rev")
     return table.sort_values("date", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _baselines(root: Path) -> list[str]:
+    """Commits that DVC experiments start from: `refs/exps/ab/cdef.../NAME`."""
+    refs = git(root, "for-each-ref", "--format=%(refname)", "refs/exps").decode().split()
+    places = [ref.split("/") for ref in refs]
+    return list(dict.fromkeys(p[2] + p[3] for p in places if len(p) == 5 and len(p[2]) == 2))
 
 
 def _row(root: Path, state: Any, kind: str) -> dict[str, Any]:
