@@ -151,6 +151,32 @@ def test_a_taken_port_is_refused(tmp_path: Path) -> None:
     assert len(ended.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
+def test_the_audit_holds_every_kept_experiment_against_its_record(served: Served) -> None:
+    run = served.submit(params={"finetune.seed": 9})
+    assert served.ended(run)["type"] == "COMPLETED"
+    name = served.state(run)["message"].removeprefix("kept as ")
+    looked = served.submit("audit/weekly-audit")
+    ended = served.ended(looked)
+    assert ended["type"] == "COMPLETED"
+    assert ended["message"].endswith("experiments looked at, none is broken")
+    assert name in served.artifacts(looked)["audit"]
+
+    lock = done(served.project, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (ref,) = [ref for ref in lock if ref.endswith(f"/{name}")]
+    md5 = done(served.project, "git", "show", f"{ref}:dvc.lock").split("path: out/weights")[1]
+    md5 = md5.split("md5: ")[1].split()[0]
+    cached = served.project / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+    cached.chmod(0o644)
+    whole = cached.read_bytes()
+    cached.write_bytes(b"damaged")
+    looked = served.submit("audit/weekly-audit")
+    ended = served.ended(looked)
+    cached.write_bytes(whole)
+    assert (ended["type"], ended["name"]) == ("FAILED", "Broken")
+    assert name in ended["message"]
+
+
 @pytest.fixture
 def own_served(tmp_path: Path) -> Iterator[Served]:
     """One whose parts may be killed."""
