@@ -51,7 +51,7 @@ from flows.isolation import (
 )
 from flows.processes import Commands
 from flows.published import name_run, publish_kept, publish_results, publish_stages
-from flows.stages import run_stage, stage_graph
+from flows.stages import keep_order, lock_orders, run_stage, stage_graph
 from flows.turns import Collision, Turn, alive, folder, settle
 
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=2)
@@ -328,6 +328,7 @@ def run_stages(
         RunError: the time is up; every command has ended.
     """
     end = time.monotonic() + timeout_minutes * 60 if timeout_minutes else None
+    orders = lock_orders(root, graph)
     futures: dict[str, PrefectFuture[Any]] = {}
     for stage, upstream in graph.items():
         named: Task[..., Any] = run_stage.with_options(task_run_name=stage)
@@ -346,6 +347,8 @@ def run_stages(
                 f"the run took more than timeout_minutes ({timeout_minutes:g}) and was ended; the"
                 " next run of the same goes on where it was."
             )
+    with readable(root):
+        keep_order(root, orders)
     return {stage: future.state for stage, future in futures.items()}
 
 

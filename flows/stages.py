@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,38 @@ def is_fresh(stage: str, root: Path) -> bool:
         except DvcException:
             return False
     return False
+
+
+def lock_orders(root: Path, graph: Iterable[str]) -> dict[Path, list[str]]:
+    """The order of stages in each dvc.lock, those that it lacks in the graph's order: as one `dvc
+    repro` leaves it, whichever of two independent stages ends first.
+    """
+    from dvc.utils.serialize import load_yaml
+
+    orders: dict[Path, list[str]] = {}
+    for address in graph:
+        file, _, name = address.rpartition(":")
+        path = (root / (file or "dvc.yaml")).with_suffix(".lock")
+        if path not in orders:
+            found = load_yaml(path) if path.is_file() else {}
+            orders[path] = list(found.get("stages") or {})
+        if name not in orders[path]:
+            orders[path].append(name)
+    return orders
+
+
+def keep_order(root: Path, orders: Mapping[Path, list[str]]) -> None:
+    """Give each dvc.lock that order."""
+    from dvc.repo import Repo
+    from dvc.utils.serialize import dump_yaml, load_yaml
+
+    with Repo(str(root)) as repo, repo.lock:
+        for path, order in orders.items():
+            found = load_yaml(path) if path.is_file() else {}
+            stages = found.get("stages") or {}
+            names = sorted(stages, key=lambda name: order.index(name) if name in order else 0)
+            if names != list(stages):
+                dump_yaml(path, found | {"stages": {name: stages[name] for name in names}})
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
