@@ -4,6 +4,7 @@ DVC decides what is fresh and what a stage reads and writes. A stage added to dv
 by itself.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -104,11 +105,12 @@ def lock_orders(root: Path, graph: Iterable[str]) -> dict[Path, list[str]]:
 
 
 def keep_order(root: Path, orders: Mapping[Path, list[str]]) -> None:
-    """Give each dvc.lock that order."""
+    """Give each dvc.lock that order; where another DVC holds the project, it is left."""
+    from dvc.lock import LockError
     from dvc.repo import Repo
     from dvc.utils.serialize import dump_yaml, load_yaml
 
-    with Repo(str(root)) as repo, repo.lock:
+    with contextlib.suppress(LockError), Repo(str(root)) as repo, repo.lock:
         for path, order in orders.items():
             found = load_yaml(path) if path.is_file() else {}
             stages = found.get("stages") or {}
