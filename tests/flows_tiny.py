@@ -123,8 +123,8 @@ def until(true: Callable[[], Any], seconds: float, what: str | Callable[[], str]
 class Served:
     """A running `make serve` of a tiny project, seen over HTTP and by its processes."""
 
-    def __init__(self, project: Path) -> None:
-        self.project = project
+    def __init__(self, project: Path, **more: str) -> None:
+        self.project, self.more = project, more
         self.pace = project.parent / "pace"
         self.log = project.parent / "serve.log"
         with socket.socket() as free:
@@ -143,6 +143,7 @@ class Served:
             "PREFECT_LOGGING_LEVEL": "INFO",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_WORKER_HEARTBEAT_SECONDS": "5",
+            **self.more,
         }
         environment.pop("PREFECT_API_URL", None)
         return environment
@@ -270,12 +271,13 @@ def weights(project: Path, name: str) -> str:
     return (project / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]).read_text()
 
 
-def start_served(folder: Path) -> Served:
+def start_served(folder: Path, **more: str) -> Served:
+    """`make serve` of a new tiny project, with more in its environment."""
     project = make_tiny(folder / "tiny")
     # its quarter of an hour may strike while a test runs
     text = (project / "prefect.yaml").read_text()
     assert "*/15 * * * *" in text
     (project / "prefect.yaml").write_text(text.replace("*/15 * * * *", "0 3 1 1 *"))
-    served = Served(project)
+    served = Served(project, **more)
     served.start()
     return served

@@ -3,10 +3,12 @@
 import http.server
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from datetime import datetime
@@ -296,3 +298,68 @@ print(*[date.astimezone(ZoneInfo("{zone}")).date() for date in dates])
     said = done(Path.cwd(), sys.executable, "-c", code).split()
     assert said.count(day) == 1
     assert len(said) == len(set(said)) == 4
+
+
+@pytest.fixture
+def postgresql(tmp_path: Path) -> Iterator[str]:
+    """The address of a database of a PostgreSQL of its own."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not programs:
+        pytest.skip("no PostgreSQL: apt-get install postgresql")
+    if os.getuid() == 0 and not shutil.which("runuser"):
+        pytest.skip("PostgreSQL refuses root, and runuser isn't there")
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # a socket's path must be short
+    as_other = []
+    if os.getuid() == 0:
+        shutil.chown(folder, "nobody")
+        as_other = ["runuser", "-u", "nobody", "--"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    binaries = programs[-1].parent
+    data = folder / "data"
+    subprocess.run(
+        [*as_other, binaries / "initdb", "-D", data, "-U", "prefect", "--auth", "trust"],
+        check=True,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+    )
+    server = subprocess.Popen(
+        [*as_other, binaries / "postgres", "-D", data, "-p", port, "-k", folder],
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        ready = [binaries / "pg_isready", "-h", "127.0.0.1", "-p", port]
+        until(lambda: subprocess.run(ready, capture_output=True).returncode == 0, 60, "it listens")
+        yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait(30)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.long
+def test_the_server_runs_on_postgresql(tmp_path: Path, postgresql: str) -> None:
+    served = start_served(tmp_path, PREFECT_API_DATABASE_CONNECTION_URL=postgresql)
+    try:
+        served.pace.write_text("0.7")
+        run = served.submit()
+        served.wait_for_epoch(1)
+        os.kill(engine(served), signal.SIGKILL)
+        served.pace.write_text("0")
+        assert served.ended(run, 120)["type"] == "CRASHED"
+        again = served.submit()
+        assert served.ended(again)["type"] == "COMPLETED"
+        name = served.state(again)["message"].removeprefix("kept as ")
+        assert weights(served.project, name) == WEIGHTS
+        assert not (served.project / ".topwork" / "prefect" / "prefect.db").exists()
+    finally:
+        served.stop()
+
+
+@pytest.mark.long
+def test_ten_runs_at_once_on_sqlite(served: Served) -> None:
+    runs = [served.submit(params={"finetune.seed": 20 + n}) for n in range(10)]
+    for run in runs:
+        assert served.ended(run, 600)["type"] == "COMPLETED"
