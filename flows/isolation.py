@@ -36,6 +36,7 @@ REPORT = Path("out/report/report.html")
 GIT_REMOTE = "origin"
 KEY = "Topwork-Key"
 WHY = "Topwork-Failed"
+GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 GIT = ("git", "-c", "core.hooksPath=/dev/null")
 """A hook of the user's (`dvc install` sets some) is about the user's own working tree."""
 
@@ -50,10 +51,12 @@ def git(folder: Path, *arguments: str, **environment: str) -> str:
     Raises:
         RunError: git fails; the message is git's own.
     """
+    # a git hook that starts a run says by these where it was called
+    inherited = {name: value for name, value in os.environ.items() if name not in GIT_PLACES}
     done = subprocess.run(
         [*GIT, *arguments],
         cwd=folder,
-        env={**os.environ, "GIT_TERMINAL_PROMPT": "0", **environment},
+        env={**inherited, "GIT_TERMINAL_PROMPT": "0", **environment},
         capture_output=True,
         text=True,
         check=False,

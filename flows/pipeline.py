@@ -461,6 +461,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep", choices=["experiment", "branch"], default="experiment")
     parser.add_argument("--collision", choices=get_args(Collision), default="wait")
     parser.add_argument("--label", default="run")
+    parser.add_argument("--timeout-minutes", type=float)
     parser.add_argument("--keep-days", type=float, default=14)
     parser.add_argument("--pull", action="store_true", default=None)
     parser.add_argument("--push", action="store_true")

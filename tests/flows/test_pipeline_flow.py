@@ -13,7 +13,7 @@ from flows.isolation import Isolated, RunError, commit_of
 from flows.pipeline import bring_data
 
 from conftest import done
-from flows_tiny import WEIGHTS, Served, epoch_mark, until, weights
+from flows_tiny import WEIGHTS, Served, epoch_mark, steps, until, weights
 
 DVC_YAML = """
 stages:
@@ -391,3 +391,14 @@ def test_a_remote_that_is_gone_costs_nothing_that_was_made(
     again = run_flow(first, served, *pushing)
     assert result(again)[1] == f"nothing has changed: as {name}"
     assert f"/{name}" in done(first, "git", "ls-remote", "origin")
+
+
+def test_time_that_is_up_ends_all_that_runs(tiny: Path, served: Served) -> None:
+    served.pace.write_text("5")
+    ended = run_flow(tiny, served, "--revision", "HEAD", "--timeout-minutes", "0.1")
+    served.pace.write_text("0")
+    assert ended.returncode == 1
+    assert "the run took more than timeout_minutes (0.1)" in ended.stderr.splitlines()[-1]
+    assert not steps(tiny)
+    again = run_flow(tiny, served, "--revision", "HEAD")
+    assert weights(tiny, kept(again)) == WEIGHTS
