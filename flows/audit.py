@@ -57,7 +57,6 @@ def audit(root: Path = Path(), minutes: float = 60) -> State[dict[str, str]]:
                 name="Broken",
                 message=f"{', '.join(broken)}: {found[broken[0]]}. `topwork audit verify"
                 f" {broken[0]}` shows each statement.",
-                data=found,
             )
         left = counts["left out"]
         return Completed(

@@ -27,6 +27,7 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 # SQLite lets one write at a time; the others wait
 os.environ.setdefault("PREFECT_SERVER_DATABASE_TIMEOUT", "60")
 
+from dvc.exceptions import DvcException
 from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -79,6 +80,14 @@ class Result:
     record: str | None = None
     why: str = ""
     said: str = ""
+
+
+class RunFailed(RuntimeError):
+    """A run's stage failed; the message is that stage's own error."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(f"{result.why} ({result.said})")
+        self.result = result
 
 
 @task(
@@ -190,6 +199,8 @@ def pipeline(
                 return _state(result)
         except RunError as error:
             return Failed(message=str(error))
+        except DvcException as error:
+            return Failed(message=f"{root}: {' '.join(str(error).split())}")
 
 
 def isolated(
@@ -364,11 +375,8 @@ def commands_of_run(commands: Commands) -> Iterator[None]:
 def _state(result: Result) -> State[dict[str, Any]]:
     if result.why:
         breached = result.why.startswith(f"{GATE}: ")
-        return Failed(
-            name="Breached" if breached else "Failed",
-            message=f"{result.why} ({result.said})",
-            data=vars(result),
-        )
+        error = RunFailed(result)
+        return Failed(name="Breached" if breached else "Failed", message=str(error), data=error)
     if set(result.stages.values()) <= {"fresh"} and not result.kept:
         return _unchanged(result.said, result)
     return Completed(message=result.said, data=vars(result))
@@ -477,6 +485,8 @@ def main(argv: list[str] | None = None) -> int:
     if as_json:
         about = {"state": state.name, "message": state.message}
         found = state.result(raise_on_failure=False)
+        if isinstance(found, RunFailed):
+            found = vars(found.result)
         print(json.dumps(about | (found if isinstance(found, dict) else {})))
         return int(not state.is_completed())
     if not state.is_completed():

@@ -158,7 +158,7 @@ def sweep(
     said = f"{len(sets) - len(lost)} of {len(sets)} trials have a result{page}"
     if lost:
         first = next(trial for trial in trials if "record" not in trial)
-        return Failed(message=f"{first['message']} ({said})", data=trials)
+        return Failed(message=f"{first['message']} ({said})")
     return Completed(message=said, data=trials)
 
 

@@ -246,6 +246,10 @@ def test_what_cannot_be_run_is_said(tiny: Path, served: Served) -> None:
     assert ended.returncode == 1
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("error: params and data are for a revision: give one")
+    shutil.rmtree(tiny / ".dvc")
+    ended = run_flow(tiny, served, "--revision", "HEAD")
+    assert ended.returncode == 1
+    assert "you are not inside of a DVC repository" in ended.stderr.splitlines()[-1]
 
 
 def test_a_revision_of_an_earlier_layout_is_said(tiny: Path) -> None:
@@ -347,7 +351,7 @@ def clones(tiny: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Two clones of a project with a git remote and a DVC remote, which is written relative to the
     project; the second has nothing in its cache.
     """
-    done(tiny, "git", "init", "--quiet", "--bare", str(tmp_path / "origin.git"))
+    done(tiny, "git", "init", "--quiet", "--bare", "-b", "main", str(tmp_path / "origin.git"))
     done(tiny, "dvc", "remote", "add", "--quiet", "--default", "shared", "../remote")
     done(tiny, "git", "commit", "--quiet", "--all", "--message", "remotes")
     done(tiny, "git", "remote", "add", "origin", str(tmp_path / "origin.git"))
