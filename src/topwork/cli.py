@@ -21,6 +21,7 @@ COMMANDS = {
     "validate": "check a data set: every fault by file and id, nothing rewritten",
     "predict": "run a detector on images: pictures and JSON",
     "compare": "hold experiments side by side: params, data, weights, metrics",
+    "champion": "the detector in use: show it, promote another that isn't worse, demote it",
     "export": "write ONNX, checked against PyTorch, and a model card",
     "summary": "the last run's table, its contracts, and where its report lies",
     "audit": "list past experiments, and verify that their record holds",

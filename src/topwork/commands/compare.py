@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.pictures < 0:
         raise TopworkError(f"compare: --pictures {args.pictures}, expected 0 or more.")
-    opened = [_open(rev) for rev in args.revisions]
+    opened = [open_run(rev) for rev in args.revisions]
     comparison = compare_runs([run for run, _ in opened], [document for _, document in opened])
     print_comparison(comparison, Console())
     if args.html:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(rev: str) -> "tuple[Run, dict[str, Any]]":
+def open_run(rev: str) -> "tuple[Run, dict[str, Any]]":
     """A revision as a run, and its params.yaml."""
     from topwork.audit.repository import project_root
     from topwork.audit.revision import RevisionFiles, open_revision
