@@ -82,6 +82,7 @@ def test_a_step_that_does_not_fit_is_taken_in_parts(make_family_job: MakeJob) ->
         """Micro-batches a step at the end."""
         job = make_family_job(builder, accumulate=accumulate, **options)
         job.dataset.items = [job.dataset.items[0]] * 64
+        job.dataset._pixels = dict.fromkeys(range(64), job.dataset.pixels(0))
         job = replace(job, train=64, device=training_device(job.params, "cuda"))
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
