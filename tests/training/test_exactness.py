@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,10 @@ class Runner:
         return (self.folder / "log.txt").read_text()
 
 
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    folder = tmp_path_factory.mktemp("project")
-    params = make_project(folder)
+@contextmanager
+def started(folder: Path, **runtime: object) -> Iterator[Runner]:
+    """A helper process that runs the stage of a project in that folder."""
+    params = make_project(folder, runtime=runtime)
     source = HERE.parents[1] / "src"
     environment = {
         **os.environ,
@@ -81,10 +82,20 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 
 
 @pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    with started(tmp_path_factory.mktemp("project")) as helper:
+        yield helper
+
+
+@pytest.fixture(scope="module")
 def whole(runner: Runner) -> tuple[float, str]:
     """Seconds and hash of a run that nobody disturbed (the second one: the first pays for
     caches).
     """
+    return undisturbed(runner)
+
+
+def undisturbed(runner: Runner) -> tuple[float, str]:
     code, _, first = runner()
     assert code == 0, runner.log
     _, seconds, second = runner()
@@ -107,7 +118,7 @@ DDP_SIGNALS = ("SIGKILL", "SIGKILL:0", "SIGTERM", "SIGKILL:1")
 """Of the stage and of its training processes."""
 
 
-def _kill_and_resume(
+def kill_and_resume(
     runner: Runner,
     whole: tuple[float, str],
     count: int,
@@ -136,7 +147,7 @@ def _kill_and_resume(
 
 
 def test_a_killed_run_ends_in_the_same_bits(runner: Runner, whole: tuple[float, str]) -> None:
-    _kill_and_resume(runner, whole, count=5, seed=0)
+    kill_and_resume(runner, whole, count=5, seed=0)
 
 
 @pytest.mark.long
@@ -144,7 +155,7 @@ def test_a_killed_run_ends_in_the_same_bits(runner: Runner, whole: tuple[float, 
 def test_a_run_killed_at_twenty_moments_ends_in_the_same_bits(
     runner: Runner, whole: tuple[float, str], workers: int
 ) -> None:
-    _kill_and_resume(runner, whole, count=20, seed=workers + 1, workers=workers)
+    kill_and_resume(runner, whole, count=20, seed=workers + 1, workers=workers)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +168,7 @@ def test_a_run_killed_at_twenty_moments_ends_in_the_same_bits(
 def test_two_killed_processes_end_in_the_same_bits(
     runner: Runner, two: tuple[float, str], count: int
 ) -> None:
-    _kill_and_resume(runner, two, count, 0, DDP_SIGNALS, processes=2)
+    kill_and_resume(runner, two, count, 0, DDP_SIGNALS, processes=2)
 
 
 def test_one_run_killed_again_and_again_ends_in_the_same_bits(

@@ -43,3 +43,25 @@ def test_it_equals_torchvisions(levels: list[str], sampling: int) -> None:
     nothing = pools[1](maps, [boxes[:0]] * 3, [(128, 160)] * 3)
     assert nothing.shape == (0, 3, 7, 7)
     nothing.sum().backward()
+
+
+@pytest.mark.parametrize("builder", ["faster_rcnn", "mask_rcnn"])
+def test_a_two_stage_detector_learns_with_it(builder: str) -> None:
+    """The same losses and, within rounding, the same gradients."""
+    gradients = []
+    for ours in (False, True):
+        torch.manual_seed(0)
+        model = getattr(tiny, builder)(3).train()
+        if ours:
+            pool_deterministically(model, family_of(model))
+        torch.manual_seed(1)
+        boxes = torch.tensor([[2.0, 3, 20, 25], [8, 8, 30, 30]])
+        target = {"boxes": boxes, "labels": torch.tensor([1, 2])}
+        if builder == "mask_rcnn":
+            target["masks"] = torch.ones(2, 32, 32, dtype=torch.uint8)
+        sum(model([torch.rand(3, 32, 32)] * 2, [target] * 2).values()).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    theirs, own = gradients
+    assert theirs.keys() == own.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-5, msg=name)

@@ -41,6 +41,6 @@ class PredictionRecord(Record):
 
     machine: dict[str, Any]
     batch_size: int
-    precision: str
+    precision: str = "float32"
     weights: dict[str, str]
     splits: dict[str, list[str]]
