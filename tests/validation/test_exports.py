@@ -379,3 +379,8 @@ def test_names_deeper_than_the_folder_name_the_images_line(tmp_path: Path) -> No
     )
     found = validate(params, tmp_path, workers=1)
     assert "`images` should name images/1" in first(found, "image-missing").message
+
+
+def test_a_plain_name_written_with_a_dot_is_listed(tmp_path: Path) -> None:
+    found = Scene(tmp_path).image(0, file_name="./0.jpg").image(1, file_name=".//1.jpg").run()
+    assert rules(found) == set()
