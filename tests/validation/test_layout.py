@@ -17,6 +17,7 @@ from validation.layouts import (
     NAMES,
     coco,
     cvat_coco,
+    datumaro_voc,
     label_studio_yolo,
     pictures,
     roboflow_coco,
@@ -188,3 +189,31 @@ def test_images_that_are_nowhere_near_are_an_error(
     assert main(["validate", str(tmp_path / "train.json"), "--no-cache"]) == 1
     assert "none of its images is near it" in capsys.readouterr().err
     assert main(["validate", str(tmp_path / "train.json"), "--no-images"]) == 0
+
+
+def test_a_set_without_a_list_called_train_is_one(tmp_path: Path) -> None:
+    ultralytics(tmp_path)
+    (tmp_path / "hats.yaml").write_text("val: images/val\nnames: [helmet, forklift]\n")
+    for path in (tmp_path, tmp_path / "hats.yaml"):
+        assert find_layout(path).params()["train"] == {"annotations": "hats.yaml", "subset": "val"}
+    assert main(["validate", str(tmp_path), "--no-cache"]) == 0
+
+
+def test_a_file_an_image_is_no_coco(tmp_path: Path) -> None:
+    shapes = {"shapes": [], "imagePath": "a.jpg"}
+    write(tmp_path, {f"{number}.json": shapes for number in range(30)})
+    with pytest.raises(DataError, match="LabelMe's own JSON"):
+        find_layout(tmp_path)
+
+
+def test_trainval_is_what_a_voc_set_without_train_trains_on(tmp_path: Path) -> None:
+    datumaro_voc(tmp_path)
+    lists = tmp_path / "ImageSets" / "Main"
+    (lists / "train.txt").rename(lists / "trainval.txt")
+    (lists / "val.txt").rename(lists / "test.txt")
+    sets = find_layout(tmp_path).sets
+    assert {split: found.subset for split, found in sets.items()} == {
+        "train": "trainval",
+        "test": None,
+    }
+    assert main(["validate", str(tmp_path), "--no-cache"]) == 0

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ SPLIT_WORDS = {
 """What a file or folder is called -> the split that it's taken for."""
 NAMES_LOOKED_AT = 100
 ARCHIVES = (".zip", ".tar")
+FEW_FILES = 20  # a folder with more JSON files has one an image, as LabelMe writes them
 NO_JSON = ("notes.json", "info.json", "dataset.json", "metadata.json", "samples.json")
 """JSON files that tools write beside an export."""
 
@@ -182,13 +183,22 @@ def find_layout(path: Path, images: Path | None = None) -> Layout:
             f"{path}: several formats are there: {listed}. Name the file or folder of one, such as"
             f" {(path / next(iter(found[0].sets.values())).annotations).as_posix()}."
         )
-    return found[0]
+    return _with_train(found[0])
+
+
+def _with_train(layout: Layout) -> Layout:
+    """A set that has no split called train is one itself: its first list is taken, by name."""
+    if "train" in layout.sets:
+        return layout
+    (name, first), *others = layout.sets.items()
+    subset = first.subset or (None if layout.format == "coco" else name)
+    return replace(layout, sets={"train": replace(first, subset=subset), **dict(others)})
 
 
 def _of_file(path: Path, images: Path | None) -> Layout:
     kind = format_of(path)
     if kind == "yolo":
-        return _yolo(path)
+        return _with_train(_yolo(path))
     return _coco(path.parent, {"train": path}, "COCO JSON", images)
 
 
@@ -243,14 +253,15 @@ def _voc(folder: Path, given: Path | None = None) -> Layout:
     lists = lists_of(folder, "voc")
     count = sum(file.suffix.lower() == ".xml" for file in place.iterdir())
     images = _voc_images(folder, place) if given is None else _relative(given, folder)
-    sets = {
-        name: FoundSet(
-            Path(),
-            images,
-            pictures=_lines(folder / "ImageSets" / "Main" / f"{name}.txt"),
-        )
-        for name in lists
-    } or {"train": FoundSet(Path(), images, subset=_only_list(folder), pictures=count)}
+    main = folder / "ImageSets" / "Main"
+    sets = {name: FoundSet(Path(), images, pictures=_lines(main / f"{name}.txt")) for name in lists}
+    if "train" not in sets:
+        # as in VOC 2007, where test is the other list
+        subset = "trainval" if (main / "trainval.txt").is_file() else None
+        if subset is not None:
+            train = FoundSet(Path(), images, subset, _lines(main / "trainval.txt"))
+            sets = {"train": train, **sets}
+    sets = sets or {"train": FoundSet(Path(), images, _only_list(folder), count)}
     return Layout("voc", "Pascal VOC", folder, sets, _voc_classes(place))
 
 
@@ -338,13 +349,15 @@ def _coco_files(folder: Path) -> list[Path]:
     """
     places = [folder, folder / "annotations"]
     places += [inner for inner in sorted(folder.iterdir()) if inner.name.lower() in SPLIT_WORDS]
-    found = [
-        file
-        for place in places
-        if place.is_dir()
-        for file in sorted(place.glob("*.json"))
-        if file.name not in NO_JSON and file.is_file()
-    ]
+    found: list[Path] = []
+    for place in places:
+        files = [
+            file
+            for file in sorted(place.glob("*.json"))
+            if file.name not in NO_JSON and file.is_file()
+        ]
+        if len(files) <= FEW_FILES:
+            found += files
     instances = [file for file in found if file.name.startswith("instances")]
     return instances or [file for file in found if _coco_head(file) is not None]
 
