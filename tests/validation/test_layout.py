@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,30 @@ def test_trainval_is_what_a_voc_set_without_train_trains_on(tmp_path: Path) -> N
         "test": None,
     }
     assert main(["validate", str(tmp_path), "--no-cache"]) == 0
+
+
+@pytest.mark.parametrize(
+    "place", ["{}", "{}/images", "images/{}", "{}2017", "../{}", "../images/{}", "{}.zip"]
+)
+def test_images_of_splits_that_number_theirs_alike(place: str, tmp_path: Path) -> None:
+    """Both splits have an a.jpg; the folder called like the split is its own."""
+    folder = tmp_path / "set" / "annotations"
+    for seed, split in enumerate(("train", "val")):
+        files = pictures("", 10 * seed)
+        where = folder / place.format(split)
+        if where.suffix == ".zip":
+            where.parent.mkdir(parents=True, exist_ok=True)
+            with zipfile.ZipFile(where, "w") as archive:
+                for name, data in files.items():
+                    archive.writestr(name, data)  # type: ignore[arg-type]
+        else:
+            write(where, files)
+        write(folder, {f"instances_{split}.json": coco()})
+    for path in (tmp_path / "set", folder):
+        layout = find_layout(path)
+        for split, entry in layout.entries().items():
+            assert entry.images is not None
+            assert entry.images.resolve() == (folder / place.format(split)).resolve()
+    alone = find_layout(folder / "instances_val.json").entries()["train"].images
+    assert alone is not None
+    assert alone.resolve() == (folder / place.format("val")).resolve()

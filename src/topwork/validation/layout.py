@@ -35,6 +35,7 @@ SPLIT_WORDS = {
 }
 """What a file or folder is called -> the split that it's taken for."""
 NAMES_LOOKED_AT = 100
+MOST_FOLDERS = 100
 ARCHIVES = (".zip", ".tar")
 FEW_FILES = 20  # a folder with more JSON files has one an image, as LabelMe writes them
 NO_JSON = ("notes.json", "info.json", "dataset.json", "metadata.json", "samples.json")
@@ -158,6 +159,15 @@ def find_layout(path: Path, images: Path | None = None) -> Layout:
         DataError: there's no such path, nothing there is read (a known format that isn't gets the
             export to choose), or several readings fit; the message lists them.
     """
+    try:
+        return _find(path, images)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or path}: can't be read ({error.strerror or error})."
+        ) from error
+
+
+def _find(path: Path, images: Path | None) -> Layout:
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder; expected a COCO JSON, a Pascal VOC folder, a YOLO"
@@ -171,7 +181,7 @@ def find_layout(path: Path, images: Path | None = None) -> Layout:
             entry for entry in sorted(path.iterdir()) if not entry.name.startswith((".", "__"))
         ]
         if len(inner) == 1 and inner[0].is_dir():
-            return find_layout(inner[0], images)
+            return _find(inner[0], images)
         raise DataError(f"{path}: {_refusal(path)}")
     if len(found) > 1:
         listed = "; ".join(
@@ -429,20 +439,27 @@ def _coco(folder: Path, files: Mapping[str, Path], description: str, images: Pat
 
 
 def _images_of(file: Path, head: _CocoHead, split: str) -> Path | None:
-    """The folder or archive near a COCO file that has most of its first images."""
+    """The folder or archive near a COCO file that has most of its first images; of several, as
+    where splits number theirs alike, the one called like the file's split.
+    """
     folder = file.parent
+    words = re.split(r"[^a-z]+", file.name.lower())
+    split = next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), split)
     stem = file.name.split(".")[0].removeprefix("instances_").removeprefix("_annotations")
-    names = [name for name in dict.fromkeys((stem, split, "default")) if name]
-    places = [folder, folder / "images", folder / "data"]
-    for top in (folder, folder / "images", folder.parent, folder.parent / "images"):
-        places += [top / name for name in names]
-    places += [folder.parent / "images", folder.parent / "data"]
+    names = [name for name in (stem, "images", "data") if name]
+    places = [folder, *(folder / name for name in names), *_folders(folder)]
+    if folder.name.lower() in ("annotations", "labels"):
+        places += [folder.parent / name for name in names]
+        places += _folders(folder.parent)
+    else:
+        places += [folder.parent / name for name in names]
+        places += [folder.parent / "images" / name for name in (stem, split)]
     archives = [place.with_name(place.name + suffix) for place in places[1:] for suffix in ARCHIVES]
-    counts: dict[Path, int] = {}
+    counts: dict[Path, tuple[int, int]] = {}
     for place in dict.fromkeys([*places, *archives]):
         if place.is_dir() or (place.suffix in ARCHIVES and place.is_file()):
-            counts[place] = _hits(place, head.names)
-    if counts and max(counts.values()):
+            counts[place] = (_hits(place, head.names), _likeness(place, folder, split))
+    if any(hits for hits, _ in counts.values()):
         return max(counts, key=lambda place: counts[place])
     # written another way: the gate says how to match them
     for place in counts:
@@ -451,6 +468,24 @@ def _images_of(file: Path, head: _CocoHead, split: str) -> Path | None:
             if any(there.nearest(name) for name in head.names):
                 return place
     return None
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Folders below, two steps deep, the first hundred by name."""
+    found: list[Path] = []
+    for top in sorted(folder.iterdir())[:MOST_FOLDERS]:
+        if top.is_dir() and not top.name.startswith((".", "__")):
+            found.append(top)
+            found += [inner for inner in sorted(top.iterdir())[:MOST_FOLDERS] if inner.is_dir()]
+    return found[:MOST_FOLDERS]
+
+
+def _likeness(place: Path, folder: Path, split: str) -> int:
+    """1 for a place called like a split, -1 for one called like another, else 0."""
+    parts = Path(os.path.relpath(place, folder)).parts
+    words = [word for part in parts for word in re.split(r"[^a-z]+", part.lower())]
+    called = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    return 0 if not called else 1 if called == {split} else -1
 
 
 def _hits(place: Path, names: tuple[str, ...]) -> int:
