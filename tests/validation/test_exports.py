@@ -12,7 +12,7 @@ from topwork.params.dataset import DatasetParams, SetParams
 from topwork.validation.gate import Validation, validate
 from topwork.validation.turning import turned_box, turned_points
 from validation.cases_formats import DATA_YAML, POSE, voc, voc_file, voc_object, yolo
-from validation.layouts import coco, pictures, write
+from validation.layouts import coco, labels, pictures, write
 from validation.scene import HEIGHT, WIDTH, Scene, encoded, first, picture, rules
 from validation.test_readers import boxes
 
@@ -103,6 +103,18 @@ def test_polygons_of_one_length_are_no_poses(tmp_path: Path) -> None:
 )
 def test_data_files_that_contradict_themselves(data: str, words: str, tmp_path: Path) -> None:
     assert words in first(yolo(Scene(tmp_path), data).run(), "file-not-yolo").message
+
+
+@pytest.mark.parametrize(
+    "entry", ["../valid/images", "../val/images", "val/images", "valid/images"]
+)
+def test_a_folder_called_valid_is_val_s(entry: str, tmp_path: Path) -> None:
+    write(tmp_path, {"data.yaml": f"train: {entry}\nval: {entry}\nnames: [a, b]\n"})
+    write(tmp_path, {**pictures("valid/images/"), **labels("valid/labels/")})
+    sets = {split: SetParams(annotations=Path("data.yaml")) for split in ("train", "val")}
+    found = validate(DatasetParams(root=Path(), **sets), tmp_path, workers=1)
+    assert len(found.tables.split("val").images) == 2
+    assert errors(found) == []
 
 
 def test_upper_case_label_files_are_read(tmp_path: Path) -> None:
@@ -379,3 +391,8 @@ def test_names_deeper_than_the_folder_name_the_images_line(tmp_path: Path) -> No
     )
     found = validate(params, tmp_path, workers=1)
     assert "`images` should name images/1" in first(found, "image-missing").message
+
+
+def test_a_plain_name_written_with_a_dot_is_listed(tmp_path: Path) -> None:
+    found = Scene(tmp_path).image(0, file_name="./0.jpg").image(1, file_name=".//1.jpg").run()
+    assert rules(found) == set()
