@@ -11,7 +11,7 @@ can't be measured.
 from collections.abc import Mapping
 
 from topwork.dataset.tables import Tables
-from topwork.errors import EvaluationError
+from topwork.errors import ClassPlanError, EvaluationError
 from topwork.evaluation.contract import check_measurable
 from topwork.files import HeldInputs
 from topwork.params.finetune import FinetuneParams
@@ -39,13 +39,19 @@ def run(params: Params) -> None:
     """Check the plan against the weights, the contract against plan and data.
 
     Raises:
-        ClassPlanError: the plan names what the weights don't have.
+        ClassPlanError: the plan names what the weights don't have, or the way of protecting doesn't
+            suit them.
         EvaluationError: there is no test set, or the contract can't be measured or kept.
     """
     held = HeldInputs({"pretrained": PRETRAINED, **table_paths()})
     plan = params.surgery.plan()
     weights = read_weights(PRETRAINED, trust=True)
     plan.check(class_names(weights))
+    if weights.branches is not None and params.finetune.protect != "branch":
+        raise ClassPlanError(
+            f"{PRETRAINED}: holds a detector with branches on it, and finetune.protect: weights"
+            " trains a single one. Write `protect: branch`."
+        )
     tables = Tables.read(FOLDER, segmentation=False)
     check_measurable(params.retention, plan, tables)
     check_exactness(params.retention, params.finetune)
