@@ -253,9 +253,9 @@ def _run(session: Any, outputs: Sequence[str], image: Tensor, what: str) -> list
     except Exception as error:
         raise ExportError(
             f"export: {what}: onnxruntime can't run the graph"
-            f" ({' '.join(str(error).split())[:300]}). Nothing was written. Sizes that a builder's own"
-            " code computes from a tensor's shape must be whole numbers, `int(...)`, else the trace"
-            " takes them wrongly."
+            f" ({' '.join(str(error).split())[:300]}). Nothing was written. Sizes that a builder"
+            " computes from a tensor's shape must be whole numbers, `int(...)`, else the trace takes"
+            " them wrongly."
         ) from error
     return found
 
