@@ -254,8 +254,7 @@ def _run(session: Any, outputs: Sequence[str], image: Tensor, what: str) -> list
         raise ExportError(
             f"export: {what}: onnxruntime can't run the graph"
             f" ({' '.join(str(error).split())[:300]}). Nothing was written. Sizes that a builder"
-            " computes from a tensor's shape must be whole numbers, `int(...)`, else the trace takes"
-            " them wrongly."
+            " computes from a tensor's shape must be whole numbers, `int(...)`, or the trace fails."
         ) from error
     return found
 
