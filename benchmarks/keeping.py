@@ -119,6 +119,12 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, help="in place of the row's own (for a try)")
     parser.add_argument("--test-images", type=int, help="of each held-out set (for a try)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the latency row")
+    parser.add_argument(
+        "--latency",
+        nargs="+",
+        default=["auto", "auto+remove", "backbone.features.0.7", "none"],
+        help="branches of that row",
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="of that row")
     parser.add_argument("--out", type=Path, help="a file to which rows are added, too")
     arguments = parser.parse_args()
@@ -385,12 +391,11 @@ def latency() -> Iterator[dict[str, Any]]:
     plan = ClassPlan.parse(PLAN, dropped="absorb")
     grafted = graft(setting.pretrained, plan).weights
     models = {"pretrained": load(setting.pretrained), "naked": load(grafted)}
-    for cut in ("auto", "backbone.features.0.7", "none"):
-        for dropped in ("absorb", "remove"):
-            narrow = ClassPlan.parse(PLAN, dropped=dropped)
-            scion = graft(setting.pretrained, narrow).weights
-            both = branched(setting.pretrained, scion, narrow, cut=cut)
-            models[f"branch:{cut}+{dropped}"] = load(both)
+    for mode in setting.arguments.latency:
+        cut, _, dropped = mode.partition("+")
+        own = ClassPlan.parse(PLAN, dropped=dropped or "absorb")
+        scion = graft(setting.pretrained, own).weights
+        models[f"branch:{mode}"] = load(branched(setting.pretrained, scion, own, cut=cut))
     for model in models.values():
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pictures = [

@@ -177,7 +177,7 @@ def test_every_param_has_a_docstring_and_the_reference_is_up_to_date() -> None:
         ({"dataste": {}}, r"params\.yaml: `dataste`: unknown key, did you mean `dataset`\?"),
         (
             {"finetune": {"leaning_rate": 1}},
-            r"`finetune\.leaning_rate`: unknown key, did you mean `\w+`\? \(known: epochs",
+            r"`finetune\.leaning_rate`: unknown key, did you mean `\w+`\? \(known: protect",
         ),
         ({"finetune": {"lr": -1}}, r"`finetune\.lr`: found -1, input should be greater than 0"),
         (

@@ -4,6 +4,7 @@ import pytest
 
 from topwork.report.figures import ClassFigures, Clause, Estimate, percent, words
 from topwork.report.headline import headline
+from topwork.report.sections import contract_cell
 
 
 def figures(
@@ -52,6 +53,21 @@ def test_contract_held() -> None:
     assert top.numbers[1].context == "mean of helmet and forklift; 0.05 before training"
     # 0.3 / 3: it knows one of the three
     assert top.numbers[2].context == "mean over 3 classes, test set; pretrained 0.10"
+
+
+def test_a_class_that_is_kept_exactly_is_said_to_be_proved() -> None:
+    exact = Clause("person", "source", 1.0, Estimate(1.0), True, "person: exact", by="exact")
+    top = headline(YARD, [exact], 0.6)
+    assert top.sentence.startswith("Person is kept exactly, which is proved, and helmet and")
+    assert top.numbers[0].context == "person, source set; exact, proved"
+    assert "holds: exact, proved" in contract_cell(exact)
+    also = Clause("dog", "source", 0.9, Estimate(0.95), True)
+    both = headline(YARD, [exact, also], 0.6).sentence
+    assert both.startswith("Person is kept exactly, which is proved; dog kept 95% of its")
+    breach = Clause("person", "source", 1.0, Estimate(0.9), False, "no proof", by="exact")
+    top = headline(YARD, [breach], 0.6)
+    assert top.sentence.startswith("Person isn't kept exactly (no proof); helmet")
+    assert "breached: exact<" in contract_cell(breach)
 
 
 def test_contract_breached_names_class_and_figures() -> None:

@@ -271,7 +271,7 @@ def test_a_branch_repeats_to_the_bit_and_keeps_its_stock(runner: Runner) -> None
     runner.forget()
     code, seconds, expected = runner(protect="branch")
     assert code == 0, runner.log
-    _kill_and_resume(runner, (seconds, expected), 2, 9, protect="branch")
+    kill_and_resume(runner, (seconds, expected), 2, 9, protect="branch")
     paths = [
         runner.folder / "out" / name
         for name in (

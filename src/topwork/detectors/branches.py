@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from topwork.classes import label_of
 from topwork.detectors.families import Detections, Family, Limits, feature_maps
@@ -30,6 +31,9 @@ FREE_BLOCKS = 3
 new-class AP falls by a third where that map is shared (docs/keeping.md).
 """
 LOGITS = "cls_logits"
+MOST_PROPOSALS = 300
+"""Of a two-stage scion in evaluation: the box head's work grows with them (torchvision's 1000).
+"""
 _PROBE_SIDE = 64
 _CONTAINERS = (nn.Sequential, nn.ModuleList, IntermediateLayerGetter)
 
@@ -306,6 +310,16 @@ def without_lower(detector: nn.Module, family: Family, cut: str | None) -> nn.Mo
         parent, _, name = path.rpartition(".")
         setattr(detector.get_submodule(parent), name, nn.Identity())
     return detector
+
+
+def limit_proposals(detector: nn.Module, family: Family) -> None:
+    """Let a two-stage scion look at no more than MOST_PROPOSALS regions an image, in place; other
+    detectors, and proposal networks that aren't torchvision's, are left as they are.
+    """
+    rpn = family.two_stage and detector.get_submodule(family.two_stage.rpn_head.rpartition(".")[0])
+    if isinstance(rpn, RegionProposalNetwork):
+        most = rpn._post_nms_top_n
+        rpn._post_nms_top_n = {**most, "testing": min(most["testing"], MOST_PROPOSALS)}
 
 
 def trunk_blocks(detector: nn.Module, family: Family) -> list[str]:

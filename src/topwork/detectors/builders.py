@@ -21,7 +21,7 @@ from torchvision import models
 from torchvision.models import detection
 from torchvision.ops import FrozenBatchNorm2d
 
-from topwork.detectors.branches import Branched, without_lower
+from topwork.detectors.branches import Branched, limit_proposals, without_lower
 from topwork.detectors.families import Family, family_of
 from topwork.errors import SurgeryError
 from topwork.weights.branches import scion_weights, stock_weights
@@ -315,6 +315,7 @@ def _load_branched(weights: Weights, branches: Branches, maker: Builder) -> nn.M
         with UninitializedParameters():
             model = build(maker, len(scion.columns), weights.builder_args, len(scion.absorbed))
         without_lower(model, family, scion.cut)
+        limit_proposals(model, family)
         own = scion_weights(weights, number)
         check_fit(own, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
         model.load_state_dict(own.state_dict, strict=True)

@@ -217,15 +217,14 @@ def compare(
         with torch.inference_mode():
             found: dict[str, Tensor] = model([image])[0]
         ours = {name: found[name].numpy() for name in outputs}
-        theirs = dict(
-            zip(outputs, session.run(list(outputs), {"image": image.numpy()}), strict=True)
-        )
+        what = f"image {index + 1} of {len(images)}"
+        theirs = dict(zip(outputs, _run(session, outputs, image, what), strict=True))
         parts.append(
             parity_of(
                 ours,
                 theirs,
                 max(image.shape[-2:]),
-                f"image {index + 1} of {len(images)}",
+                what,
                 limits,
             )
         )
@@ -241,6 +240,23 @@ def compare(
         max(keypoints, default=None),
         sum(part.at_the_edge for part in parts),
     )
+
+
+def _run(session: Any, outputs: Sequence[str], image: Tensor, what: str) -> list[NDArray[Any]]:
+    """The graph's outputs for an image.
+
+    Raises:
+        ExportError: onnxruntime can't run the graph on it.
+    """
+    try:
+        found: list[NDArray[Any]] = session.run(list(outputs), {"image": image.numpy()})
+    except Exception as error:
+        raise ExportError(
+            f"export: {what}: onnxruntime can't run the graph"
+            f" ({' '.join(str(error).split())[:300]}). Nothing was written. Sizes that a builder"
+            " computes from a tensor's shape must be whole numbers, `int(...)`, or the trace fails."
+        ) from error
+    return found
 
 
 def parity_of(

@@ -105,7 +105,9 @@ def _kept_sentence(figures: Sequence[ClassFigures], contract: Sequence[Clause]) 
     breached = [clause for clause in contract if clause.holds is False]
     if breached:
         return words([_breach(clause) for clause in breached])
-    held = [clause for clause in contract if clause.found is not None]
+    exact = [clause.name for clause in contract if clause.by == "exact"]
+    held = [clause for clause in contract if clause.found is not None and clause.by != "exact"]
+    proved = f"{words(exact)} {'is' if len(exact) == 1 else 'are'} kept exactly, which is proved"
     if held:
         parts = [
             f"{clause.name} kept {percent(clause.found.value, clause.least)} of its pretrained AP"
@@ -113,7 +115,10 @@ def _kept_sentence(figures: Sequence[ClassFigures], contract: Sequence[Clause]) 
             if clause.found
         ]
         asked = [exact_percent(least) for least in sorted({clause.least for clause in held})]
-        return f"{words(parts)} (at least {' or '.join(asked)} was asked){_loss(figures, held)}"
+        measured = f"{words(parts)} (at least {' or '.join(asked)} was asked){_loss(figures, held)}"
+        return f"{proved}; {measured}" if exact else measured
+    if exact:
+        return proved
     worst = _worst(figures, contract)
     if worst is None:
         return "nothing is known of kept classes: none was kept, or their AP is undefined"
@@ -138,6 +143,8 @@ def _loss(figures: Sequence[ClassFigures], held: Sequence[Clause]) -> str:
 
 
 def _breach(clause: Clause) -> str:
+    if clause.by == "exact":
+        return f"{clause.name} isn't kept exactly ({clause.sentence})"
     asked = f"where at least {exact_percent(clause.least)} was asked"
     if clause.found is None:
         return f"{clause.name}'s retention is undefined {asked}"
@@ -224,7 +231,9 @@ def _kept(figures: Sequence[ClassFigures], contract: Sequence[Clause]) -> Number
     context = f"{name}, {_set_name(on)}"
     if found.low is not None and found.high is not None:
         context += f"; interval {percent(found.low)} to {percent(found.high)}"
-    if least is not None:
+    if any(clause.name == name and clause.on == on and clause.by == "exact" for clause in contract):
+        context += "; exact, proved" if _state(contract) == "holds" else "; asked: exact"
+    elif least is not None:
         context += f"; asked ≥ {exact_percent(least)}"
     return Number("Kept: retention", percent(found.value, least), context)
 

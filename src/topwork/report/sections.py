@@ -97,7 +97,10 @@ def contract_cell(clause: Clause | None) -> Any:
     if clause is None:
         return "–"
     css, word = ("good", "holds") if clause.holds else ("bad", "breached")
-    return Markup('<span class="pill {}">{}: ≥ {}</span>').format(css, word, clause.asked)
+    asked = "exact, proved" if clause.by == "exact" else f"≥ {clause.asked}"
+    if clause.by == "exact" and not clause.holds:
+        asked = "exact"
+    return Markup('<span class="pill {}">{}: {}</span>').format(css, word, asked)
 
 
 def _cell(value: Estimate | None, objects: int) -> Any:

@@ -11,7 +11,7 @@ measured. Prints what of plan and data may be meant so.
 from collections.abc import Mapping
 
 from topwork.dataset.tables import Tables
-from topwork.errors import EvaluationError
+from topwork.errors import ClassPlanError, EvaluationError
 from topwork.evaluation.contract import check_measurable, check_objects
 from topwork.evaluation.plan_fit import plan_fit
 from topwork.files import HeldInputs
@@ -44,7 +44,7 @@ def run(params: Params) -> None:
 
     Raises:
         ClassPlanError: the plan names what the weights don't have, or a class that nothing in the
-            training data teaches.
+            training data teaches, or the way of protecting doesn't suit the weights.
         EvaluationError: there is no test set, or a contract can't be measured, for want of the set,
             the class or its objects, or kept.
     """
@@ -52,6 +52,11 @@ def run(params: Params) -> None:
     plan = params.surgery.plan()
     weights = read_weights(PRETRAINED, trust=True)
     plan.check(class_names(weights))
+    if weights.branches is not None and params.finetune.protect != "branch":
+        raise ClassPlanError(
+            f"{PRETRAINED}: holds a detector with branches on it, and finetune.protect: weights"
+            " trains a single one. Write `protect: branch`."
+        )
     tables = Tables.read(FOLDER, segmentation=False)
     fit = plan_fit(plan, tables)
     for line in fit.told:

@@ -100,17 +100,21 @@ def starting_weights(params: TrainingParams) -> Weights:
 
     Raises:
         SurgeryError: the detector can't be branched, or not at the cut.
+        TrainingError: nothing is new in the plan.
     """
     grafted, finetune = read_weights(GRAFTED, trust=True), params.finetune
     if finetune.protect == "weights":
         return grafted
-    return branched(
-        read_weights(PRETRAINED, trust=True),
-        grafted,
-        params.surgery.plan(),
-        cut=finetune.branch.cut,
-        mix=finetune.branch.share,
-    )
+    source, plan = read_weights(PRETRAINED, trust=True), params.surgery.plan()
+    both = branched(source, grafted, plan, cut=finetune.branch.cut, mix=finetune.branch.share)
+    earlier = 0 if source.branches is None else len(source.branches.scions)
+    if finetune.epochs and both.branches is not None and len(both.branches.scions) == earlier:
+        raise TrainingError(
+            f"finetune: the plan ({', '.join(plan.names)}) keeps every class, so that no branch has"
+            " anything to learn. Name a new class in surgery.classes, or write `epochs: 0` to hand"
+            " on what is there."
+        )
+    return both
 
 
 def main() -> int:

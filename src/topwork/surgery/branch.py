@@ -78,6 +78,12 @@ def branched(
             " has nothing to learn. Name a new class in surgery.classes, or write `protect:"
             " weights`."
         )
+    folded = [source for source in own.kept.values() if source in stock.absorbed]
+    if folded:
+        raise SurgeryError(
+            f"branch: {', '.join(folded)}: absorbed into background in these weights, so that the"
+            " stock doesn't tell it apart. Take the weights from before that graft."
+        )
     detector = load(stock, builder=builder)
     family = family_of(detector, resolve(builder or stock.builder))
     if family.name == "undeclared":

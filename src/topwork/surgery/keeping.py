@@ -19,6 +19,7 @@ from topwork.project.finetune import KEEPING_VERSION, KeepingReceipt, KeptTensor
 from topwork.surgery.bits import differing
 from topwork.surgery.receipt import digest, seal_of, sha256_tensor
 from topwork.weights.branches import SCIONS, stock_of
+from topwork.weights.builder_files import BUILDER_HASH
 from topwork.weights.format import Branches, Weights, read_weights
 
 _NEXT = "Take the files that the fine-tuning wrote, or run the stage again: dvc repro finetune."
@@ -186,6 +187,12 @@ def _check_stock(
                 f"{result}: {key} is {ours!r}, in {source} it is {theirs!r}: the stock would be"
                 f" another detector. {_NEXT}"
             )
+    code = [weights.provenance.get(BUILDER_HASH) for weights in (after, before)]
+    if code[0] != code[1]:
+        raise ReceiptError(
+            f"{result}: the builder's code has SHA-256 {str(code[0])[:12]}, in {source} it is"
+            f" {str(code[1])[:12]}. {_NEXT}"
+        )
     missing = sorted(set(known) - set(found))
     if missing:
         raise ReceiptError(
@@ -211,6 +218,14 @@ def _check_stock(
             f"{result}: the stock's columns are {_short(list(columns[0]))}, in {source} they are"
             f" {_short(list(stock.columns))}. {_NEXT}"
         )
+    earlier = () if before.branches is None else before.branches.scions
+    for number, (now, was) in enumerate(zip(after.branches.scions, earlier, strict=False)):
+        if (now.cut, now.columns, now.absorbed) != (was.cut, was.columns, was.absorbed):
+            raise ReceiptError(
+                f"{result}: branch {number} has cut {now.cut} and columns"
+                f" {_short(list(now.columns))}, in {source} {was.cut} and"
+                f" {_short(list(was.columns))}. {_NEXT}"
+            )
     for name, known_as in after.branches.kept.items():
         classes = label_of((*stock.columns, *stock.absorbed))
         if name not in after.columns or known_as not in classes:
