@@ -1,4 +1,4 @@
-"""`topwork audit list | verify | recompute`."""
+"""`topwork audit list | show | verify | recompute`."""
 
 import argparse
 import sys
@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show the metrics and params whose name holds one of these words",
     )
     listing.add_argument("--format", choices=["table", "csv", "json"], default="table")
+    showing = actions.add_parser(
+        "show", help="what a revision's run was made of, from data and weights to metrics"
+    )
+    showing.add_argument("rev", nargs="?", default="HEAD", help="as for verify")
+    showing.add_argument("--html", type=Path, metavar="FILE", help="write it as one page as well")
+    showing.add_argument("--hashes-only", action="store_true", help="as for verify")
     verifying = actions.add_parser(
         "verify",
         help="check a revision's record: every hash, and what can be computed again in seconds",
@@ -90,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the action; see there for exit codes."""
-    actions = {"list": _list, "verify": _verify, "recompute": _recompute}
+    actions = {"list": _list, "show": _show, "verify": _verify, "recompute": _recompute}
     return actions[arguments.action](arguments)
 
 
@@ -154,6 +160,23 @@ def _print_list(table: "pd.DataFrame", chosen: list[str], differs: bool) -> None
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from topwork.audit.lineage import lineage_of, lineage_page, lineage_text
+    from topwork.audit.repository import project_root
+    from topwork.audit.revision import open_revision
+    from topwork.audit.verification import verify
+    from topwork.files import write_text
+
+    revision = open_revision(project_root(Path()), arguments.rev)
+    checks = verify(revision, recompute=not arguments.hashes_only)
+    lineage = lineage_of(revision, checks)
+    print(lineage_text(lineage))
+    if arguments.html:
+        write_text(arguments.html, lineage_page(lineage))
+        print(f"page: {arguments.html}")
+    return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
