@@ -1,4 +1,4 @@
-"""`topwork audit list | show | verify | recompute`."""
+"""`topwork audit list | show | verify | recompute | bundle | check`."""
 
 import argparse
 import sys
@@ -92,11 +92,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     again.add_argument("--keep", action="store_true", help="leave the worktree for a look")
     again.add_argument("--format", choices=["table", "json"], default="table")
+    bundling = actions.add_parser(
+        "bundle", help="the evidence of a run as one zip: record, metrics, predictions, report"
+    )
+    bundling.add_argument("rev", nargs="?", default="HEAD", help="as for verify")
+    bundling.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: evidence-REVISION.zip"
+    )
+    checking = actions.add_parser(
+        "check",
+        help="verify a bundle without its repository",
+        description="Executes and writes nothing. Exit codes as for verify.",
+    )
+    checking.add_argument("bundle", type=Path)
+    checking.add_argument("--all", action="store_true", help="show what holds as well")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the action; see there for exit codes."""
-    actions = {"list": _list, "show": _show, "verify": _verify, "recompute": _recompute}
+    actions = {
+        "list": _list,
+        "show": _show,
+        "verify": _verify,
+        "recompute": _recompute,
+        "bundle": _bundle,
+        "check": _check,
+    }
     return actions[arguments.action](arguments)
 
 
@@ -195,11 +216,14 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(json.dumps([vars(check) for check in checks], indent=2))
     else:
         _print(checks, arguments.rev, revision.commit, arguments.all)
+    return _exit_code(checks, arguments.allow_unchecked)
+
+
+def _exit_code(checks: "list[Check]", allow_unchecked: bool) -> int:
     statuses = {check.status for check in checks}
     if "broken" in statuses:
         return 1
-    undecided = bool(statuses & {"stale", "unchecked"}) and not arguments.allow_unchecked
-    return UNDECIDED if undecided else 0
+    return UNDECIDED if statuses & {"stale", "unchecked"} and not allow_unchecked else 0
 
 
 def _print(checks: "list[Check]", rev: str, commit: str, everything: bool) -> None:
@@ -260,3 +284,27 @@ def _recompute(arguments: argparse.Namespace) -> int:
         f" differ, first in {first.stage}. Cause: {first.cause}: {first.reason}"
     )
     return UNDECIDED if within and first.cause in ELSEWHERE else 1
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    from topwork.audit.bundle import write_bundle
+    from topwork.audit.repository import project_root
+    from topwork.audit.revision import open_revision
+    from topwork.audit.verification import verify
+
+    revision = open_revision(project_root(Path()), arguments.rev)
+    checks = verify(revision)
+    target = arguments.output or Path(f"evidence-{revision.commit[:10]}.zip")
+    sha256 = write_bundle(revision, checks, target)
+    faults = sum(check.status != "holds" for check in checks)
+    print(f"{target}: {arguments.rev} ({revision.commit[:10]}), {faults} statements don't hold")
+    print(f"SHA-256 of its manifest: {sha256}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from topwork.audit.bundle import check_bundle
+
+    checks = check_bundle(arguments.bundle)
+    _print(checks, str(arguments.bundle), "bundle", arguments.all)
+    return _exit_code(checks, allow_unchecked=False)
