@@ -99,12 +99,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bundling.add_argument(
         "--output", type=Path, metavar="FILE", help="default: evidence-REVISION.zip"
     )
+    bundling.add_argument(
+        "--sign", type=Path, metavar="KEY", help="sign it with this private key (PEM)"
+    )
     checking = actions.add_parser(
         "check",
         help="verify a bundle without its repository",
         description="Executes and writes nothing. Exit codes as for verify.",
     )
     checking.add_argument("bundle", type=Path)
+    checking.add_argument(
+        "--key", type=Path, metavar="KEY", help="hold its signature against this public key (PEM)"
+    )
     checking.add_argument("--all", action="store_true", help="show what holds as well")
 
 
@@ -299,6 +305,10 @@ def _bundle(arguments: argparse.Namespace) -> int:
     faults = sum(check.status != "holds" for check in checks)
     print(f"{target}: {arguments.rev} ({revision.commit[:10]}), {faults} statements don't hold")
     print(f"SHA-256 of its manifest: {sha256}")
+    if arguments.sign:
+        from topwork.audit.signing import sign
+
+        print(f"signature: {sign(target, arguments.sign)}")
     return 0
 
 
@@ -306,5 +316,9 @@ def _check(arguments: argparse.Namespace) -> int:
     from topwork.audit.bundle import check_bundle
 
     checks = check_bundle(arguments.bundle)
+    if arguments.key:
+        from topwork.audit.signing import check_signature
+
+        checks.append(check_signature(arguments.bundle, arguments.key))
     _print(checks, str(arguments.bundle), "bundle", arguments.all)
     return _exit_code(checks, allow_unchecked=False)
