@@ -83,7 +83,9 @@ def experiments(root: Path, limit: int | None = None) -> "pd.DataFrame":
     ]
     metrics = [name for name in columns if name not in FACTS and not name.startswith("params.")]
     others = [name for name in columns if name not in {*FACTS, *varying, *metrics}]
-    return table[[*FACTS, *metrics, *varying, *others]].drop_duplicates(ignore_index=True)
+    return table[[*FACTS, *metrics, *varying, *others]].drop_duplicates(
+        ["rev", "name", "kind", "date"], ignore_index=True
+    )
 
 
 def chosen_columns(columns: Sequence[str], words: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`topwork audit list | verify | recompute`."""
+"""`topwork audit list | show | verify | recompute | bundle | check`."""
 
 import argparse
 import sys
@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show the metrics and params whose name holds one of these words",
     )
     listing.add_argument("--format", choices=["table", "csv", "json"], default="table")
+    showing = actions.add_parser(
+        "show", help="what a revision's run was made of, from data and weights to metrics"
+    )
+    showing.add_argument("rev", nargs="?", default="HEAD", help="as for verify")
+    showing.add_argument("--html", type=Path, metavar="FILE", help="write it as one page as well")
+    showing.add_argument("--hashes-only", action="store_true", help="as for verify")
     verifying = actions.add_parser(
         "verify",
         help="check a revision's record: every hash, and what can be computed again in seconds",
@@ -86,11 +92,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     again.add_argument("--keep", action="store_true", help="leave the worktree for a look")
     again.add_argument("--format", choices=["table", "json"], default="table")
+    bundling = actions.add_parser(
+        "bundle", help="the evidence of a run as one zip: record, metrics, predictions, report"
+    )
+    bundling.add_argument("rev", nargs="?", default="HEAD", help="as for verify")
+    bundling.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: evidence-REVISION.zip"
+    )
+    bundling.add_argument(
+        "--sign", type=Path, metavar="KEY", help="sign it with this private key (PEM)"
+    )
+    checking = actions.add_parser(
+        "check",
+        help="verify a bundle without its repository",
+        description="Executes and writes nothing. Exit codes as for verify.",
+    )
+    checking.add_argument("bundle", type=Path)
+    checking.add_argument(
+        "--key", type=Path, metavar="KEY", help="hold its signature against this public key (PEM)"
+    )
+    checking.add_argument("--all", action="store_true", help="show what holds as well")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the action; see there for exit codes."""
-    actions = {"list": _list, "verify": _verify, "recompute": _recompute}
+    actions = {
+        "list": _list,
+        "show": _show,
+        "verify": _verify,
+        "recompute": _recompute,
+        "bundle": _bundle,
+        "check": _check,
+    }
     return actions[arguments.action](arguments)
 
 
@@ -156,6 +189,23 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _show(arguments: argparse.Namespace) -> int:
+    from topwork.audit.lineage import lineage_of, lineage_page, lineage_text
+    from topwork.audit.repository import project_root
+    from topwork.audit.revision import open_revision
+    from topwork.audit.verification import verify
+    from topwork.files import write_text
+
+    revision = open_revision(project_root(Path()), arguments.rev)
+    checks = verify(revision, recompute=not arguments.hashes_only)
+    lineage = lineage_of(revision, checks)
+    print(lineage_text(lineage))
+    if arguments.html:
+        write_text(arguments.html, lineage_page(lineage))
+        print(f"page: {arguments.html}")
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     """0 where all holds, 1 where something is broken, 3 where something is stale or unchecked."""
     from topwork.audit.repository import project_root
@@ -172,11 +222,14 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(json.dumps([vars(check) for check in checks], indent=2))
     else:
         _print(checks, arguments.rev, revision.commit, arguments.all)
+    return _exit_code(checks, arguments.allow_unchecked)
+
+
+def _exit_code(checks: "list[Check]", allow_unchecked: bool) -> int:
     statuses = {check.status for check in checks}
     if "broken" in statuses:
         return 1
-    undecided = bool(statuses & {"stale", "unchecked"}) and not arguments.allow_unchecked
-    return UNDECIDED if undecided else 0
+    return UNDECIDED if statuses & {"stale", "unchecked"} and not allow_unchecked else 0
 
 
 def _print(checks: "list[Check]", rev: str, commit: str, everything: bool) -> None:
@@ -237,3 +290,35 @@ def _recompute(arguments: argparse.Namespace) -> int:
         f" differ, first in {first.stage}. Cause: {first.cause}: {first.reason}"
     )
     return UNDECIDED if within and first.cause in ELSEWHERE else 1
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    from topwork.audit.bundle import write_bundle
+    from topwork.audit.repository import project_root
+    from topwork.audit.revision import open_revision
+    from topwork.audit.verification import verify
+
+    revision = open_revision(project_root(Path()), arguments.rev)
+    checks = verify(revision)
+    target = arguments.output or Path(f"evidence-{revision.commit[:10]}.zip")
+    sha256 = write_bundle(revision, checks, target)
+    faults = sum(check.status != "holds" for check in checks)
+    print(f"{target}: {arguments.rev} ({revision.commit[:10]}), {faults} statements don't hold")
+    print(f"SHA-256 of its manifest: {sha256}")
+    if arguments.sign:
+        from topwork.audit.signing import sign
+
+        print(f"signature: {sign(target, arguments.sign)}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from topwork.audit.bundle import check_bundle
+
+    checks = check_bundle(arguments.bundle)
+    if arguments.key:
+        from topwork.audit.signing import check_signature
+
+        checks.append(check_signature(arguments.bundle, arguments.key))
+    _print(checks, str(arguments.bundle), "bundle", arguments.all)
+    return _exit_code(checks, allow_unchecked=False)
