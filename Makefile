@@ -9,11 +9,12 @@ export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run test test-long check flow serve setup lock pretrain clean
+.PHONY: run test test-long check docs flow serve setup lock pretrain clean
 
 run: setup  ## the main job: the whole pipeline on what params.yaml says, then its table and its report
 	dvc repro
 	topwork summary
+	@echo "for the commands of the README: source .venv/bin/activate"
 
 test: setup check  ## lint, types, import contract, tests
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
@@ -26,6 +27,10 @@ check: setup
 	ruff format --check .
 	mypy
 	lint-imports
+
+docs: setup  ## the documentation, into site/; a broken link is an error
+	python docs/generate.py
+	python -m zensical build --strict
 
 flow: setup  ## the same pipeline as a Prefect flow
 	python -m flows.pipeline
@@ -50,7 +55,7 @@ $(STAMP): $(VENV)/locked pyproject.toml
 
 lock:  ## renew requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
-		--extra dev --extra hub --extra export pyproject.toml --output-file requirements.lock
+		--extra dev --extra hub pyproject.toml --output-file requirements.lock
 
 clean:  ## remove what the pipeline made; the DVC cache stays
 	rm -rf out data/demo .topwork

@@ -1,17 +1,23 @@
-"""Write docs/params.md from the docstrings of topwork.params, and docs/receipt.schema.json from the
-receipt's record.
+"""Write the reference: docs/params.md from the docstrings of topwork.params, docs/cli.md from the
+commands' help, docs/python.md from the public names, docs/receipt.schema.json from the receipt's
+record.
 
-`python docs/generate.py`; a test holds both to the code.
+`python docs/generate.py`; a test holds all of it to the code.
 """
 
+import contextlib
 import inspect
+import io
 import json
+import os
 import typing
 from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+import topwork
+from topwork.cli import COMMANDS, main
 from topwork.params.document import Params
 from topwork.project.surgery import ReceiptRecord
 
@@ -39,6 +45,67 @@ def receipt_schema() -> str:
         **ReceiptRecord.model_json_schema(),
     }
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
+
+
+def commands() -> str:
+    """The reference of the command line, as Markdown."""
+    parts = [
+        "# The command `topwork`\n\nWritten by `python docs/generate.py` from the commands' help."
+        " Exit codes: 0 fine, 1 an error that a message explains, 2 wrong usage.\n"
+    ]
+    width = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "88"
+    try:
+        for command in COMMANDS:
+            stream = io.StringIO()
+            with contextlib.redirect_stdout(stream), contextlib.suppress(SystemExit):
+                main([command, "--help"])
+            parts.append(f"## topwork {command}\n\n```text\n{stream.getvalue().strip()}\n```\n")
+    finally:
+        os.environ.pop("COLUMNS")
+        if width is not None:
+            os.environ["COLUMNS"] = width
+    return "\n".join(parts)
+
+
+def public_names() -> str:
+    """The reference of the Python API, as Markdown."""
+    parts = [
+        "# Python\n\nWritten by `python docs/generate.py` from the docstrings of `topwork`'s public"
+        " names. All but `topwork.inspect(...).frame()` works with the base install.\n"
+    ]
+    for name in topwork.__all__:
+        found = getattr(topwork, name)
+        if name == "__version__":
+            continue
+        kind = "class" if inspect.isclass(found) else "def"
+        signature = inspect.signature(found, eval_str=False)
+        lines = [f"    {parameter}," for parameter in map(str, signature.parameters.values())]
+        returns = signature.return_annotation
+        arrow = (
+            ""
+            if kind == "class" or returns is inspect.Signature.empty
+            else f" -> {_named(returns)}"
+        )
+        shown = "\n".join([f"{kind} {name}(", *lines, f"){arrow}"])
+        text = inspect.getdoc(found) or ""
+        parts.append(f"## {name}\n\n```python\n{shown}\n```\n\n```text\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+def _named(annotation: object) -> str:
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return text or str(annotation)
+
+
+def pages() -> dict[str, str]:
+    """File name -> text, of all that is generated."""
+    return {
+        "params.md": reference(),
+        "cli.md": commands(),
+        "python.md": public_names(),
+        "receipt.schema.json": receipt_schema(),
+    }
 
 
 def _table(title: str, section: type[BaseModel]) -> str:
@@ -79,6 +146,5 @@ def _section(annotation: typing.Any) -> type[BaseModel] | None:
 
 
 if __name__ == "__main__":
-    folder = Path(__file__).parent
-    (folder / "params.md").write_text(reference(), encoding="utf-8")
-    (folder / "receipt.schema.json").write_text(receipt_schema(), encoding="utf-8")
+    for name, text in pages().items():
+        Path(__file__).with_name(name).write_text(text, encoding="utf-8")

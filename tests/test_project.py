@@ -162,13 +162,10 @@ def test_every_param_has_a_docstring_and_the_reference_is_up_to_date() -> None:
     assert spec.loader is not None
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    assert generate.reference() == (ROOT / "docs" / "params.md").read_text(encoding="utf-8"), (
-        "run python docs/generate.py"
-    )
+    for name, text in generate.pages().items():
+        written = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert text == written, f"{name}: run python docs/generate.py"
     assert "|  |" not in generate.reference(), "a param without docstring"
-    assert generate.receipt_schema() == (ROOT / "docs" / "receipt.schema.json").read_text(
-        encoding="utf-8"
-    )
 
 
 @pytest.mark.parametrize(

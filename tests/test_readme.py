@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # `make test` is what runs this; `make run` and `make flow` are run by test_pipeline.py on the same
-# copy, and what `make serve` runs by tests/flows
-ELSEWHERE = {"make run", "make test", "make flow", "make serve"}
+# copy, and what `make serve` runs by tests/flows; an environment is active here
+ELSEWHERE = {"make run", "make test", "make flow", "make serve", "source .venv/bin/activate"}
 
 
 def blocks(language: str) -> list[str]:

@@ -37,17 +37,17 @@ def read_document(path: Path = PARAMS_FILE) -> dict[str, Any]:
     Raises:
         ParamsError: the file is missing, isn't YAML, or has no sections.
     """
+    if not path.exists():
+        raise ParamsError(
+            f"{path}: no such file. Run inside a topwork project, or make one: topwork init"
+            " FOLDER --data PATH"
+        )
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
         with path.open(encoding="utf-8") as stream:
             raw = YAML(typ="safe", pure=True).load(stream)
-    except FileNotFoundError as error:
-        raise ParamsError(
-            f"{path}: no such file. Run inside a topwork project, or make one with `topwork init"
-            " FOLDER`."
-        ) from error
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         raise ParamsError(
             f"{path}: not readable as YAML: {' '.join(str(error).split())}"
