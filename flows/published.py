@@ -94,9 +94,13 @@ def publish_results(root: Path, before: Mapping[str, Any] | None = None) -> None
     if sentences := verdict(root):
         with shown():
             create_markdown_artifact("\n".join(f"- {text}" for text in sentences), key="verdict")
+    if not now:
+        return
+    from flows.pictures import before_and_after
+
     if pictures := before_and_after(root, PICTURES):
         text = "\n\n".join(
-            f"{name}: pretrained, fine-tuned\n\n![]({uri})" for name, uri in pictures
+            f"{name}: pretrained, fine-tuned\n\n![{name}]({uri})" for name, uri in pictures
         )
         with shown():
             create_markdown_artifact(text, key="pictures")
