@@ -234,9 +234,8 @@ def main(argv: list[str] | None = None) -> int:
     axes = [[(key, yaml.load(value)) for value in texts.split(",")] for key, texts in grid]
     sets = [dict(chosen) for chosen in itertools.product(*axes)]
     state: State[Any] = sweep(sets, **values, return_state=True)
-    for params, trial in zip(
-        sets, state.data if isinstance(state.data, list) else [], strict=False
-    ):
+    trials = state.result(raise_on_failure=False)
+    for params, trial in zip(sets, trials if isinstance(trials, list) else [], strict=False):
         print(f"{', '.join(_texts(params))}: {trial.get('message')}")
     print(state.message, file=sys.stdout if state.is_completed() else sys.stderr)
     return int(not state.is_completed())
