@@ -148,8 +148,8 @@ def pipeline(
     commands = Commands()
     with commands_of_run(commands), alive(root, run_id()):
         try:
-            for name in settle(root):
-                get_run_logger().warning("%s: its process is gone; its state is Crashed now", name)
+            for said in settle(root):
+                get_run_logger().warning("a run's process is gone: %s now", said)
             if revision is None:
                 if params or data != "committed":
                     raise RunError(
