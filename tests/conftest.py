@@ -31,8 +31,8 @@ SMALL = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share fixtures run in one process of `pytest -n`: those of a file, all that look at
-    the run project, and all of flows.
+    """Tests that share fixtures run in one process of `pytest -n`: those of a file, all that look
+    at the run project, and all of flows.
     """
     for item in items:
         shares_project = item.path.parent == ROOT / "tests" and "project" in getattr(
