@@ -148,8 +148,8 @@ def pipeline(
     commands = Commands()
     with commands_of_run(commands), alive(root, run_id()):
         try:
-            for name in settle(root):
-                get_run_logger().warning("%s: its process is gone; its state is Crashed now", name)
+            for said in settle(root):
+                get_run_logger().warning("a run's process is gone: %s now", said)
             if revision is None:
                 if params or data != "committed":
                     raise RunError(
@@ -180,8 +180,6 @@ def pipeline(
             )
             if pull:
                 _network("git fetch of records", run.fetch_records)
-            if pull:
-                _network("git fetch of records", run.fetch_records)
             if only_new_data and not _new_data(run):
                 name_run(run_id(), f"{now()} {run.commit[:7]} {label}: no new data")
                 return _unchanged("no data has changed since the last run")
@@ -193,7 +191,7 @@ def pipeline(
                 for said in sweep(root, keep_days) if collision != "beside" else ():
                     get_run_logger().info("%s", said)
                 result = isolated(run, commands, pull, push, keep, timeout_minutes)
-                if only_new_data and not result.why:
+                if only_new_data:  # what failed on it would fail on it again
                     _remember_data(run)
                 turn.tell(vars(result))
                 return _state(result)
@@ -217,18 +215,21 @@ def isolated(
     is killed or cancelled, the worktree stays for the next run of the same.
 
     Raises:
-        RunError: it couldn't begin; nothing is left.
+        RunError: it couldn't begin; nothing new is left.
     """
-    logger = get_run_logger()
-    if run.open():
-        logger.info("going on with what a killed run of the same left in %s", run.worktree)
+    resumed = run.open()
+    if resumed:
+        get_run_logger().info(
+            "going on with what a killed run of the same left in %s", run.worktree
+        )
     note(run)
     try:
         with readable(run.tree):
             bring_data(run, pull)
             graph = stage_graph(run.tree)
     except RunError:
-        run.close()
+        if not resumed:
+            run.close()
         raise
     before = _metrics_of(run)
     states = run_stages(run.tree, graph, run.environment, commands, timeout_minutes)

@@ -120,6 +120,14 @@ class Commands:
             command.wait()
 
 
+_OF_RUN: dict[str, Commands] = {}
+
+
+def commands_of(run: str) -> Commands:
+    """The commands of a run in this process, be it the run's own or a cluster's worker."""
+    return _OF_RUN.setdefault(run, Commands())
+
+
 class Ended(RuntimeError):
     """A command was to start in a run that is ending."""
 

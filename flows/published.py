@@ -3,7 +3,6 @@
 A server that doesn't answer costs the run what it would have shown, nothing else.
 """
 
-import base64
 import contextlib
 import json
 import re
@@ -25,7 +24,6 @@ from prefect.client.schemas.objects import State
 METRICS = Path("out/metrics.json")
 VERDICT = Path("out/evaluate/verdict.json")
 PICTURES = 2
-PICTURE_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -96,9 +94,16 @@ def publish_results(root: Path, before: Mapping[str, Any] | None = None) -> None
     if sentences := verdict(root):
         with shown():
             create_markdown_artifact("\n".join(f"- {text}" for text in sentences), key="verdict")
-    if pictures := before_and_after(root):
+    if not now:
+        return
+    from flows.pictures import before_and_after
+
+    if pictures := before_and_after(root, PICTURES):
+        text = "\n\n".join(
+            f"{name}: pretrained, fine-tuned\n\n![{name}]({uri})" for name, uri in pictures
+        )
         with shown():
-            create_markdown_artifact("\n\n".join(pictures), key="pictures")
+            create_markdown_artifact(text, key="pictures")
 
 
 def publish_kept(**links: str) -> None:
@@ -117,22 +122,6 @@ def verdict(root: Path) -> list[str]:
         for entry in (found if isinstance(found, list) else ())
         if isinstance(entry, dict) and "sentence" in entry
     ]
-
-
-def before_and_after(root: Path) -> list[str]:
-    """The first pictures of the report, small enough for a page of Prefect's."""
-    report = root / "out/report/report.html"
-    if not report.is_file():
-        return []
-    found = re.findall(
-        r"src=\"?(data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/=]+)", report.read_text("utf-8")
-    )
-    small = [text for text in dict.fromkeys(found) if len(text) <= PICTURE_BYTES]
-    return [f"![picture of the report]({text})" for text in small[:PICTURES] if _decodes(text)]
-
-
-def _decodes(text: str) -> bool:
-    return bool(base64.b64decode(text.partition(",")[2]))
 
 
 def figures(document: Any, start: str = "") -> dict[str, float]:

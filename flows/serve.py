@@ -115,8 +115,8 @@ def _settle(settle: object, root: Path) -> None:
 
     assert callable(settle)
     try:
-        for name in settle(root):
-            _say(f"{name}: its process is gone; its state is Crashed now")
+        for said in settle(root):
+            _say(f"a run's process is gone: {said} now")
     except httpx.HTTPError as error:
         _say(f"states couldn't be compared with processes: {error}")
 

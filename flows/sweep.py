@@ -23,7 +23,7 @@ from prefect.states import Completed, Failed
 
 from flows.isolation import RunError, command_environment, commit_of, git
 from flows.pipeline import commands_of_run, now, run_id
-from flows.processes import Commands
+from flows.processes import Commands, commands_of
 from flows.published import cell, figures, name_run, shown
 from flows.turns import Turn, alive
 
@@ -31,8 +31,6 @@ Runner = Literal["threads", "dask", "ray"]
 Trial = dict[str, Any]
 METRICS = 4
 """So many metrics stand in the table of a sweep; the page has all."""
-_OF_RUN: dict[str, Commands] = {}
-"""The commands of a sweep in this process: in its own, or in a cluster's worker."""
 
 
 def task_runner(runner: Runner, at_once: int) -> Any:
@@ -66,7 +64,7 @@ def run_trial(
     root: str, commit: str, params: Mapping[str, Any], words: Sequence[str], sweep_id: str
 ) -> Trial:
     """Run one set of params; what became of it."""
-    commands = _OF_RUN.setdefault(sweep_id, Commands())
+    commands = commands_of(sweep_id)
     line = [sys.executable, "-m", "flows.pipeline", "--revision", commit, "--collision", "beside"]
     for key, value in params.items():
         line += ["--set", f"{key}={json.dumps(value)}"]
@@ -121,7 +119,7 @@ def sweep(
     """
     root = root.resolve()
     identity = str(run_id())
-    commands = _OF_RUN.setdefault(identity, Commands())
+    commands = commands_of(identity)
     words = ["--label", label, *(["--pull"] if pull else []), *(["--push"] if push else [])]
     with commands_of_run(commands), alive(root, run_id()):
         try:
@@ -234,13 +232,15 @@ def main(argv: list[str] | None = None) -> int:
     axes = [[(key, yaml.load(value)) for value in texts.split(",")] for key, texts in grid]
     sets = [dict(chosen) for chosen in itertools.product(*axes)]
     state: State[Any] = sweep(sets, **values, return_state=True)
-    for params, trial in zip(
-        sets, state.data if isinstance(state.data, list) else [], strict=False
-    ):
+    trials = state.result(raise_on_failure=False)
+    for params, trial in zip(sets, trials if isinstance(trials, list) else [], strict=False):
         print(f"{', '.join(_texts(params))}: {trial.get('message')}")
     print(state.message, file=sys.stdout if state.is_completed() else sys.stderr)
     return int(not state.is_completed())
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # a cluster's workers import the task from where it lies
+    from flows.sweep import main as imported_main
+
+    raise SystemExit(imported_main())

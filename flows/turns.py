@@ -15,8 +15,9 @@ from uuid import UUID
 
 from filelock import FileLock, Timeout
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 Collision = Literal["wait", "skip", "join", "beside"]
 """What a run does while another one has the project: wait for its turn, end at once, or wait and
@@ -24,6 +25,7 @@ take over the other's result, where both are about the same. `beside` is for the
 which has the project: they wait for runs of the same key alone.
 """
 REMIND_S = 60
+CANCELS = (StateType.CANCELLING, StateType.CANCELLED)
 
 
 def folder(root: Path) -> Path:
@@ -124,11 +126,11 @@ def alive(root: Path, run: UUID | None) -> Iterator[None]:
 
 
 def settle(root: Path) -> list[str]:
-    """Give each run whose process is gone, and that didn't end by itself, the state `Crashed`, its
-    tasks included.
+    """Give each run whose process is gone, and that didn't end by itself, the state `Crashed`
+    (`Cancelled` where somebody asked for that), its tasks included.
 
     Returns:
-        The names of these runs.
+        One sentence for each of these runs.
     """
     marks = folder(root) / "alive"
     settled = []
@@ -140,25 +142,27 @@ def settle(root: Path) -> list[str]:
             continue
         try:
             if mark.exists():
-                settled += _crashed(UUID(mark.name))
+                settled += _ended(UUID(mark.name))
                 mark.unlink(missing_ok=True)
         finally:
             lock.release()
     return settled
 
 
-def _crashed(run: UUID) -> list[str]:
+def _ended(run: UUID) -> list[str]:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-    state: Any = Crashed(
-        message="The run's process ended without a word (killed, out of memory, or the machine"
-        " went down). The next run goes on where it was."
-    )
     with get_client(sync_client=True) as client:
         try:
             known = client.read_flow_run(run)
         except ObjectNotFound:
             return []  # another server's
+        state: Any = Crashed(
+            message="The run's process ended without a word (killed, out of memory, or the machine"
+            " went down). The next run goes on where it was."
+        )
+        if known.state is not None and known.state.type in CANCELS:
+            state = Cancelled(message="Cancelled; the next run goes on where it was.")
         # tasks first: once the run has ended, nobody comes back for them
         for task in client.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run]))
@@ -167,5 +171,5 @@ def _crashed(run: UUID) -> list[str]:
                 client.set_task_run_state(task.id, state, force=True)
         if known.state is None or not known.state.is_final():
             client.set_flow_run_state(run, state, force=True)
-            return [known.name]
+            return [f"{known.name} is {state.name}"]
     return []

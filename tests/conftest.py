@@ -32,14 +32,15 @@ SMALL = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share fixtures run in one process of `pytest -n`: those of a file, and all that
-    look at the run project.
+    """Tests that share fixtures run in one process of `pytest -n`: those of a file, all that look
+    at the run project, and all of flows.
     """
     for item in items:
         shares_project = item.path.parent == ROOT / "tests" and "project" in getattr(
             item, "fixturenames", ()
         )
-        item.add_marker(pytest.mark.xdist_group("project" if shares_project else str(item.path)))
+        shared = item.path.parent if item.path.parent.name == "flows" else item.path
+        item.add_marker(pytest.mark.xdist_group("project" if shares_project else str(shared)))
 
 
 @pytest.fixture(scope="session")

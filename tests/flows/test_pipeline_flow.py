@@ -275,6 +275,7 @@ def test_data_that_nobody_has_is_said(tiny: Path) -> None:
     run.close()
 
 
+@pytest.mark.long
 def test_new_data_is_found_run_and_not_run_again(tiny: Path, served: Served) -> None:
     look = ("--revision", "HEAD", "--data", "current", "--only-new-data", "--label", "new")
     run_flow(tiny, served, *look)
@@ -308,6 +309,7 @@ def test_one_run_at_a_time_by_choice(tiny: Path, served: Served) -> None:
     assert result(waited)[1] == f"nothing has changed: as {name}"
 
 
+@pytest.mark.long
 def test_another_dvc_is_waited_for(project: Path, served: Served) -> None:
     lock = "import sys, time; from dvc.repo import Repo; repo = Repo()\n"
     lock += "with repo.lock: print('held', flush=True); time.sleep(12)"
@@ -322,6 +324,7 @@ def test_another_dvc_is_waited_for(project: Path, served: Served) -> None:
     assert time.monotonic() - began > 5
 
 
+@pytest.mark.long
 def test_what_dead_runs_left_is_kept_and_swept(tiny: Path, served: Served) -> None:
     served.pace.write_text("0.8")
     dying = start(tiny, served, "--revision", "HEAD", "--label", "dead", "--set", "finetune.seed=3")
@@ -361,6 +364,7 @@ def clones(tiny: Path, tmp_path: Path) -> tuple[Path, Path]:
     return tiny, tmp_path / "second"
 
 
+@pytest.mark.long
 def test_machines_share_what_they_made(clones: tuple[Path, Path], served: Served) -> None:
     first, second = clones
     run = ("--revision", "origin/main", "--pull", "--push", "--label", "night")
@@ -373,6 +377,7 @@ def test_machines_share_what_they_made(clones: tuple[Path, Path], served: Served
     assert kept(ran) in done(second, "dvc", "exp", "list", "--name-only").split()
 
 
+@pytest.mark.long
 def test_a_remote_that_is_gone_costs_nothing_that_was_made(
     clones: tuple[Path, Path], served: Served, tmp_path: Path
 ) -> None:
@@ -397,6 +402,7 @@ def test_a_remote_that_is_gone_costs_nothing_that_was_made(
     assert f"/{name}" in done(first, "git", "ls-remote", "origin")
 
 
+@pytest.mark.long
 def test_time_that_is_up_ends_all_that_runs(tiny: Path, served: Served) -> None:
     served.pace.write_text("5")
     ended = run_flow(tiny, served, "--revision", "HEAD", "--timeout-minutes", "0.1")
