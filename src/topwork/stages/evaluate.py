@@ -53,7 +53,9 @@ def run(params: Params) -> None:
     """Evaluate the three models on the custom test set and the source set."""
     folders = {f"predictions of {model}": predictions_folder(model) for model in MODELS}
     records = {model: record_path(model) for model in ("pretrained", "finetuned")}
-    held = HeldInputs({**folders, **records, "receipt": RECEIPT, **table_paths()})
+    exact = [name for name, asked in params.retention.items() if asked.exact]
+    proving = {**records, "receipt": RECEIPT} if exact else {}
+    held = HeldInputs({**folders, **proving, **table_paths()})
     plan = params.surgery.plan()
     tables = Tables.read(FOLDER)
     check_measurable(params.retention, params.learned, plan, tables)
@@ -72,7 +74,7 @@ def run(params: Params) -> None:
                 classes=tuple(plan.kept) if model == "pretrained" else plan.names,
                 what=f"predictions of {model} on {split}",
             )
-    proofs = _proofs(params.retention, records, list(assessments))
+    proofs = _proofs(exact, records, list(assessments))
     held.check()
     classes, verdict = write_evaluation(
         assessments, plan, params.evaluate, params.retention, params.learned, proofs
@@ -80,11 +82,8 @@ def run(params: Params) -> None:
     print_classes(Console(), classes, verdict)
 
 
-def _proofs(
-    contract: dict[str, KeepParams], records: dict[str, Path], splits: list[str]
-) -> dict[str, Proof]:
+def _proofs(exact: list[str], records: dict[str, Path], splits: list[str]) -> dict[str, Proof]:
     """Of each class that is to be kept exactly."""
-    exact = [name for name, asked in contract.items() if asked.exact]
     if not exact:
         return {}
     receipt = KeepingReceipt.read(RECEIPT)
