@@ -31,14 +31,16 @@ SMALL = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share fixtures run in one process of `pytest -n`: those of a file, and all that
-    look at the run project.
+    """Tests that share fixtures run in one process of `pytest -n`: those of a file, all that look
+    at the run project, all that look at the audit's history.
     """
     for item in items:
         shares_project = item.path.parent == ROOT / "tests" and "project" in getattr(
             item, "fixturenames", ()
         )
-        item.add_marker(pytest.mark.xdist_group("project" if shares_project else str(item.path)))
+        shares_history = "recorded" in getattr(item, "fixturenames", ())
+        group = "project" if shares_project else "history" if shares_history else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ OTHER_VERDICT = "    verdict.model_copy(update={'holds': False}).write(VERDICT)"
 
 
 def other_param(copy: Copy) -> None:
-    copy.edit("params.yaml", "bootstrap: 12", "bootstrap: 13")
+    copy.edit("params.yaml", "min: 0.05", "min: 0.06")
 
 
 def other_picture(copy: Copy) -> None:
@@ -140,14 +140,20 @@ def dice(copy: Copy) -> None:
     ("tamper", "stage", "cause", "words"),
     [
         (other_code, "evaluate", "code", "dep src/topwork/evaluation"),
-        (other_param, "evaluate", "params", "evaluate.bootstrap: 13 in the file"),
+        (other_param, "evaluate", "params", "retention.person.min: 0.06 in the file"),
         pytest.param(other_picture, "predict", "data", "dep data/mine", marks=pytest.mark.long),
-        (other_weights, "fetch", "weights", "dep weights"),
+        pytest.param(other_weights, "fetch", "weights", "dep weights", marks=pytest.mark.long),
         pytest.param(
             machine(torch="1.0"), "predict", "environment", "machine.torch", marks=pytest.mark.long
         ),
         (machine(instruction_set="AVX9"), "predict", "hardware", "machine.instruction_set"),
-        (dice, "evaluate", "nondeterminism", "out/evaluate/table.json differs between two runs"),
+        pytest.param(
+            dice,
+            "evaluate",
+            "nondeterminism",
+            "out/evaluate/table.json differs between two runs",
+            marks=pytest.mark.long,
+        ),
         pytest.param(surer, "predict", "record", "isn't what they give", marks=pytest.mark.long),
     ],
     ids=[
@@ -184,9 +190,9 @@ def test_the_recompute_of_the_threat_table_finds_it(copy: Copy, kind: tampering.
     results = again(copy, start=kind.found)
     first = next(result for result in results if not result.matches)
     assert first.cause is not None, results
-    print(kind.name, first)
 
 
+@pytest.mark.long
 def test_a_recompute_that_is_stopped_goes_on_where_it_was(copy: Copy) -> None:
     told: list[str] = []
 

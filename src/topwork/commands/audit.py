@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 HEADLINES = ("retention.", "ap.", "map")
 """Metrics shown first: what `MetricsRecord` has."""
-LENGTH = 60
+LENGTH = 32
 """Of a subject in the table."""
 UNDECIDED = 3
 """Exit code where nothing is broken, and not all could be checked."""
