@@ -21,7 +21,7 @@ COMMANDS = {
     "compare": "hold experiments side by side: params, data, weights, metrics",
     "export": "write ONNX, checked against PyTorch, and a model card",
     "summary": "the last run's table, its contracts, and where its report lies",
-    "audit": "list past experiments, and verify that their record holds",
+    "audit": "past experiments: list, show, verify, recompute, explain, hand on evidence",
 }
 
 
