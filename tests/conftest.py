@@ -33,14 +33,16 @@ SMALL = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share fixtures run in one process of `pytest -n`: those of a file, all that look
-    at the run project, and all of flows.
+    at the run project, all that look at the audit's history, and all of flows.
     """
     for item in items:
         shares_project = item.path.parent == ROOT / "tests" and "project" in getattr(
             item, "fixturenames", ()
         )
-        shared = item.path.parent if item.path.parent.name == "flows" else item.path
-        item.add_marker(pytest.mark.xdist_group("project" if shares_project else str(shared)))
+        shares_history = "recorded" in getattr(item, "fixturenames", ())
+        file = item.path.parent if item.path.parent.name == "flows" else item.path
+        group = "project" if shares_project else "history" if shares_history else str(file)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ COMMANDS = {
     "champion": "the detector in use: show it, promote another that isn't worse, demote it",
     "export": "write ONNX, checked against PyTorch, and a model card",
     "summary": "the last run's table, its contracts, and where its report lies",
-    "audit": "list past experiments, and verify that their record holds",
+    "audit": "past experiments: list, show, verify, recompute, explain, hand on evidence",
 }
 
 

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from audit import tampering
+from audit.history import STAGES, commit, run_stages
 from audit.tampering import KINDS, Copy
-from conftest import done, run
+from conftest import done, edit_params, run
+from topwork.audit.explain import explain, shapley
 from topwork.audit.recompute import TREES, StageResult, recompute
 from topwork.audit.revision import open_revision
 from topwork.errors import AuditError, RevisionError
@@ -88,7 +90,7 @@ OTHER_VERDICT = "    verdict.model_copy(update={'holds': False}).write(VERDICT)"
 
 
 def other_param(copy: Copy) -> None:
-    copy.edit("params.yaml", "bootstrap: 12", "bootstrap: 13")
+    copy.edit("params.yaml", "min: 0.05", "min: 0.06")
 
 
 def other_picture(copy: Copy) -> None:
@@ -140,14 +142,20 @@ def dice(copy: Copy) -> None:
     ("tamper", "stage", "cause", "words"),
     [
         (other_code, "evaluate", "code", "dep src/topwork/evaluation"),
-        (other_param, "evaluate", "params", "evaluate.bootstrap: 13 in the file"),
+        (other_param, "evaluate", "params", "retention.person.min: 0.06 in the file"),
         pytest.param(other_picture, "predict", "data", "dep data/mine", marks=pytest.mark.long),
-        (other_weights, "fetch", "weights", "dep weights"),
+        pytest.param(other_weights, "fetch", "weights", "dep weights", marks=pytest.mark.long),
         pytest.param(
             machine(torch="1.0"), "predict", "environment", "machine.torch", marks=pytest.mark.long
         ),
         (machine(instruction_set="AVX9"), "predict", "hardware", "machine.instruction_set"),
-        (dice, "evaluate", "nondeterminism", "out/evaluate/table.json differs between two runs"),
+        pytest.param(
+            dice,
+            "evaluate",
+            "nondeterminism",
+            "out/evaluate/table.json differs between two runs",
+            marks=pytest.mark.long,
+        ),
         pytest.param(surer, "predict", "record", "isn't what they give", marks=pytest.mark.long),
     ],
     ids=[
@@ -184,9 +192,43 @@ def test_the_recompute_of_the_threat_table_finds_it(copy: Copy, kind: tampering.
     results = again(copy, start=kind.found)
     first = next(result for result in results if not result.matches)
     assert first.cause is not None, results
-    print(kind.name, first)
 
 
+def test_shares_add_up_whatever_causes_do_together() -> None:
+    figures = {"": 0.5, "a": 0.6, "b": 0.45, "ab": 0.9}
+    shares = {
+        cause: shapley(cause, ["a", "b"], lambda chosen: figures["".join(sorted(chosen))])
+        for cause in ("a", "b")
+    }
+    assert shares == pytest.approx({"a": 0.275, "b": 0.125})
+    assert sum(shares.values()) == pytest.approx(figures["ab"] - figures[""])
+
+
+@pytest.mark.long
+def test_the_difference_of_two_runs_is_explained_by_its_causes(copy: Copy) -> None:
+    """Another seed, and dropped rows removed: both move the metrics."""
+    edit_params(copy.root, {"finetune": {"seed": 1}, "surgery": {"dropped": "remove"}})
+    run_stages(copy.root, *STAGES[STAGES.index("check") :])
+    commit(copy.root, "two causes")
+    first, second = (open_revision(copy.root, name) for name in ("HEAD~1", "HEAD"))
+    before = done(copy.root, "git", "status", "--porcelain"), path_md5(copy.root / "out")
+    found = {item.metric: item for item in explain(first, second, notify=lambda line: None)}
+    assert set(found) == {"map", "ap.box", "retention.person"}
+    for item in found.values():
+        assert set(item.shares) == {"params.finetune", "params.surgery"}
+        assert sum(item.shares.values()) == pytest.approx(item.after - item.before)
+    assert all(found["map"].shares.values()), "both have a share"
+    # the experiment `bold` is the first run with the second's seed
+    bold = json.loads(open_revision(copy.root, "bold").read_bytes("out/metrics.json"))["map"]
+    item = found["map"]
+    surgery_alone = bold - item.shares["params.finetune"] + item.shares["params.surgery"]
+    expected = (bold - item.before + item.after - surgery_alone) / 2
+    assert item.shares["params.finetune"] == pytest.approx(expected)
+    after = done(copy.root, "git", "status", "--porcelain"), path_md5(copy.root / "out")
+    assert after == before
+
+
+@pytest.mark.long
 def test_a_recompute_that_is_stopped_goes_on_where_it_was(copy: Copy) -> None:
     told: list[str] = []
 

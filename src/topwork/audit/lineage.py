@@ -194,7 +194,8 @@ def _facts(revision: Revision) -> Iterator[tuple[str, str]]:
             f"{extra.get('source')} ({sha256}), {provenance.builder}, {columns} columns",
         )
         record = RunRecord.parse(revision.read_bytes(RECORD.as_posix()), RECORD)
-        trained = f"{record.epochs} epochs, {record.steps} steps, seed {record.seed}"
+        seed = f", seed {record.seed}" if record.seed is not None else ""
+        trained = f"{record.epochs} epochs, {record.steps} steps{seed}"
         yield "training", f"{trained}; {record.determinism.level}"
         machine = ", ".join(f"{key} {value}" for key, value in sorted(record.machine.items()))
         yield "machine", machine
@@ -254,7 +255,10 @@ def _summary(lineage: Lineage) -> str:
     }
     if not any(counts[status] for status in ("broken", "stale", "unchecked")):
         return f"all {counts['holds']} statements hold"
-    return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    words = {"holds": "hold", "broken": "are broken", "stale": "are stale"}
+    return ", ".join(
+        f"{count} {words.get(status, 'unchecked')}" for status, count in counts.items() if count
+    )
 
 
 def _metric_table(lineage: Lineage) -> Table:

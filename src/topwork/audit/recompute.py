@@ -172,9 +172,14 @@ def _open_tree(revision: Revision, tree: Path) -> None:
         git(revision.root, "worktree", "prune")
         tree.parent.mkdir(parents=True, exist_ok=True)
         git(revision.root, "worktree", "add", "--quiet", "--detach", str(tree), revision.commit)
+    share_cache(revision.root, tree)
+
+
+def share_cache(root: Path, tree: Path) -> None:
+    """Let a worktree use the project's DVC cache (a setting that git ignores)."""
     from dvc.repo import Repo
 
-    with Repo(str(revision.root)) as repo:
+    with Repo(str(root)) as repo:
         cache = Path(repo.cache.local.path)
     folder = cache.parent.parent if cache.name == "md5" else cache
     config = tree / ".dvc" / "config.local"
@@ -348,7 +353,7 @@ class _Recompute:
     def _within(self, found: Path) -> str | None:
         """Whether metrics lie in the recorded intervals; in words, how far they are off."""
         recorded = json.loads(self.revision.read_bytes(METRICS.as_posix()))
-        ours, theirs = dict(_numbers(read_json(found))), dict(_numbers(recorded))
+        ours, theirs = dict(flat_numbers(read_json(found))), dict(flat_numbers(recorded))
         if set(ours) != set(theirs):
             return None
         widths = self._widths()
@@ -439,10 +444,11 @@ def _named(cached: Path, name: str, tree: Path) -> Path:
     return target
 
 
-def _numbers(document: Any, where: str = "") -> Iterator[tuple[str, float]]:
+def flat_numbers(document: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    """Figures of a nested document by their dotted names."""
     if isinstance(document, dict):
         for key, value in document.items():
-            yield from _numbers(value, f"{where}.{key}" if where else str(key))
+            yield from flat_numbers(value, f"{where}.{key}" if where else str(key))
     elif isinstance(document, int | float) and not isinstance(document, bool):
         yield where, float(document)
 

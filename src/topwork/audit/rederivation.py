@@ -439,7 +439,9 @@ def _training(context: _Context) -> None:
     if after.columns != before.columns:
         raise _Difference(f"the weights' columns are {after.columns}, {before.columns} went in")
     stated = after.provenance.get("finetune", {})
-    ran = {"share": record.interpolation.alpha, "epochs": record.epochs, "seed": record.seed}
+    ran = {"share": record.interpolation.alpha, "epochs": record.epochs}
+    ran |= {"seed": record.seed} if record.seed is not None else {}  # records before had none
+    stated = {key: stated.get(key) for key in ran}
     _none_differs(stated, ran, finetune_outs.RECORD)
     for name, sha256 in record.inputs.items():
         paths = {"grafted": GRAFTED, "boxes": Path("out/unlabelled/boxes.parquet")}

@@ -1,4 +1,4 @@
-"""`topwork audit list | show | verify | recompute | bundle | check`."""
+"""`topwork audit list | show | verify | recompute | explain | bundle | check`."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 HEADLINES = ("retention.", "ap.", "map")
 """Metrics shown first: what `MetricsRecord` has."""
-LENGTH = 60
+LENGTH = 32
 """Of a subject in the table."""
 UNDECIDED = 3
 """Exit code where nothing is broken, and not all could be checked."""
@@ -92,6 +92,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     again.add_argument("--keep", action="store_true", help="leave the worktree for a look")
     again.add_argument("--format", choices=["table", "json"], default="table")
+    explaining = actions.add_parser(
+        "explain",
+        help="how much of the difference between two runs code, data, weights and params explain",
+    )
+    explaining.add_argument("first", metavar="A", help="as for verify")
+    explaining.add_argument("second", metavar="B", help="as for verify")
+    explaining.add_argument("--format", choices=["table", "json"], default="table")
     bundling = actions.add_parser(
         "bundle", help="the evidence of a run as one zip: record, metrics, predictions, report"
     )
@@ -121,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
         "show": _show,
         "verify": _verify,
         "recompute": _recompute,
+        "explain": _explain,
         "bundle": _bundle,
         "check": _check,
     }
@@ -290,6 +298,32 @@ def _recompute(arguments: argparse.Namespace) -> int:
         f" differ, first in {first.stage}. Cause: {first.cause}: {first.reason}"
     )
     return UNDECIDED if within and first.cause in ELSEWHERE else 1
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from topwork.audit.explain import explain
+    from topwork.audit.repository import project_root
+    from topwork.audit.revision import open_revision
+
+    root = project_root(Path())
+    found = explain(
+        open_revision(root, arguments.first),
+        open_revision(root, arguments.second),
+        notify=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if arguments.format == "json":
+        import json
+
+        print(json.dumps([asdict(explanation) for explanation in found], indent=2))
+        return 0
+    for item in found:
+        difference = f"{item.after - item.before:+.4f}"
+        print(f"{item.metric}: {item.before:.4f} -> {item.after:.4f} ({difference})")
+        for cause, share in item.shares.items():
+            print(f"  {share:+.4f}  {cause}")
+    return 0
 
 
 def _bundle(arguments: argparse.Namespace) -> int:
