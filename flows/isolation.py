@@ -236,18 +236,18 @@ class Isolated:
         """
         with Repo(str(self.root)) as repo:
             cache = repo.cache.local_cache_dir
-            settings = {
-                name: repo.config.load_one("repo").get(name) or {} for name in ("core", "remote")
-            }
-            for name in settings:
-                settings[name] |= repo.config.load_one("local").get(name) or {}
+            # a remote's folder may be written relative to the project: these are absolute
+            levels = [repo.config.load_one(level) for level in ("repo", "local")]
+            remotes: dict[str, dict[str, Any]] = {}
+            for level in levels:
+                for name, values in (level.get("remote") or {}).items():
+                    remotes.setdefault(name, {}).update(values)
+            default = repo.config["core"].get("remote")
             kind = repo.config["cache"].get("type")
         with Repo(str(self.tree)) as repo, repo.config.edit("local") as local:
             local["cache"] = {"dir": cache, **({"type": kind} if kind else {})}
-            # a remote's folder may be written relative to the project
-            local["remote"] = settings["remote"]
-            if "remote" in settings["core"]:
-                local["core"] = {"remote": settings["core"]["remote"]}
+            local["remote"] = remotes
+            local["core"] = {"remote": default} if default else {}
         for name in SHARED:
             folder = self.root / ".topwork" / name
             folder.mkdir(parents=True, exist_ok=True)

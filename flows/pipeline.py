@@ -234,9 +234,9 @@ def isolated(
     before = _metrics_of(run)
     states = run_stages(run.tree, graph, run.environment, commands, timeout_minutes)
     why = next((state.message or "" for state in states.values() if state.is_failed()), "")
+    kept = run.record(why, keep, _about_line(run))
     publish_stages(states)
     publish_results(run.tree, before)
-    kept = run.record(why, keep, _about_line(run))
     result = Result(_outcomes(states), kept, kept, why)
     if kept:
         result.said = f"kept as {kept}"

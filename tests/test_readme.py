@@ -61,7 +61,9 @@ def test_every_command_is_run(project: Path) -> None:
             environment = {
                 **os.environ,
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "PREFECT_HOME": str(project / ".topwork" / "prefect"),
             }
+            environment.pop("PREFECT_API_URL", None)
             done = subprocess.run(
                 words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
             )

@@ -367,6 +367,8 @@ def clones(tiny: Path, tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.long
 def test_machines_share_what_they_made(clones: tuple[Path, Path], served: Served) -> None:
     first, second = clones
+    # a setting of this machine's own, beside the url that git has
+    done(second, "dvc", "config", "--local", "remote.shared.verify", "true")
     run = ("--revision", "origin/main", "--pull", "--push", "--label", "night")
     ran = run_flow(first, served, *run)
     assert set(result(ran)[0].values()) == {"ran"}

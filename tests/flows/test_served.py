@@ -57,10 +57,10 @@ def test_a_killed_run_leaves_nothing_running_and_is_gone_on_with(served: Served)
     run = served.submit()
     served.wait_for_epoch(1)
     os.kill(engine(served), signal.SIGKILL)
-    until(lambda: not steps(served.project), 15, "its stage and DVC end with it")
+    until(lambda: not steps(served.project), 60, "its stage and DVC end with it")
     served.pace.write_text("0")
     assert served.ended(run, 120)["type"] == "CRASHED"
-    until(lambda: not served.unfinished_tasks(run), 60, "no task is left running")
+    until(lambda: not served.unfinished_tasks(run), 120, "no task is left running")
     assert "epoch 0" in served.said()
 
     again = served.submit()
@@ -81,10 +81,10 @@ def test_a_cancelled_run_ends_all_that_it_started(served: Served) -> None:
     run = served.submit(params={"finetune.seed": 7})
     served.wait_for_epoch(1, seed=7)
     served.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"}, force=False)
-    until(lambda: not steps(served.project), 30, "its stage and DVC end")
+    until(lambda: not steps(served.project), 60, "its stage and DVC end")
     served.pace.write_text("0")
-    assert served.ended(run, 60)["type"] == "CANCELLED"
-    until(lambda: not served.unfinished_tasks(run), 60, "no task is left running")
+    assert served.ended(run, 120)["type"] == "CANCELLED"
+    until(lambda: not served.unfinished_tasks(run), 120, "no task is left running")
 
     again = served.submit(params={"finetune.seed": 7})
     assert served.ended(again)["type"] == "COMPLETED"
@@ -198,10 +198,10 @@ def test_a_killed_worker_is_started_again_and_the_next_run_ends_in_the_same_bits
     served.wait_for_epoch(1)
     (worker,) = [p for p in served.processes("worker") if "start" in p.cmdline()]
     worker.kill()
-    until(lambda: not steps(served.project), 30, "nothing runs on unseen")
+    until(lambda: not steps(served.project), 60, "nothing runs on unseen")
     served.pace.write_text("0")
     assert served.ended(run, 120)["type"] == "CRASHED"
-    until(lambda: not served.unfinished_tasks(run), 60, "no task is left running")
+    until(lambda: not served.unfinished_tasks(run), 120, "no task is left running")
     again = served.submit()
     assert served.ended(again, 180)["type"] == "COMPLETED", "by the worker that was started again"
     assert weights(served.project, served.state(again)["message"].split()[-1]) == WEIGHTS
@@ -231,7 +231,7 @@ def test_a_killed_server_is_started_again_and_the_run_goes_on(own_served: Served
         ended = served.ended(again, 180)
         assert ended["type"] == "COMPLETED"
     assert weights(served.project, ended["message"].split()[-1]) == WEIGHTS
-    until(lambda: not served.unfinished_tasks(run), 60, "no task is left running")
+    until(lambda: not served.unfinished_tasks(run), 120, "no task is left running")
 
 
 @pytest.mark.long
@@ -252,7 +252,7 @@ def test_a_killed_serve_leaves_nothing(tmp_path: Path) -> None:
     served.pace.write_text("0")
     served.start()
     assert served.ended(run, 120)["type"] == "CRASHED"
-    until(lambda: not served.unfinished_tasks(run), 60, "no task is left running")
+    until(lambda: not served.unfinished_tasks(run), 120, "no task is left running")
     again = served.submit()
     assert served.ended(again, 180)["type"] == "COMPLETED"
     assert weights(served.project, served.state(again)["message"].split()[-1]) == WEIGHTS
