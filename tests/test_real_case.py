@@ -1,5 +1,5 @@
 """The real case: COCO weights through their own builder and pictures of building sites, by
-docs/real_case.yaml alone.
+docs/real_case.yaml alone, and by docs/real_case_exact.yaml with a second branch.
 """
 
 import json
@@ -12,16 +12,13 @@ from conftest import done
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("file", ["real_case.yaml", "real_case_exact.yaml"])
 def test_the_params_file_of_the_docs_runs_on_real_weights_and_data(
-    root: Path, real: Path, tmp_path: Path
+    root: Path, real: Path, tmp_path: Path, file: str
 ) -> None:
     folder = tmp_path / "real_case"
     done(tmp_path, "topwork", "init", str(folder))
-    text = (
-        (root / "docs" / "real_case.yaml")
-        .read_text(encoding="utf-8")
-        .replace("../shared/real", str(real))
-    )
+    text = (root / "docs" / file).read_text(encoding="utf-8").replace("../shared/real", str(real))
     params = YAML(typ="safe", pure=True).load(text)
     ids = [
         image["id"]
@@ -42,3 +39,7 @@ def test_the_params_file_of_the_docs_runs_on_real_weights_and_data(
     assert grafted >= 0.99 * pretrained
     assert "hard_hat" in sets["test"]["finetuned"]["classes"]
     assert (folder / "out/report/report.html").stat().st_size > 10_000
+    (contract,) = json.loads((folder / "out/evaluate/verdict.json").read_text())["contracts"]
+    assert ("exact: proved" in contract["sentence"]) == (file == "real_case_exact.yaml")
+    if file == "real_case_exact.yaml":
+        assert sets["source"]["finetuned"]["classes"]["person"]["ap"] == pretrained

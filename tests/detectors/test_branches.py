@@ -21,7 +21,6 @@ from detectors.branching import (
     fcos,
     learn,
     pictures,
-    retinanet,
     ssd,
     ssdlite,
     weights_of,
@@ -63,9 +62,9 @@ def test_kept_detections_are_the_sources_before_and_after_training(builder, tmp_
     assert len(names) == len(model.state_dict())
 
 
-@pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
+@pytest.mark.parametrize("builder", [ssd, fcos, faster_rcnn], ids=lambda one: one.__name__)
 def test_the_scion_sees_what_a_whole_detector_sees(builder):
-    """Cut or whole: the same new-class detections, the same losses."""
+    """Cut or whole: the same detections of every class."""
     source, images = weights_of(builder), pictures(2)
     cut, whole = (topwork.load(branch(source, PLAN, cut=cut)) for cut in ("auto", "none"))
     shared, full = (sum(p.numel() for p in model.scion.parameters()) for model in (cut, whole))
@@ -93,12 +92,12 @@ def test_a_file_holds_each_tensor_once_and_gives_everything_back(tmp_path):
 
 
 def test_a_second_scion_leaves_stock_and_first_scion_as_they_are():
-    source, images = weights_of(ssdlite), pictures(2)
+    source, images = weights_of(ssd), pictures(2)
     first = branch(source, PLAN)
     model = learn(topwork.load(first), images)
     first.state_dict.update({f"scions.0.{n}": v for n, v in model.scion.state_dict().items()})
     plan = {"person": "keep", "box": "keep", "lorry": "keep", "crate": "new", "dog": "keep"}
-    second = topwork.load(branch(first, plan, cut="backbone.features.0.6"))
+    second = topwork.load(branch(first, plan, cut="backbone.features.2"))
     old = [detected(model, images, label) for label in (1, 2, 3)]
     for _ in range(2):
         for label, expected in zip((1, 2, 3), old, strict=True):
@@ -134,7 +133,7 @@ def test_cuts_are_proved():
         choose_cut(model, family, "backbone.fpn")
 
 
-@pytest.mark.parametrize("builder", [ssd, retinanet, fcos], ids=lambda builder: builder.__name__)
+@pytest.mark.parametrize("builder", [ssd, fcos], ids=lambda builder: builder.__name__)
 def test_mix_of_nothing_is_the_stock_and_mix_moves_kept_scores(builder):
     source, images = weights_of(builder), pictures()
     both = branch(source, PLAN, mix=0.3)
