@@ -137,6 +137,10 @@ def test_a_label_file_of_two_images_is_named_with_both(tmp_path: Path) -> None:
     found = yolo(Scene(tmp_path)).file("yolo/images/train/a.png", encoded(picture(7), "PNG")).run()
     message = first(found, "label-shared").message
     assert "images/train/a.jpg and images/train/a.png" in message
+    scene = yolo(Scene(tmp_path / "background")).file(
+        "yolo/images/train/a.png", encoded(picture(7), "PNG")
+    )
+    assert "label-shared" not in rules(scene.file("yolo/labels/train/a.txt", None).run())
 
 
 def test_a_voc_file_that_fits_two_images_is_named(tmp_path: Path) -> None:

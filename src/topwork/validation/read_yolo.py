@@ -126,7 +126,7 @@ def read_yolo(
         width, height = header_size(image, upright=upright)
         rows.images.append((number, name, width, height))
         label = _label_of(image)
-        if label in labels:
+        if label in labels and label.is_file():
             raw.find(
                 "label-shared",
                 f"{label.relative_to(found.folder).as_posix()} is the label file of both"
