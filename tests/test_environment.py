@@ -20,6 +20,7 @@ from topwork.environment import (
     requirements,
 )
 from topwork.errors import RevisionError
+from topwork.project.runs import RUNS, runs
 
 STAGE = "src/topwork/stages/demo.py"
 EDIT = (
@@ -109,6 +110,43 @@ def test_an_experiment_in_a_copy_runs_the_copys_code(
     refs = done(committed, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
     (ref,) = [ref for ref in refs if ref.endswith("/apart")]
     assert "seed: 8" in done(committed, "git", "show", f"{ref}:data/dvc.lock")
+    assert runs(committed)[-1].outs["data/demo"] in done(
+        committed, "git", "show", f"{ref}:data/dvc.lock"
+    ), "its record is in the original"
+
+
+def test_a_run_leaves_its_record_and_a_failed_one_too(edited: Path) -> None:
+    first = runs(edited)[0]
+    assert (first.stage, first.state, first.error, first.resumes) == ("demo", "done", None, 0)
+    assert first.outs == {"data/demo": drawn(edited)}
+    assert first.code.commit is None, "nothing was committed yet"
+    assert first.environment.distributions["dvc"]
+    assert first.seconds is not None
+    (edited / "params.yaml").write_text("demo: {seeds: 1}\n")
+    edit(edited)
+    command = [sys.executable, "-m", "topwork.stages.demo"]
+    assert subprocess.run(command, cwd=edited, capture_output=True).returncode == 1
+    failed = runs(edited)[-1]
+    assert failed.state == "failed"
+    assert "`demo.seeds`: unknown key" in str(failed.error)
+    assert failed.code.commit == done(edited, "git", "rev-parse", "HEAD").strip()
+    assert set(failed.code.changed) == {"params.yaml", STAGE}
+    assert "by code that nobody committed" in str(failed.code.patch)
+    killed = failed.model_copy(update={"state": "running", "process": 2**22 + 1})
+    killed.write(edited / RUNS / "20990101-demo-1.json")
+    (edited / RUNS / "20990102-demo-2.json").write_text("{}")
+    assert runs(edited)[-1].state == "killed"
+    assert subprocess.run(command, cwd=edited, capture_output=True).returncode == 1
+    assert max(run.resumes for run in runs(edited)) == 3
+
+
+def test_a_record_that_cannot_be_written_stops_nothing(committed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(committed, folder, symlinks=True)
+    shutil.rmtree(folder / ".topwork")
+    (folder / ".topwork").write_text("no folder")
+    ended = subprocess.run([sys.executable, "-m", "topwork.stages.demo"], cwd=folder)
+    assert ended.returncode == 0
 
 
 def test_a_stage_that_cannot_import_its_own_code_refuses(committed: Path, tmp_path: Path) -> None:

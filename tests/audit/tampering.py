@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from PIL import Image, ImageOps
 from ruamel.yaml import YAML
 
 from conftest import done
@@ -302,18 +303,22 @@ def forge_data(copy: Copy) -> None:
     """Another picture, in DVC's file and in every dep on the data."""
     revision = copy.revision
     out = revision.outs["data/mine"]
-    picture = revision.cached(revision.members(out)["images/train_0.png"]).read_bytes()
-    members = {**revision.members(out), "images/train_0.png": copy.put(picture + b"\0")}
+    stream = io.BytesIO()
+    path = revision.cached(revision.members(out)["images/train_0.png"])
+    ImageOps.mirror(Image.open(path)).save(stream, "PNG")
+    picture = stream.getvalue()
+    more = len(picture) - path.stat().st_size
+    members = {**revision.members(out), "images/train_0.png": copy.put(picture)}
     listing = [{"md5": m, "relpath": p} for p, m in sorted(members.items())]
     md5 = copy.put(json.dumps(listing, sort_keys=True).encode(), ".dir")
     copy.edit("data/mine.dvc", str(out.md5), md5)
-    copy.edit("data/mine.dvc", f"size: {out.size}", f"size: {(out.size or 0) + 1}")
+    copy.edit("data/mine.dvc", f"size: {out.size}", f"size: {(out.size or 0) + more}")
 
     def change(stages: dict[str, Any]) -> None:
         for stage in stages.values():
             for item in stage["deps"]:
                 if item["path"] == "data/mine":
-                    item.update(md5=md5, size=(out.size or 0) + 1)
+                    item.update(md5=md5, size=(out.size or 0) + more)
 
     copy.lock(change)
     redraw(copy)

@@ -19,8 +19,7 @@ from math import factorial
 from pathlib import Path
 from typing import Any
 
-from topwork.audit.recompute import close_tree, flat_numbers, share_cache
-from topwork.audit.repository import git
+from topwork.audit.recompute import close_tree, flat_numbers, open_tree
 from topwork.audit.revision import Revision
 from topwork.environment import environment_of
 from topwork.errors import AuditError
@@ -138,12 +137,10 @@ def _recorded(revision: Revision) -> dict[str, float]:
 def _run(first: Revision, second: Revision, causes: tuple[str, ...]) -> dict[str, float]:
     """Metrics of A with some causes of B."""
     root = first.root
-    tree = root / TREES / f"{first.commit[:8]}-{second.commit[:8]}"
-    if tree.exists():
-        shutil.rmtree(tree)
-        git(root, "worktree", "prune")
-    tree.parent.mkdir(parents=True, exist_ok=True)
-    git(root, "worktree", "add", "--quiet", "--detach", str(tree), first.commit)
+    top = root / TREES / f"{first.commit[:8]}-{second.commit[:8]}"
+    if top.exists():  # of a run that was stopped
+        shutil.rmtree(top)
+    tree = open_tree(first, top)
     try:
         for path, blob in _swapped(first, second, causes):
             target = tree / path
@@ -152,12 +149,11 @@ def _run(first: Revision, second: Revision, causes: tuple[str, ...]) -> dict[str
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(second.git_bytes(path))
         _write_params(tree, first, second, causes)
-        share_cache(root, tree)
         _dvc(tree, "checkout", "--quiet", "--force", "--allow-missing")
         _dvc(tree, "repro", "--quiet", "evaluate")
         return dict(flat_numbers(json.loads((tree / METRICS).read_bytes())))
     finally:
-        close_tree(root, tree)
+        close_tree(root, top)
 
 
 def _swapped(

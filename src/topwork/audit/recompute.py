@@ -124,15 +124,15 @@ def recompute(
     """
     defined = definitions(revision)
     stages = _chosen(revision, defined, start, stage)
-    tree = revision.root / TREES / revision.commit[:16]
-    _open_tree(revision, tree)
+    top = revision.root / TREES / revision.commit[:16]
+    tree = open_tree(revision, top)
     if environment == "same":
         check_environment(tree)
     _bring_inputs(revision, tree, stages)
     run = _Recompute(revision, defined, tree, notify)
     results = [run.stage(name) for name in stages]
     if not keep:
-        close_tree(revision.root, tree)
+        close_tree(revision.root, top)
     return results
 
 
@@ -165,14 +165,21 @@ def _chosen(
     return [name for name in TopologicalSorter(graph).static_order() if name in wanted]
 
 
-def _open_tree(revision: Revision, tree: Path) -> None:
-    """A worktree of the revision; one that an earlier recompute left is taken as it is."""
-    if not (tree / ".git").exists():
-        shutil.rmtree(tree, ignore_errors=True)
+def open_tree(revision: Revision, top: Path) -> Path:
+    """A worktree of the revision, which reads the project's DVC cache; one that is there already is
+    taken as it is.
+
+    Returns:
+        The project in it: its top, or the folder of it that the project lies in.
+    """
+    if not (top / ".git").exists():
+        shutil.rmtree(top, ignore_errors=True)
         git(revision.root, "worktree", "prune")
-        tree.parent.mkdir(parents=True, exist_ok=True)
-        git(revision.root, "worktree", "add", "--quiet", "--detach", str(tree), revision.commit)
+        top.parent.mkdir(parents=True, exist_ok=True)
+        git(revision.root, "worktree", "add", "--quiet", "--detach", str(top), revision.commit)
+    tree = top / git(revision.root, "rev-parse", "--show-prefix").decode().strip()
     share_cache(revision.root, tree)
+    return tree
 
 
 def share_cache(root: Path, tree: Path) -> None:

@@ -126,7 +126,8 @@ class Revision:
     @cached_property
     def tracked(self) -> dict[str, str]:
         """Path (relative to the project's root) -> git blob id."""
-        listing = git(self.root, "ls-tree", "-r", "-z", self.commit, "--", ".").decode()
+        listed = git(self.root, "ls-tree", "-r", "-z", self.commit, "--", ".")
+        listing = listed.decode(errors="surrogateescape")
         found = {}
         for line in filter(None, listing.split("\0")):
             meta, path = line.split("\t", 1)

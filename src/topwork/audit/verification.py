@@ -9,6 +9,7 @@ Then what can be computed again in seconds is (`rederivation`). No model runs.
 import json
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -151,7 +152,7 @@ class _Verification:
             return Check(record.name, what, "broken", "git keeps it, and hasn't got it here")
         held = self.objects.found(out.md5)
         if held is None:
-            return Check(record.name, what, "unchecked", f"{out.md5} {self._absent()}")
+            return Check(record.name, what, "unchecked", f"{out.md5} {self._absent}")
         if difference := _compare(record.name, what, held[0], out.md5, "the cached object"):
             return difference
         if not out.is_folder:
@@ -183,7 +184,7 @@ class _Verification:
                 record.name,
                 what,
                 "unchecked",
-                f"{len(missing)} of {len(members)} files, first {missing[0]}: {self._absent()}",
+                f"{len(missing)} of {len(members)} files, first {missing[0]}: {self._absent}",
             )
         return _size(record.name, what, out, total, len(members))
 
@@ -194,6 +195,7 @@ class _Verification:
             )
         return Check(record.name, what, "broken", "the record holds no hash")
 
+    @cached_property
     def _absent(self) -> str:
         return f"isn't in the cache; {bring(self.revision)}"
 

@@ -108,7 +108,7 @@ def begin(stage: str) -> StageRun | None:
     """
     if os.environ.get("RANK", "0") != "0":
         return None
-    with suppress(TopworkError, OSError):
+    with suppress(Exception):
         run = StageRun(
             stage=stage,
             started=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -123,10 +123,12 @@ def begin(stage: str) -> StageRun | None:
 
 
 def end(run: StageRun | None, error: str | None) -> None:
-    """Complete the record of a run that has ended; `error` is what stopped it."""
+    """Complete the record of a run that has ended; `error` is what stopped it. This, too, stops
+    nothing.
+    """
     if run is None:
         return
-    with suppress(TopworkError, OSError):
+    with suppress(Exception):
         seconds = (datetime.now(UTC) - datetime.fromisoformat(run.started)).total_seconds()
         state: State = "done" if error is None else "failed"
         outs = _outs(run.stage) if error is None else {}
@@ -163,12 +165,13 @@ def _write(run: StageRun) -> None:
 
 
 def _unfinished(stage: str) -> int:
+    """Runs of a stage since the last that was done."""
     count = 0
-    for run in reversed(runs(Path())):
-        if run.stage == stage:
-            if run.state == "done":
+    for path in sorted(RUNS.glob(f"*-{stage}-*.json"), reverse=True):
+        with suppress(TopworkError):
+            if StageRun.read(path).state == "done":
                 break
-            count += 1
+        count += 1
     return count
 
 
