@@ -3,7 +3,7 @@
     python benchmarks/install.py
 
 Sizes are those of the installed files of a requirement and all that it needs, from each
-distribution's own record; import times are the least CPU time of three fresh processes, which other
+distribution's own record; import times are the least CPU time of two fresh processes, which other
 jobs of the machine hardly change.
 """
 
@@ -61,11 +61,11 @@ def megabytes(names: Iterable[str]) -> float:
 def seconds(statement: str) -> float:
     """Least CPU time of an import in a fresh process, without the interpreter's own."""
     code = (
-        f"import time; begin = time.perf_counter()\n{statement}\nprint(time.process_time() - begin)"
+        f"import time; begin = time.process_time()\n{statement}\nprint(time.process_time() - begin)"
     )
     taken = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-        for _ in range(3)
+        for _ in range(2)
     ]
     return min(taken)
 
