@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 
+from evaluation.colours import colour_weights
 from topwork.classes import ClassPlan
 from topwork.cli import main
 from topwork.errors import ClassPlanError
 from topwork.evaluation.plan_fit import PlanFit, plan_fit
+from topwork.project.check import VERDICT
+from topwork.project.fetch import PRETRAINED
+from topwork.stages import check
+from topwork.weights.format import write_weights
 from validation.scene import Scene
 
 
@@ -87,6 +92,25 @@ def test_a_plan_that_fits_says_nothing(tmp_path: Path) -> None:
             " background",
         ),
     )
+
+
+def test_the_stage_stops_or_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = Scene(tmp_path).other("test").run().tables
+    (tmp_path / "out" / "validate").mkdir(parents=True)
+    tables.write(tmp_path / "out" / "validate")
+    write_weights(tmp_path / PRETRAINED, colour_weights(("person", "truck")))
+    for classes, fits in (
+        ({"person": "keep", "helmet": "new"}, True),
+        ({"person": "keep", "helmt": "new", "forklift": "new"}, False),
+    ):
+        params = check.Params.model_validate({"surgery": {"classes": classes}})
+        if not fits:
+            with pytest.raises(ClassPlanError, match="the nearest is 'helmet'"):
+                check.run(params, tmp_path)
+        else:
+            check.run(params, tmp_path)
+            assert (tmp_path / VERDICT).is_file()
+        assert "note: forklift: a category with 12 boxes" in capsys.readouterr().out or not fits
 
 
 def test_validate_holds_the_project_s_plan(

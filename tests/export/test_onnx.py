@@ -4,6 +4,7 @@ disagreement that is caught.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -336,3 +337,26 @@ def test_a_frozen_trace_is_caught_and_nothing_is_written(tmp_path: Path) -> None
         export_onnx(Untraceable(), tmp_path / "model.onnx", images())
     assert (tmp_path / "model.onnx").read_bytes() == b"before"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_images_without_a_detection_compare_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from topwork.cli import main
+    from topwork.weights.format import write_weights
+
+    monkeypatch.chdir(tmp_path)
+    weights = graft(demo_weights(), {"person": "keep"}, dropped="remove").weights
+    state = dict(weights.state_dict)
+    for name, tensor in state.items():
+        if "classification_head" in name and name.endswith(".1.bias"):
+            # anchors x (background, person): nothing but background
+            state[name] = tensor.clone().view(-1, 2).add_(torch.tensor([50.0, 0.0])).ravel()
+    write_weights(Path("w.safetensors"), replace(weights, state_dict=state))
+    Image.new("RGB", (64, 48)).save("blank.png")
+    command = ["export", "w.safetensors", "--out", "out", "--images", "blank.png"]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert "nothing was compared with PyTorch: neither has a detection on the 1 images" in told
+    assert "agrees" not in told
+    assert "It wasn't compared with PyTorch" in Path("out/README.md").read_text()

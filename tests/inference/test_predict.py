@@ -4,6 +4,7 @@ import io
 import json
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -290,6 +291,69 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert "none" in capsys.readouterr().err
     assert not (tmp_path / "out2").exists()
+
+
+def predicted(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """The command on a folder `in`; its exit code and predictions.json by file name."""
+    from topwork.cli import main
+    from topwork.weights.format import write_weights
+
+    write_weights(folder / "w.safetensors", colour_weights(("person", "truck")))
+    command = ["predict", str(folder / "in"), "--weights", str(folder / "w.safetensors")]
+    command += ["--builder", BUILDER, "--out", str(folder / "out"), "--device", "cpu", *arguments]
+    code = main(command)
+    written = folder / "out" / "predictions.json"
+    entries = json.loads(written.read_text())["images"] if written.is_file() else []
+    return code, {Path(entry["file_name"]).name: entry for entry in entries}
+
+
+def red_block(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    """A picture with a person (red) in a box (x1, y1, x2, y2)."""
+    image = Image.new("RGB", size, (128, 128, 128))
+    image.paste((255, 0, 0), box)
+    return image
+
+
+def test_every_picture_of_a_folder_is_read_upright(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    image = red_block((80, 40), (8, 4, 24, 12))
+    image.save(tmp_path / "in/a.avif", quality=100, subsampling="4:4:4")
+    image.save(tmp_path / "in/b.jfif", "JPEG", quality=100, subsampling=0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "in/c.jpg", quality=100, subsampling=0, exif=exif)
+    code, found = predicted(tmp_path)
+    assert code == 0
+    assert {name: entry["objects"][0]["bbox"] for name, entry in found.items()} == {
+        "a.avif": [8, 4, 16, 8],
+        "b.jfif": [8, 4, 16, 8],
+        "c.jpg": [28, 8, 8, 16],  # (x, y) is at (40 - y, x) of the upright picture
+    }
+    with Image.open(tmp_path / "out/c.png") as drawn:
+        assert drawn.size == (40, 80)
+
+
+def test_boxes_of_a_huge_picture_are_in_its_own_pixels(tmp_path: Path) -> None:
+    """20 million pixels are seen at half the size."""
+    (tmp_path / "in").mkdir()
+    red_block((5000, 4000), (400, 800, 1200, 1000)).save(tmp_path / "in/a.png")
+    code, found = predicted(tmp_path)
+    assert code == 0
+    assert found["a.png"]["objects"][0]["bbox"] == [400, 800, 800, 200]
+    with Image.open(tmp_path / "out/a.png") as drawn:
+        assert drawn.size == (2500, 2000)
+
+
+def test_a_broken_picture_is_advice_for_prediction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jpg").write_bytes(b"<html>not found</html>")
+    assert predicted(tmp_path)[0] == 1
+    told = capsys.readouterr().err
+    assert "a.jpg: can't be read as a picture" in told
+    assert "Leave it out" in told
+    assert "dataset" not in told
 
 
 def test_benchmark_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from topwork.report.svg import (
@@ -110,6 +110,7 @@ def test_marks_stay_inside_and_whiskers_only_with_interval() -> None:
     assert f'H{number(104 + field * 3 / 4)}"' in chart
 
 
+ANY = settings(deadline=None, database=None)
 EXTREME = st.one_of(
     st.floats(),
     st.sampled_from(
@@ -134,6 +135,7 @@ def checked(drawing: str) -> None:
             assert -2 * max(width, height) <= float(number_) <= 3 * max(width, height)
 
 
+@ANY
 @given(st.lists(st.tuples(EXTREME, EXTREME), max_size=5), st.booleans(), st.booleans())
 @example([(1.0, 2.05e-13)], False, True)
 @example([(1.0, 5e-324)], False, True)
@@ -146,12 +148,14 @@ def test_line_charts_of_any_values(
     checked(line_chart("k", "t", "d", [line], "x", "y", x_range=unit, y_range=unit))
 
 
+@ANY
 @given(st.lists(EXTREME, max_size=5))
 def test_bar_charts_of_any_values(values: list[float]) -> None:
     bars = [(f"class {index}", value, "text") for index, value in enumerate(values)]
     checked(bar_chart("k", "t", "d", bars, "x"))
 
 
+@ANY
 @given(
     st.lists(
         st.tuples(EXTREME, st.one_of(st.none(), EXTREME), st.one_of(st.none(), EXTREME)), max_size=5
@@ -164,6 +168,7 @@ def test_interval_charts_of_any_values(
     checked(interval_chart("k", "t", "d", [Row("class", marks)], "x"))
 
 
+@ANY
 @given(EXTREME.filter(math.isfinite), EXTREME.filter(math.isfinite), st.integers(1, 8))
 def test_ticks_are_distinct_and_span(low: float, high: float, count: int) -> None:
     low, high = min(low, high), max(low, high)

@@ -506,7 +506,7 @@ def yolo_exports(folder: Path) -> Planted:
         ("yolo-rows-mixed", None),
         ("yolo-pose-undeclared", None),
         ("label-shared", 2),
-        ("exif-undecided", 1),
+        ("exif-undecided", None),
         ("image-exif-rotated", 1),
         ("category-id-zero", None),
     ):

@@ -12,7 +12,7 @@ from topwork.params.dataset import DatasetParams, SetParams
 from topwork.validation.gate import Validation, validate
 from topwork.validation.turning import turned_box, turned_points
 from validation.cases_formats import DATA_YAML, POSE, voc, voc_file, voc_object, yolo
-from validation.layouts import coco, pictures, write
+from validation.layouts import coco, labels, pictures, write
 from validation.scene import HEIGHT, WIDTH, Scene, encoded, first, picture, rules
 from validation.test_readers import boxes
 
@@ -105,6 +105,18 @@ def test_data_files_that_contradict_themselves(data: str, words: str, tmp_path: 
     assert words in first(yolo(Scene(tmp_path), data).run(), "file-not-yolo").message
 
 
+@pytest.mark.parametrize(
+    "entry", ["../valid/images", "../val/images", "val/images", "valid/images"]
+)
+def test_a_folder_called_valid_is_val_s(entry: str, tmp_path: Path) -> None:
+    write(tmp_path, {"data.yaml": f"train: {entry}\nval: {entry}\nnames: [a, b]\n"})
+    write(tmp_path, {**pictures("valid/images/"), **labels("valid/labels/")})
+    sets = {split: SetParams(annotations=Path("data.yaml")) for split in ("train", "val")}
+    found = validate(DatasetParams(root=Path(), **sets), tmp_path, workers=1)
+    assert len(found.tables.split("val").images) == 2
+    assert errors(found) == []
+
+
 def test_upper_case_label_files_are_read(tmp_path: Path) -> None:
     scene = yolo(Scene(tmp_path))
     scene.files["yolo/labels/train/a.TXT"] = scene.files.pop("yolo/labels/train/a.txt")
@@ -125,6 +137,10 @@ def test_a_label_file_of_two_images_is_named_with_both(tmp_path: Path) -> None:
     found = yolo(Scene(tmp_path)).file("yolo/images/train/a.png", encoded(picture(7), "PNG")).run()
     message = first(found, "label-shared").message
     assert "images/train/a.jpg and images/train/a.png" in message
+    scene = yolo(Scene(tmp_path / "background")).file(
+        "yolo/images/train/a.png", encoded(picture(7), "PNG")
+    )
+    assert "label-shared" not in rules(scene.file("yolo/labels/train/a.txt", None).run())
 
 
 def test_a_voc_file_that_fits_two_images_is_named(tmp_path: Path) -> None:
@@ -379,3 +395,8 @@ def test_names_deeper_than_the_folder_name_the_images_line(tmp_path: Path) -> No
     )
     found = validate(params, tmp_path, workers=1)
     assert "`images` should name images/1" in first(found, "image-missing").message
+
+
+def test_a_plain_name_written_with_a_dot_is_listed(tmp_path: Path) -> None:
+    found = Scene(tmp_path).image(0, file_name="./0.jpg").image(1, file_name=".//1.jpg").run()
+    assert rules(found) == set()

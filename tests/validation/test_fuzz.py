@@ -1,5 +1,5 @@
-"""Mutated COCO, VOC and YOLO inputs: no crash, no hang, no silent drop; every input box is in the
-tables, in the findings, or in both.
+"""Mutated COCO, VOC and YOLO inputs in every layout that is read: no crash, no hang, no silent
+drop; every input box is in the tables, in the findings, or in both.
 """
 
 import copy
@@ -8,17 +8,21 @@ import os
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from topwork.dataset.tables import Tables
+from topwork.errors import DataError
 from topwork.files import canonical_json
 from topwork.params.dataset import DatasetParams, SetParams
 from topwork.validation.gate import Validation, validate
+from topwork.validation.layout import find_layout
 from topwork.validation.outputs import findings_record, write_all
 from validation.cases_formats import DATA_YAML, voc_file, voc_object
 from validation.scene import encoded, picture, small_set
@@ -35,6 +39,7 @@ SCALAR = st.one_of(
     st.just([]),
     st.just({}),
     st.lists(st.floats(-200, 200), max_size=6),
+    st.dictionaries(st.sampled_from(["rotation", "occluded"]), st.floats(), max_size=2),
 )
 KEYS = [
     "id",
@@ -49,6 +54,8 @@ KEYS = [
     "height",
     "name",
     "extra",
+    "attributes",
+    "rotation",
 ]
 MUTATION = st.tuples(
     st.sampled_from(["images", "annotations", "categories"]),
@@ -59,6 +66,32 @@ MUTATION = st.tuples(
 )
 CUT = st.one_of(st.none(), st.floats(0, 1))
 BYTES = st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=3)), max_size=3)
+
+
+CHOICES = st.fixed_dictionaries(
+    {},
+    optional={
+        "match": st.sampled_from(["exact", "nearest"]),
+        "exif": st.sampled_from(["turned", "stored"]),
+        "voc_base": st.sampled_from([0, 1]),
+        "rotated": st.sampled_from(["hull", "unturned"]),
+    },
+)
+"""What params.yaml may say of how a set is read."""
+ORIENTATIONS = st.integers(1, 8)
+
+
+def turned(seed: int, orientation: int) -> bytes:
+    """A picture with an EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(picture(seed, (100, 80)), exif=exif)
+
+
+def taken_for(path: Path) -> None:
+    """The layout is found, or refused in words."""
+    with suppress(DataError):
+        assert find_layout(path).lines().startswith("dataset:\n")
 
 
 def check(dataset: DatasetParams, folder: Path, segmentation: bool = True) -> Validation:
@@ -113,13 +146,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _coco_records(
-    folder: Path, mutations: list[tuple[str, int, str, Any, str]], segmentation: bool
+    folder: Path,
+    mutations: list[tuple[str, int, str, Any, str]],
+    segmentation: bool,
+    choices: dict[str, Any],
+    orientation: int,
 ) -> None:
     data = mutated(mutations)
     (folder / "train.json").write_text(json.dumps(data))
+    (folder / "train" / "0.jpg").write_bytes(turned(0, orientation))
+    taken_for(folder / "train.json")
     found = check(
         DatasetParams(
-            root=Path(), train=SetParams(annotations=Path("train.json"), images=Path("train"))
+            root=Path(),
+            train=SetParams(annotations=Path("train.json"), images=Path("train")),
+            **choices,
         ),
         folder,
         segmentation,
@@ -173,12 +214,17 @@ def _coco_bytes(folder: Path, cut: float | None, edits: list[tuple[float, bytes]
 
 
 def _voc(
-    folder: Path, fields: list[Any], cut: float | None, edits: list[tuple[float, bytes]]
+    folder: Path,
+    fields: list[Any],
+    cut: float | None,
+    edits: list[tuple[float, bytes]],
+    choices: dict[str, Any],
+    orientation: int,
 ) -> None:
     place = folder / "voc"
     for sub in ("Annotations", "JPEGImages"):
         (place / sub).mkdir(parents=True, exist_ok=True)
-    (place / "JPEGImages" / "a.jpg").write_bytes(encoded(picture(1)))
+    (place / "JPEGImages" / "a.jpg").write_bytes(turned(1, orientation))
     boxes = [tuple(fields[i : i + 4]) for i in range(0, len(fields) - 3, 4)]
     text = bytearray(voc_file("a.jpg", *(voc_object("helmet", box) for box in boxes)))
     for at, piece in edits:
@@ -187,7 +233,10 @@ def _voc(
     if cut is not None:
         del text[int(cut * len(text)) :]
     (place / "Annotations" / "a.xml").write_bytes(bytes(text))
-    found = check(DatasetParams(root=Path(), train=SetParams(annotations=Path("voc"))), folder)
+    taken_for(place)
+    found = check(
+        DatasetParams(root=Path(), train=SetParams(annotations=Path("voc")), **choices), folder
+    )
     if not edits and cut is None:
         whole_file = any(row.rule == "file-not-voc" for row in found.findings)
         # what XML can't hold
@@ -197,19 +246,54 @@ def _voc(
         assert whole_file or len(found.tables.annotations) == len(boxes)
 
 
-def _yolo(folder: Path, lines: list[str], data: str) -> None:
+def _yolo(
+    folder: Path, lines: list[str], data: str, choices: dict[str, Any], orientation: int
+) -> None:
     place = folder / "yolo"
     for sub in ("images/train", "labels/train"):
         (place / sub).mkdir(parents=True, exist_ok=True)
-    (place / "images/train/a.jpg").write_bytes(encoded(picture(1)))
+    (place / "images/train/a.jpg").write_bytes(turned(1, orientation))
     (place / "data.yaml").write_text(data, encoding="utf-8", errors="surrogatepass")
     (place / "labels/train/a.txt").write_text(
         "\n".join(lines), encoding="utf-8", errors="surrogatepass"
     )
+    taken_for(place)
     found = check(
-        DatasetParams(root=Path(), train=SetParams(annotations=Path("yolo/data.yaml"))), folder
+        DatasetParams(root=Path(), train=SetParams(annotations=Path("yolo/data.yaml")), **choices),
+        folder,
     )
-    if data == DATA_YAML:
+    _count_rows(found, lines, data in SOUND)
+
+
+def _listed(
+    folder: Path, lines: list[str], names: list[str], images: list[str], darknet: bool
+) -> None:
+    """obj.data with its lists, or classes.txt alone."""
+    place = folder / ("darknet" if darknet else "classes")
+    images_at, labels_at = ("obj_train_data", "obj_train_data") if darknet else ("images", "labels")
+    for sub in {images_at, labels_at}:
+        (place / sub).mkdir(parents=True, exist_ok=True)
+    files = {
+        f"{images_at}/a.jpg": encoded(picture(1)),
+        f"{labels_at}/a.txt": "\n".join(lines).encode("utf-8", "surrogatepass"),
+        "obj.names" if darknet else "classes.txt": "\n".join(names).encode(),
+    }
+    if darknet:
+        files["obj.data"] = b"classes = 2\ntrain = data/train.txt\nnames = data/obj.names\n"
+        files["train.txt"] = "\n".join(images).encode()
+    for name, data in files.items():
+        (place / name).write_bytes(data)
+    taken_for(place)
+    annotations = Path(place.name) / ("obj.data" if darknet else "")
+    found = check(DatasetParams(root=Path(), train=SetParams(annotations=annotations)), folder)
+    whole = not darknet or {line.strip() for line in images} - {""} == {"obj_train_data/a.jpg"}
+    fatal = any(row.rule == "file-not-yolo" for row in found.findings)
+    _count_rows(found, lines, whole and not fatal)
+
+
+def _count_rows(found: Validation, lines: list[str], sound: bool) -> None:
+    """Every row that isn't blank is in the table or a finding."""
+    if sound:
         rows = [line for line in "\n".join(lines).split("\n") if line.strip()]
         malformed = [row for row in found.findings if row.rule == "record-malformed"]
         whole_file = any("can't be read" in row.message for row in malformed)
@@ -229,6 +313,13 @@ LINE = st.one_of(
     ),
     st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20),
 )
+SOUND = (
+    DATA_YAML,
+    f"kpt_shape: [2, 2]\n{DATA_YAML}",
+    f"nc: 5\n{DATA_YAML}",
+    *(f"task: {task}\n{DATA_YAML}" for task in ("detect", "segment", "obb")),
+)
+"""data.yaml whose rows are all read, or named."""
 YAML = st.one_of(
     st.just(DATA_YAML),
     st.text(max_size=60),
@@ -238,19 +329,47 @@ YAML = st.one_of(
             "names: [a]\ntrain: /etc\n",
             "train: [images/train, 3]\nnames: [a]",
             "{{{",
+            "names: {'0': a}\ntrain: images/train\n",
+            f"kpt_shape: [17, 5]\n{DATA_YAML}",
+            f"kpt_shape: x\n{DATA_YAML}",
+            f"task: pose\n{DATA_YAML}",
         ]
     ),
+    st.sampled_from(SOUND),
+)
+NAMES = st.lists(st.text(alphabet="ab \t\u00e9", max_size=4), max_size=3)
+IMAGES = st.lists(
+    st.sampled_from(
+        [
+            "obj_train_data/a.jpg",
+            "data/obj_train_data/a.jpg",
+            "/home/me/obj_train_data/a.jpg",
+            "C:\\set\\obj_train_data\\a.jpg",
+            "../../etc/passwd",
+            "/etc/passwd",
+            "",
+            "gone.jpg",
+            "\0",
+            "a\u0301.jpg",
+            "x" * 300,
+            ":",
+            "/",
+            ".",
+        ]
+    ),
+    max_size=3,
 )
 FORMATS = {
     "coco-records": (
         _coco_records,
-        st.tuples(st.lists(MUTATION, min_size=1, max_size=5), st.booleans()),
+        st.tuples(st.lists(MUTATION, min_size=1, max_size=5), st.booleans(), CHOICES, ORIENTATIONS),
     ),
     "coco-bytes": (_coco_bytes, st.tuples(CUT, BYTES)),
-    "voc": (_voc, st.tuples(st.lists(NUMBER, max_size=12), CUT, BYTES)),
-    "yolo": (_yolo, st.tuples(st.lists(LINE, max_size=5), YAML)),
+    "voc": (_voc, st.tuples(st.lists(NUMBER, max_size=12), CUT, BYTES, CHOICES, ORIENTATIONS)),
+    "yolo": (_yolo, st.tuples(st.lists(LINE, max_size=5), YAML, CHOICES, ORIENTATIONS)),
+    "yolo-lists": (_listed, st.tuples(st.lists(LINE, max_size=5), NAMES, IMAGES, st.booleans())),
 }
-EXAMPLES = int(os.environ.get("TOPWORK_FUZZ", "2600"))  # each of four formats: over 10,000 in all
+EXAMPLES = int(os.environ.get("TOPWORK_FUZZ", "2600"))  # each of five formats: over 10,000 in all
 
 
 @pytest.mark.parametrize("kind", FORMATS)

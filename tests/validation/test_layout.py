@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from validation.layouts import (
     NAMES,
     coco,
     cvat_coco,
+    datumaro_voc,
     label_studio_yolo,
     pictures,
     roboflow_coco,
@@ -188,3 +190,58 @@ def test_images_that_are_nowhere_near_are_an_error(
     assert main(["validate", str(tmp_path / "train.json"), "--no-cache"]) == 1
     assert "none of its images is near it" in capsys.readouterr().err
     assert main(["validate", str(tmp_path / "train.json"), "--no-images"]) == 0
+
+
+def test_a_set_without_a_list_called_train_is_one(tmp_path: Path) -> None:
+    ultralytics(tmp_path)
+    (tmp_path / "hats.yaml").write_text("val: images/val\nnames: [helmet, forklift]\n")
+    for path in (tmp_path, tmp_path / "hats.yaml"):
+        assert find_layout(path).params()["train"] == {"annotations": "hats.yaml", "subset": "val"}
+    assert main(["validate", str(tmp_path), "--no-cache"]) == 0
+
+
+def test_a_file_an_image_is_no_coco(tmp_path: Path) -> None:
+    shapes = {"shapes": [], "imagePath": "a.jpg"}
+    write(tmp_path, {f"{number}.json": shapes for number in range(30)})
+    with pytest.raises(DataError, match="LabelMe's own JSON"):
+        find_layout(tmp_path)
+
+
+def test_trainval_is_what_a_voc_set_without_train_trains_on(tmp_path: Path) -> None:
+    datumaro_voc(tmp_path)
+    lists = tmp_path / "ImageSets" / "Main"
+    (lists / "train.txt").rename(lists / "trainval.txt")
+    (lists / "val.txt").rename(lists / "test.txt")
+    sets = find_layout(tmp_path).sets
+    assert {split: found.subset for split, found in sets.items()} == {
+        "train": "trainval",
+        "test": None,
+    }
+    assert main(["validate", str(tmp_path), "--no-cache"]) == 0
+
+
+@pytest.mark.parametrize(
+    "place", ["{}", "{}/images", "images/{}", "{}2017", "../{}", "../images/{}", "{}.zip"]
+)
+def test_images_of_splits_that_number_theirs_alike(place: str, tmp_path: Path) -> None:
+    """Both splits have an a.jpg; the folder called like the split is its own."""
+    folder = tmp_path / "set" / "annotations"
+    for seed, split in enumerate(("train", "val")):
+        files = pictures("", 10 * seed)
+        where = folder / place.format(split)
+        if where.suffix == ".zip":
+            where.parent.mkdir(parents=True, exist_ok=True)
+            with zipfile.ZipFile(where, "w") as archive:
+                for name, data in files.items():
+                    archive.writestr(name, data)  # type: ignore[arg-type]
+        else:
+            write(where, files)
+        write(folder, {f"instances_{split}.json": coco()})
+    for path in (tmp_path / "set", folder):
+        layout = find_layout(path)
+        for split, entry in layout.entries().items():
+            assert entry.images is not None
+            assert entry.images.resolve() == (folder / place.format(split)).resolve()
+    alone = find_layout(folder / "instances_val.json").entries()["train"].images
+    assert alone is not None
+    assert alone.resolve() == (folder / place.format("val")).resolve()

@@ -76,6 +76,13 @@ def run(args: argparse.Namespace) -> int:
             parity.__dict__,
         ).lstrip(),
     )
+    if not parity.detections:
+        print(
+            f"{args.out / 'model.onnx'}: written, but nothing was compared with PyTorch: neither"
+            f" has a detection on the {parity.images} images ({where}). Give some that show its"
+            f" classes: --images PICTURE.jpg. Card: {args.out / 'README.md'}"
+        )
+        return 0
     alone = f", and {parity.at_the_edge} that one of the two has alone where rounding decides"
     print(
         f"{args.out / 'model.onnx'}: agrees with PyTorch on {parity.images} images ({where}),"

@@ -1,6 +1,7 @@
 """`topwork predict`: run a detector on images."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,12 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from topwork.dataset.images import ImageStore
+MOST_PIXELS = 12_000_000
+"""A larger picture is shrunk by a whole factor before detection; detectors shrink it further."""
+BATCH_PIXELS = 24_000_000
+"""Pixels of a batch: of large pictures fewer than --batch-size go at once, so that memory is
+bounded (12 bytes a pixel and copy).
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict, draw and write."""
     from topwork.commands.reading import read
-    from topwork.dataset.images import IMAGE_SUFFIXES, ImageStore
+    from topwork.dataset.images import IMAGE_SUFFIXES, header_size
     from topwork.detectors.builders import load
     from topwork.errors import EvaluationError
     from topwork.files import write_json
@@ -69,12 +75,18 @@ def run(args: argparse.Namespace) -> int:
             f"predict: no image in {', '.join(map(str, args.images))}; images end with"
             f" {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    stores = {folder: ImageStore(folder) for folder in {file.parent for file in files}}
+    sizes = [header_size(file) for file in files]
+    factors = [_factor(width * height) for width, height in sizes]
     pictures = [
-        (index, _opener(stores[file.parent], file.name)) for index, file in enumerate(files)
+        (index, _opener(file, factor))
+        for index, (file, factor) in enumerate(zip(files, factors, strict=True))
     ]
+    largest = max(
+        width * height // factor**2 for (width, height), factor in zip(sizes, factors, strict=True)
+    )
+    batch_size = min(args.batch_size, max(1, BATCH_PIXELS // max(largest, 1)))
     model = load(read(args.weights, args.builder), builder=args.builder)
-    table = predict(model, pictures, batch_size=args.batch_size, device=args.device)
+    table = predict(model, pictures, batch_size=batch_size, device=args.device)
     table = table[table["score"] >= args.score]
     entries = []
     for index, (file, name) in enumerate(zip(files, _names(files), strict=True)):
@@ -87,7 +99,10 @@ def run(args: argparse.Namespace) -> int:
                     {
                         "class": row["name"],
                         "score": round(row["score"], 6),
-                        "bbox": [round(row[key], 2) for key in ("x", "y", "width", "height")],
+                        "bbox": [
+                            round(row[key] * factors[index], 2)
+                            for key in ("x", "y", "width", "height")
+                        ],
                     }
                     for row in rows.to_dict("records")
                 ],
@@ -135,5 +150,24 @@ def _names(files: "Sequence[Path]") -> list[str]:
     return names
 
 
-def _opener(store: "ImageStore", name: str) -> "Callable[[], Image.Image]":
-    return lambda: store.open(name)
+def _factor(pixels: int) -> int:
+    """By how much a picture of so many pixels is shrunk, a whole number from 1."""
+    return max(1, math.ceil(math.sqrt(pixels / MOST_PIXELS)))
+
+
+def _opener(file: Path, factor: int) -> "Callable[[], Image.Image]":
+    """Opens one picture, upright, shrunk by its factor."""
+    from topwork.dataset.images import rgb_upright
+    from topwork.errors import DataError
+
+    def open_picture() -> "Image.Image":
+        try:
+            picture = rgb_upright(file.read_bytes())
+        except Exception as error:  # Pillow's plugins raise almost anything on broken data
+            raise DataError(
+                f"{file}: can't be read as a picture ({error}). Leave it out, or save it again as"
+                " JPEG or PNG."
+            ) from error
+        return picture if factor == 1 else picture.reduce(factor)
+
+    return open_picture

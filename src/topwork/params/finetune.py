@@ -98,6 +98,6 @@ class FinetuneParams(Section):
     def _check_shares(self) -> "FinetuneParams":
         if isinstance(self.interpolation, float) and not 0 <= self.interpolation <= 1:
             raise ValueError(f"interpolation is {self.interpolation}, must lie in 0..1")
-        if self.head_epochs > self.epochs:
+        if self.epochs and self.head_epochs > self.epochs:
             raise ValueError(f"head_epochs is {self.head_epochs}, more than epochs ({self.epochs})")
         return self

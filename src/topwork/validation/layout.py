@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ SPLIT_WORDS = {
 }
 """What a file or folder is called -> the split that it's taken for."""
 NAMES_LOOKED_AT = 100
+MOST_FOLDERS = 100
 ARCHIVES = (".zip", ".tar")
+FEW_FILES = 20  # a folder with more JSON files has one an image, as LabelMe writes them
 NO_JSON = ("notes.json", "info.json", "dataset.json", "metadata.json", "samples.json")
 """JSON files that tools write beside an export."""
 
@@ -157,6 +159,15 @@ def find_layout(path: Path, images: Path | None = None) -> Layout:
         DataError: there's no such path, nothing there is read (a known format that isn't gets the
             export to choose), or several readings fit; the message lists them.
     """
+    try:
+        return _find(path, images)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or path}: can't be read ({error.strerror or error})."
+        ) from error
+
+
+def _find(path: Path, images: Path | None) -> Layout:
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder; expected a COCO JSON, a Pascal VOC folder, a YOLO"
@@ -170,7 +181,7 @@ def find_layout(path: Path, images: Path | None = None) -> Layout:
             entry for entry in sorted(path.iterdir()) if not entry.name.startswith((".", "__"))
         ]
         if len(inner) == 1 and inner[0].is_dir():
-            return find_layout(inner[0], images)
+            return _find(inner[0], images)
         raise DataError(f"{path}: {_refusal(path)}")
     if len(found) > 1:
         listed = "; ".join(
@@ -182,13 +193,22 @@ def find_layout(path: Path, images: Path | None = None) -> Layout:
             f"{path}: several formats are there: {listed}. Name the file or folder of one, such as"
             f" {(path / next(iter(found[0].sets.values())).annotations).as_posix()}."
         )
-    return found[0]
+    return _with_train(found[0])
+
+
+def _with_train(layout: Layout) -> Layout:
+    """A set that has no split called train is one itself: its first list is taken, by name."""
+    if "train" in layout.sets:
+        return layout
+    (name, first), *others = layout.sets.items()
+    subset = first.subset or (None if layout.format == "coco" else name)
+    return replace(layout, sets={"train": replace(first, subset=subset), **dict(others)})
 
 
 def _of_file(path: Path, images: Path | None) -> Layout:
     kind = format_of(path)
     if kind == "yolo":
-        return _yolo(path)
+        return _with_train(_yolo(path))
     return _coco(path.parent, {"train": path}, "COCO JSON", images)
 
 
@@ -243,14 +263,15 @@ def _voc(folder: Path, given: Path | None = None) -> Layout:
     lists = lists_of(folder, "voc")
     count = sum(file.suffix.lower() == ".xml" for file in place.iterdir())
     images = _voc_images(folder, place) if given is None else _relative(given, folder)
-    sets = {
-        name: FoundSet(
-            Path(),
-            images,
-            pictures=_lines(folder / "ImageSets" / "Main" / f"{name}.txt"),
-        )
-        for name in lists
-    } or {"train": FoundSet(Path(), images, subset=_only_list(folder), pictures=count)}
+    main = folder / "ImageSets" / "Main"
+    sets = {name: FoundSet(Path(), images, pictures=_lines(main / f"{name}.txt")) for name in lists}
+    if "train" not in sets:
+        # as in VOC 2007, where test is the other list
+        subset = "trainval" if (main / "trainval.txt").is_file() else None
+        if subset is not None:
+            train = FoundSet(Path(), images, subset, _lines(main / "trainval.txt"))
+            sets = {"train": train, **sets}
+    sets = sets or {"train": FoundSet(Path(), images, _only_list(folder), count)}
     return Layout("voc", "Pascal VOC", folder, sets, _voc_classes(place))
 
 
@@ -338,13 +359,15 @@ def _coco_files(folder: Path) -> list[Path]:
     """
     places = [folder, folder / "annotations"]
     places += [inner for inner in sorted(folder.iterdir()) if inner.name.lower() in SPLIT_WORDS]
-    found = [
-        file
-        for place in places
-        if place.is_dir()
-        for file in sorted(place.glob("*.json"))
-        if file.name not in NO_JSON and file.is_file()
-    ]
+    found: list[Path] = []
+    for place in places:
+        files = [
+            file
+            for file in sorted(place.glob("*.json"))
+            if file.name not in NO_JSON and file.is_file()
+        ]
+        if len(files) <= FEW_FILES:
+            found += files
     instances = [file for file in found if file.name.startswith("instances")]
     return instances or [file for file in found if _coco_head(file) is not None]
 
@@ -416,20 +439,27 @@ def _coco(folder: Path, files: Mapping[str, Path], description: str, images: Pat
 
 
 def _images_of(file: Path, head: _CocoHead, split: str) -> Path | None:
-    """The folder or archive near a COCO file that has most of its first images."""
+    """The folder or archive near a COCO file that has most of its first images; of several, as
+    where splits number theirs alike, the one called like the file's split.
+    """
     folder = file.parent
+    words = re.split(r"[^a-z]+", file.name.lower())
+    split = next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), split)
     stem = file.name.split(".")[0].removeprefix("instances_").removeprefix("_annotations")
-    names = [name for name in dict.fromkeys((stem, split, "default")) if name]
-    places = [folder, folder / "images", folder / "data"]
-    for top in (folder, folder / "images", folder.parent, folder.parent / "images"):
-        places += [place for name in names for place in (top / name, top / name / "images")]
-    places += [folder.parent / "images", folder.parent / "data"]
+    names = [name for name in (stem, "images", "data") if name]
+    places = [folder, *(folder / name for name in names), *_folders(folder)]
+    if folder.name.lower() in ("annotations", "labels"):
+        places += [folder.parent / name for name in names]
+        places += _folders(folder.parent)
+    else:
+        places += [folder.parent / name for name in names]
+        places += [folder.parent / "images" / name for name in (stem, split)]
     archives = [place.with_name(place.name + suffix) for place in places[1:] for suffix in ARCHIVES]
-    counts: dict[Path, int] = {}
+    counts: dict[Path, tuple[int, int]] = {}
     for place in dict.fromkeys([*places, *archives]):
         if place.is_dir() or (place.suffix in ARCHIVES and place.is_file()):
-            counts[place] = _hits(place, head.names)
-    if counts and max(counts.values()):
+            counts[place] = (_hits(place, head.names), _likeness(place, folder, split))
+    if any(hits for hits, _ in counts.values()):
         return max(counts, key=lambda place: counts[place])
     # written another way: the gate says how to match them
     for place in counts:
@@ -438,6 +468,24 @@ def _images_of(file: Path, head: _CocoHead, split: str) -> Path | None:
             if any(there.nearest(name) for name in head.names):
                 return place
     return None
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Folders below, two steps deep, the first hundred by name."""
+    found: list[Path] = []
+    for top in sorted(folder.iterdir())[:MOST_FOLDERS]:
+        if top.is_dir() and not top.name.startswith((".", "__")):
+            found.append(top)
+            found += [inner for inner in sorted(top.iterdir())[:MOST_FOLDERS] if inner.is_dir()]
+    return found[:MOST_FOLDERS]
+
+
+def _likeness(place: Path, folder: Path, split: str) -> int:
+    """1 for a place called like a split, -1 for one called like another, else 0."""
+    parts = Path(os.path.relpath(place, folder)).parts
+    words = [word for part in parts for word in re.split(r"[^a-z]+", part.lower())]
+    called = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    return 0 if not called else 1 if called == {split} else -1
 
 
 def _hits(place: Path, names: tuple[str, ...]) -> int:

@@ -24,6 +24,7 @@ from topwork.validation.raw_split import RawSplit, Rows
 
 MAX_YAML_BYTES = 4 << 20
 MAX_LABEL_BYTES = 32 << 20
+MAX_NAME_BYTES = 255
 PER_IMAGE = 10_000
 POSE_ROWS = 3  # rows of one length from which undeclared keypoints are told from polygons
 POSE_FILL = 0.3  # share of a box's sides that its keypoints span at least, in the median
@@ -125,7 +126,7 @@ def read_yolo(
         width, height = header_size(image, upright=upright)
         rows.images.append((number, name, width, height))
         label = _label_of(image)
-        if label in labels:
+        if label in labels and label.is_file():
             raw.find(
                 "label-shared",
                 f"{label.relative_to(found.folder).as_posix()} is the label file of both"
@@ -412,26 +413,21 @@ def _listed(raw: RawSplit | None, folder: Path, file: Path) -> list[Path]:
     found = []
     matched: list[tuple[str, str]] = []
     for line in _text_lines(file):
-        plain = line.replace("\\", "/") if not (file.parent / line).exists() else line
-        name = PurePosixPath(plain.removeprefix("./"))
+        given = line if _is_file(file.parent / line) else line.replace("\\", "/")
+        name = PurePosixPath(given.removeprefix("./"))
+        if not name.parts or any(len(part.encode()) > MAX_NAME_BYTES for part in name.parts):
+            raise _NotYolo(f"{file.name}: {line[:60]!r} is no name of an image")
         away = name.is_absolute() or ":" in name.parts[0] or ".." in name.parts or "\0" in line
-        if not away and (file.parent / name).exists():
-            found.append(file.parent / name)
-            continue
-        if not away and (folder / name).exists():
-            found.append(folder / name)
-            continue
-        nearest = _nearest(folder, plain)
-        if nearest is not None:
-            matched.append((line, nearest.relative_to(folder).as_posix()))
-            found.append(nearest)
-        elif away:
+        places = [] if away else [file.parent / name, folder / name]
+        place = next((place for place in places if _is_file(place)), None)
+        if place is None and (place := _nearest(folder, given)) is not None:
+            matched.append((line, place.relative_to(folder).as_posix()))
+        if place is None and away:
             raise _NotYolo(
                 f"{file.name}: {line!r} leads out of the set's folder, which has no such image;"
                 " it's never read"
             )
-        else:
-            found.append(folder / name)
+        found.append(place or folder / name)
     if matched and raw is not None:
         raw.find(
             "list-path-matched",
@@ -453,12 +449,17 @@ def _nearest(folder: Path, name: str) -> Path | None:
         if ".." in tail or ":" in tail[0]:
             continue
         place = folder.joinpath(*tail)
-        try:
-            if place.is_file() and place.resolve().is_relative_to(folder.resolve()):
-                return place
-        except (OSError, ValueError):
-            return None
+        if _is_file(place) and place.resolve().is_relative_to(folder.resolve()):
+            return place
     return None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there's such a file; names that no system takes name none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _label_of(image: Path) -> Path:

@@ -398,7 +398,7 @@ _image("image-cmyk", "warning", "The image is CMYK, whose colours change in the 
 _image(
     "image-deep",
     "warning",
-    "The image has 16 bits or more a channel, of which 8 are kept (Pillow clips some).",
+    "The image has 16 bits or more a channel; they're scaled to 8 by their range.",
 )
 _image(
     "image-alpha",

@@ -86,10 +86,11 @@ def labelled_frame(
         else "neither sizes nor boxes say whether labels were made on the turned or on the stored"
         " picture"
     )
-    raw.find_image(
+    # about the set, not the image: dropping one image would mend nothing
+    raw.find(
         "exif-undecided",
-        row,
-        f"has an EXIF orientation, as {total} labelled images of the set; {reason}. Write"
+        f"{total} labelled images have an EXIF orientation, such as {raw.file_name[row]};"
+        f" {reason}. Write"
         " `dataset.exif: turned` if the labelling tool showed them upright (most do), else"
         " `dataset.exif: stored`",
     )
@@ -97,7 +98,9 @@ def labelled_frame(
 
 
 def turn(raw: RawSplit, probes: Mapping[str, Probe], frame: Frame | None) -> None:
-    """Put sizes, boxes and segmentations into pixels of the upright picture."""
+    """Put sizes, boxes and segmentations into pixels of the upright picture; where the frame is
+    undecided, from those of the stored one.
+    """
     turned = [
         (row, probes[name])
         for row, name in enumerate(raw.file_name)
@@ -105,7 +108,7 @@ def turn(raw: RawSplit, probes: Mapping[str, Probe], frame: Frame | None) -> Non
     ]
     if not turned:
         return
-    stored_boxes = frame == "stored"
+    stored_boxes = frame != "turned"
     rows_of: dict[int, list[int]] = {}
     if stored_boxes:
         wanted = {int(raw.image_id[row]) for row, _ in turned}

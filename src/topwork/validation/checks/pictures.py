@@ -147,7 +147,9 @@ def check_store(raw: RawSplit, store: ImageStore, listed: set[str]) -> None:
             "archive-path-outside",
             f"{raw.root}: member {name!r} leads out of the archive; it isn't read",
         )
-    others = [name for name in store.names() if name not in listed]
+    # ./a.jpg and a//b.jpg find what a.jpg and a/b.jpg do
+    plain = {PurePosixPath(name).as_posix() for name in listed}
+    others = [name for name in store.names() if name not in plain]
     if others:
         raw.find(
             "image-unlisted",
