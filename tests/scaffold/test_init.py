@@ -314,3 +314,13 @@ def test_data_that_lie_in_several_folders_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(TopworkError, match=r"train.annotations: \.\./a\.json lies outside"):
         init._section(layout)  # type: ignore[arg-type]
+
+
+def test_a_project_in_its_own_data_is_refused(
+    export: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be copied into itself."""
+    before = sorted(export.iterdir())
+    assert main(["init", str(export), "--data", str(export), *DEMO]) == 1
+    assert "lies in its own data" in capsys.readouterr().err
+    assert sorted(export.iterdir()) == before

@@ -31,8 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.no_time:
         try:
             print(f"{'':<6}{'time':<13}{estimate(project)}")
-        except TopworkError:
-            print(f"{'':<6}{'time':<13}not known before the faults above are mended")
+        except TopworkError as error:
+            faulty = any(str(error) == finding.text for finding in found)
+            reason = "not known before the above is mended" if faulty else str(error)
+            print(f"{'':<6}{'time':<13}{reason}")
     faults = sum(finding.level == "fault" for finding in found)
     notes = sum(finding.level == "note" for finding in found)
     print(

@@ -133,6 +133,11 @@ def _own(folder: Path, arguments: argparse.Namespace) -> int:
     from topwork.scaffold.texts import GITIGNORE, MAKEFILE, params_text, readme_text
 
     layout, choices = _choose(folder.resolve().name, arguments)
+    if folder.resolve().is_relative_to(layout.root.resolve()):
+        raise TopworkError(
+            f"{folder}: lies in its own data ({layout.root}); nothing was written. Name another"
+            " folder."
+        )
     inside = initialise_folder(folder)
     data = take_data(layout.root, folder, arguments.take)
     choices = replace(choices, dataset={**choices.dataset, "root": data.as_posix()})

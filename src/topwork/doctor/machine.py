@@ -67,13 +67,14 @@ def _check_interpreter() -> str:
             "no `python` in PATH, and DVC runs the stages by it. Activate the environment that"
             " topwork is installed in: source .venv/bin/activate"
         )
-    done = subprocess.run(
-        [found, "-c", "import topwork; print(topwork.__file__)"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    command = [found, "-c", "import topwork; print(topwork.__file__)"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise TopworkError(
+            f"`python` in PATH is {found}, and doesn't run ({error}); DVC runs the stages by it."
+            " Activate the environment that topwork is installed in: source .venv/bin/activate"
+        ) from error
     ours = Path(topwork.__file__).resolve()
     if done.returncode or Path(done.stdout.strip()).resolve() != ours:
         other = "has no topwork" if done.returncode else f"has another one, {done.stdout.strip()}"

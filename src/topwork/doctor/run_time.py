@@ -12,11 +12,13 @@ import torch
 
 from topwork.detectors.builders import build
 from topwork.doctor.project import Project
+from topwork.errors import TopworkError
 from topwork.inference.device import choose_device, usable_cores
 from topwork.params.document import Params
 from topwork.project.names import HELD_OUT
 
 BATCH = 4
+KEYPOINTS = 17
 ROUNDS = 3
 BUSY = 1.2
 """Load a core from which the figure says that other programs run."""
@@ -64,17 +66,36 @@ def estimate(project: Project) -> RunTime:
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     pictures = [torch.rand(3, *size, device=device) for _ in range(BATCH)]
     box = torch.tensor([[0.2 * size[1], 0.2 * size[0], 0.6 * size[1], 0.6 * size[0]]])
-    target = {"boxes": box.to(device), "labels": torch.ones(1, dtype=torch.int64, device=device)}
-    model.eval()
-    with torch.inference_mode():
-        forward = _seconds(lambda: model(pictures), device) / BATCH
-    model.train()
+    target = {
+        "boxes": box.to(device),
+        "labels": torch.ones(1, dtype=torch.int64, device=device),
+        # of detectors that learn them
+        "masks": torch.ones(1, *size, dtype=torch.uint8, device=device),
+        "keypoints": torch.ones(1, KEYPOINTS, 3, device=device),
+    }
 
     def step() -> None:
         losses = model(pictures, [target] * BATCH)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
 
-    training = _seconds(step, device) / BATCH
+    try:
+        model.eval()
+        with torch.inference_mode():
+            forward = _seconds(lambda: model(pictures), device) / BATCH
+        model.train()
+        training = _seconds(step, device) / BATCH
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+    ) as error:
+        raise TopworkError(
+            f"{detector.builder}: can't be timed on a made-up image ({type(error).__name__}:"
+            f" {error})."
+        ) from error
     return count(params, images, forward, training)
 
 

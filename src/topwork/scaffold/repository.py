@@ -74,7 +74,7 @@ def take_data(root: Path, folder: Path, how: Taking) -> Path:
         TopworkError: another thing is in its place, or it can't be brought.
     """
     here, place = folder.resolve(), root.resolve()
-    if place.is_relative_to(here) and place != here:
+    if place.is_relative_to(here):
         inside = place.relative_to(here)
         if not (folder / f"{inside}.dvc").exists():
             dvc(folder, "add", "--quiet", inside.as_posix())
@@ -108,8 +108,8 @@ def commit(folder: Path, names: Sequence[str]) -> str:
     """Commit files of the project and no others; what was done, or what is left to do."""
     known = [name for name in names if (folder / name).exists()]
     git(folder, "add", "--", *known)
-    if not git(folder, "config", "user.email", check=False):
-        return "not committed, since git knows no user.email: git commit"
+    if not git(folder, "var", "GIT_COMMITTER_IDENT", check=False):
+        return "not committed, since git doesn't know who you are: git commit"
     if not git(folder, "status", "--porcelain", "--", *known):
         return "nothing to commit"
     git(folder, "commit", "--quiet", "--message", "A topwork project", "--", *known)

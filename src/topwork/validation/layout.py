@@ -446,12 +446,14 @@ def _images_of(file: Path, head: _CocoHead, split: str) -> Path | None:
     words = re.split(r"[^a-z]+", file.name.lower())
     split = next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), split)
     stem = file.name.split(".")[0].removeprefix("instances_").removeprefix("_annotations")
-    names = [name for name in dict.fromkeys((stem, split, "default", "images", "data")) if name]
+    names = [name for name in (stem, "images", "data") if name]
     places = [folder, *(folder / name for name in names), *_folders(folder)]
-    for top in (folder / "images", folder.parent, folder.parent / "images"):
-        places += [place for name in names for place in (top / name, top / name / "images")]
     if folder.name.lower() in ("annotations", "labels"):
+        places += [folder.parent / name for name in names]
         places += _folders(folder.parent)
+    else:
+        places += [folder.parent / name for name in names]
+        places += [folder.parent / "images" / name for name in (stem, split)]
     archives = [place.with_name(place.name + suffix) for place in places[1:] for suffix in ARCHIVES]
     counts: dict[Path, tuple[int, int]] = {}
     for place in dict.fromkeys([*places, *archives]):
