@@ -69,7 +69,7 @@ def main() -> int:
         return Command(words[part], root, os.environ, output=None)
 
     parts = {"server": start("server")}
-    ends: deque[float] = deque(maxlen=RESTARTS)
+    ended: dict[str, deque[float]] = {part: deque(maxlen=RESTARTS) for part in words}
     try:
         _wait_healthy(parts["server"])
         _deploy(prefect)
@@ -82,6 +82,7 @@ def main() -> int:
                 code = command.poll()
                 if code is None:
                     continue
+                ends = ended[part]
                 ends.append(time.monotonic())
                 if len(ends) == RESTARTS and ends[-1] - ends[0] < RESTARTS_WITHIN_S:
                     _say(
@@ -117,7 +118,7 @@ def _settle(settle: object, root: Path) -> None:
     try:
         for said in settle(root):
             _say(f"a run's process is gone: {said} now")
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, RuntimeError) as error:  # Prefect raises both of a silent server
         _say(f"states couldn't be compared with processes: {error}")
 
 

@@ -326,7 +326,7 @@ def test_another_dvc_is_waited_for(project: Path, served: Served) -> None:
 
 @pytest.mark.long
 def test_what_dead_runs_left_is_kept_and_swept(tiny: Path, served: Served) -> None:
-    served.pace.write_text("0.8")
+    served.pace.write_text("2")
     dying = start(tiny, served, "--revision", "HEAD", "--label", "dead", "--set", "finetune.seed=3")
     until(epoch_mark(tiny, 1, 3).exists, 60, "it trains")
     dying.kill()

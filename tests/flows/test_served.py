@@ -53,7 +53,7 @@ def test_deployments_are_scheduled_in_their_time_zone(served: Served) -> None:
 
 
 def test_a_killed_run_leaves_nothing_running_and_is_gone_on_with(served: Served) -> None:
-    served.pace.write_text("0.7")
+    served.pace.write_text("2")
     run = served.submit()
     served.wait_for_epoch(1)
     os.kill(engine(served), signal.SIGKILL)
@@ -77,7 +77,7 @@ def test_a_killed_run_leaves_nothing_running_and_is_gone_on_with(served: Served)
 
 
 def test_a_cancelled_run_ends_all_that_it_started(served: Served) -> None:
-    served.pace.write_text("0.7")
+    served.pace.write_text("2")
     run = served.submit(params={"finetune.seed": 7})
     served.wait_for_epoch(1, seed=7)
     served.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"}, force=False)
@@ -193,7 +193,7 @@ def test_a_killed_worker_is_started_again_and_the_next_run_ends_in_the_same_bits
     own_served: Served,
 ) -> None:
     served = own_served
-    served.pace.write_text("0.7")
+    served.pace.write_text("2")
     run = served.submit()
     served.wait_for_epoch(1)
     (worker,) = [p for p in served.processes("worker") if "start" in p.cmdline()]
@@ -237,7 +237,7 @@ def test_a_killed_server_is_started_again_and_the_run_goes_on(own_served: Served
 @pytest.mark.long
 def test_a_killed_serve_leaves_nothing(tmp_path: Path) -> None:
     served = start_served(tmp_path)
-    served.pace.write_text("0.7")
+    served.pace.write_text("2")
     run = served.submit()
     served.wait_for_epoch(1)
     assert served.process is not None
@@ -347,7 +347,7 @@ def postgresql(tmp_path: Path) -> Iterator[str]:
 def test_the_server_runs_on_postgresql(tmp_path: Path, postgresql: str) -> None:
     served = start_served(tmp_path, PREFECT_API_DATABASE_CONNECTION_URL=postgresql)
     try:
-        served.pace.write_text("0.7")
+        served.pace.write_text("2")
         run = served.submit()
         served.wait_for_epoch(1)
         os.kill(engine(served), signal.SIGKILL)
