@@ -91,6 +91,10 @@ def test_a_project_of_own_data(
     }
     assert done(folder, "git", "status", "--short") == ""
     assert (folder / "data/yard/test.json").read_bytes() == (export / "test.json").read_bytes()
+    done(folder, "dvc", "push")
+    done(tmp_path, "git", "clone", "--quiet", str(folder), "clone")
+    done(tmp_path / "clone", "dvc", "pull", "data/yard.dvc")
+    assert (tmp_path / "clone/data/yard/test.json").is_file(), "DVC sees the data in a clone"
     config = (folder / ".dvc/config").read_text()
     assert "analytics = false" in config
     assert "remote = storage" in config
@@ -147,7 +151,7 @@ def test_in_an_existing_repository_nothing_is_written_over(
     ignored = (folder / ".gitignore").read_text().splitlines()
     assert ignored[:2] == ["*.log", "/.topwork/"]
     assert ignored.count("/.topwork/") == 1
-    assert "/data/*" in ignored
+    assert "*.pth" in ignored
     assert (folder / ".dvc").is_dir()
     assert not (top / ".dvc").exists()
     assert (folder / "flows/pipeline.py").is_file()
@@ -277,6 +281,7 @@ def test_a_test_set_that_lacks_is_taken_out_of_train(export: Path, tmp_path: Pat
     assert (folder / "data/two").is_symlink()
     assert not (folder / "data/two.dvc").exists()
     assert "data/two" not in done(folder, "git", "ls-files")
+    assert "data/two" not in done(folder, "git", "status", "--short", "--untracked-files=all")
     done(folder, "dvc", "repro", "validate")
     assert ",test," in (folder / "out/validate/splits.csv").read_text()
     assert "Running" not in done(folder, "dvc", "repro", "validate")

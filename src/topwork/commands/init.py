@@ -147,7 +147,8 @@ def _own(folder: Path, arguments: argparse.Namespace) -> int:
         "params.yaml": params_text(choices),
         "README.md": readme_text(choices, REQUIREMENTS),
         "Makefile": MAKEFILE,
-        ".gitignore": GITIGNORE,
+        # DVC doesn't ignore a link by itself, and sees no .dvc file whose folder git ignores
+        ".gitignore": GITIGNORE + (f"/{data}\n" if arguments.take == "link" else ""),
     }
     alone = add_files(folder, files)
     _take_weights(folder, choices.source)

@@ -18,10 +18,7 @@ GITIGNORE = """\
 /.topwork/
 __pycache__/
 *.pyc
-# pictures, weights and what the pipeline makes: DVC keeps them
-/data/*
-!/data/*.dvc
-!/data/.gitignore
+# weights and what the pipeline makes: DVC keeps them, and the data (data/.gitignore, by `dvc add`)
 *.pth
 *.pt
 *.onnx
