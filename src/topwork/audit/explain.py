@@ -9,7 +9,7 @@ computed before.
 """
 
 import json
-import shutil
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -137,9 +137,7 @@ def _recorded(revision: Revision) -> dict[str, float]:
 def _run(first: Revision, second: Revision, causes: tuple[str, ...]) -> dict[str, float]:
     """Metrics of A with some causes of B."""
     root = first.root
-    top = root / TREES / f"{first.commit[:8]}-{second.commit[:8]}"
-    if top.exists():  # of a run that was stopped
-        shutil.rmtree(top)
+    top = root / TREES / f"{first.commit[:8]}-{second.commit[:8]}-{os.getpid()}"
     tree = open_tree(first, top)
     try:
         for path, blob in _swapped(first, second, causes):
