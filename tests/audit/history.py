@@ -35,6 +35,7 @@ finetune: {epochs: 1, head_epochs: 0, batch_size: 2, lr: 0.01, threads: 1, augme
 predict: {batch_size: 2}
 evaluate: {bootstrap: 10}
 retention: {}
+learned: {}
 report: {pictures: 1}
 runtime: {device: cpu, workers: 0}
 """

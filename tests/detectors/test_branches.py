@@ -195,15 +195,15 @@ def test_a_branched_file_hands_on_another_class_without_training():
 def test_a_branched_file_can_be_looked_into():
     source = weights_of(ssd)
     both = branch(source, PLAN)
-    table = topwork.inspect(both)
+    table = topwork.inspect(both).frame()
     heads = table[table["role"] == "scores"]
     assert sorted(heads["tensor"].str.startswith("scions.0.")) == [False] * 4 + [True] * 4
-    moved = topwork.diff(source, both)
+    moved = topwork.diff(source, both).frame()
     own = moved[~moved["tensor"].str.startswith("scions.")]
     assert set(own["status"]) == {"same"}
     from topwork.surgery.inspection import inspect_classes
 
-    assert list(inspect_classes(both)["class"][:4]) == ["__background__", *PLAN]
+    assert list(inspect_classes(both).frame()["class"][:4]) == ["__background__", *PLAN]
 
 
 def test_a_stock_whose_builder_changed_is_refused(tmp_path):

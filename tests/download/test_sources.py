@@ -887,10 +887,10 @@ def test_tensors_that_dont_fit(tensors: dict[str, Tensor], message: str) -> None
 def test_source_that_changes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     params = in_weights(saved(tiny()))
 
-    def touch(weights: Weights, shapes: Any) -> None:
+    def touch(weights: Weights) -> None:
         Path("weights/w.pth").write_bytes(b"changed")
 
-    monkeypatch.setattr(stage, "check_fit", touch)
+    monkeypatch.setattr(stage, "check_fits_builder", touch)
     with pytest.raises(TopworkError, match=r"w\.pth: changed while the stage was reading it"):
         stage.run(params_of(params))
     assert not Path("out").exists()
