@@ -20,12 +20,14 @@ from ruamel.yaml import YAML
 
 from conftest import done
 from topwork.audit.revision import Revision
+from topwork.surgery.keeping import keeping_receipt
 from topwork.weights.format import Weights, read_weights, write_weights
 
 METRICS = "out/metrics.json"
 VERDICT = "out/evaluate/verdict.json"
 WEIGHTS = "out/finetune/weights.safetensors"
 GRAFTED = "out/surgery/grafted.safetensors"
+PRETRAINED = "out/fetch/pretrained.safetensors"
 PREDICTIONS = "out/predict/predictions"
 
 
@@ -217,13 +219,19 @@ def forge_weights_and_what_names_them(copy: Copy) -> None:
     copy.forge_weights(WEIGHTS, nudge)
     sha256 = hashlib.sha256(copy_bytes(copy, WEIGHTS)).hexdigest()
     copy.forge_json("out/predict/record.json", lambda d: d["weights"].update(finetuned=sha256))
+    receipt = keeping_receipt(copy_path(copy, PRETRAINED), copy_path(copy, WEIGHTS))
+    copy.forge_json("out/finetune/receipt.json", lambda d: d.update(receipt.document()))
 
 
 def copy_bytes(copy: Copy, path: str) -> bytes:
     """An out by the lock as it lies in the working tree, committed or not."""
+    return copy_path(copy, path).read_bytes()
+
+
+def copy_path(copy: Copy, path: str) -> Path:
     stages = YAML(typ="safe").load((copy.root / "dvc.lock").read_text())["stages"]
     outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
-    return copy.revision.cached(outs[path]).read_bytes()
+    return copy.revision.cached(outs[path])
 
 
 def swap(copy: Copy) -> None:

@@ -8,15 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from topwork.errors import EvaluationError, ParamsError
+from topwork.errors import ParamsError
 from topwork.evaluation.exactness import prove
 from topwork.evaluation.retention import contract_record
 from topwork.params.document import parse_params
-from topwork.params.finetune import FinetuneParams
 from topwork.params.retention import KeepParams
 from topwork.project.finetune import FileHashes, KeepingReceipt, KeptTensor
 from topwork.project.predictions import PredictionRecord
-from topwork.stages.check import check_exactness
 
 HASH = hashlib.sha256(b"").hexdigest()
 
@@ -108,11 +106,18 @@ def test_without_proof_nothing_holds() -> None:
     ],
 )
 def test_what_cannot_be_kept_exactly_is_refused(finetune: dict[str, Any], message: str) -> None:
-    contract = {"person": KeepParams(exact=True), "dog": KeepParams(min=0.9)}
-    with pytest.raises(EvaluationError, match=message):
-        check_exactness(contract, FinetuneParams.model_validate(finetune))
-    check_exactness({"dog": KeepParams(min=0.9)}, FinetuneParams.model_validate(finetune))
-    check_exactness(contract, FinetuneParams(protect="branch"))
+    def parsed(contract: dict[str, Any], finetune: dict[str, Any]) -> None:
+        raw = {
+            "dataset": {"root": "data", "train": {"annotations": "train.json"}},
+            "surgery": {"classes": {"person": "keep", "dog": "keep", "helmet": "new"}},
+        }
+        parse_params({**raw, "retention": contract, "finetune": finetune})
+
+    contract = {"person": {"exact": True}, "dog": {"min": 0.9}}
+    with pytest.raises(ParamsError, match=message):
+        parsed(contract, finetune)
+    parsed({"dog": {"min": 0.9}}, finetune)
+    parsed(contract, {"protect": "branch"})
 
 
 @pytest.mark.parametrize("asked", [{}, {"min": 0.9, "exact": True}, {"on": "test"}])

@@ -15,7 +15,7 @@ from topwork.params.document import Params
 from topwork.project.fetch import PRETRAINED
 from topwork.project.finetune import FINETUNED, RECEIPT, RECORD, RunRecord
 from topwork.project.surgery import GRAFTED
-from topwork.stages import check, finetune
+from topwork.stages import finetune
 from topwork.surgery.graft import graft
 from topwork.weights.branches import own_plan, stock_of
 from topwork.weights.format import read_weights, write_weights
@@ -112,4 +112,4 @@ def test_branches_are_not_trained_as_one(tmp_path: Path) -> None:
             update={"finetune": params.finetune.model_copy(update={"protect": "weights"})}
         )
         with pytest.raises(TopworkError, match=r"holds a detector with branches on it"):
-            check.run(alone)
+            finetune.run(alone)

@@ -33,6 +33,7 @@ from topwork.params.section import parse
 from topwork.project import fetch as fetch_outs
 from topwork.project import finetune as finetune_outs
 from topwork.project import validate as validate_outs
+from topwork.project.fetch import PRETRAINED
 from topwork.project.finetune import RunRecord
 from topwork.project.predictions import PredictionRecord, predictions_folder, record_path
 from topwork.project.report import REPORT
@@ -444,7 +445,11 @@ def _training(context: _Context) -> None:
     stated = {key: stated.get(key) for key in ran}
     _none_differs(stated, ran, finetune_outs.RECORD)
     for name, sha256 in record.inputs.items():
-        paths = {"grafted": GRAFTED, "boxes": Path("out/unlabelled/boxes.parquet")}
+        paths = {
+            "pretrained": PRETRAINED,
+            "grafted": GRAFTED,
+            "boxes": Path("out/unlabelled/boxes.parquet"),
+        }
         path = paths.get(name, validate_outs.FOLDER / f"{name}.parquet")
         found = sha256_file(context.folder / path)
         if found != sha256:

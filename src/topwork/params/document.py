@@ -62,9 +62,27 @@ def parse_params(raw: dict[str, Any], path: Path = PARAMS_FILE) -> Params:
     """Check params that are already read; `path` is for messages.
 
     Raises:
-        ParamsError: a key or value is at fault; all faults are named together.
+        ParamsError: a key or value is at fault; all faults are named together. Or a class is to be
+            kept exactly by a way of protecting that changes it.
     """
-    return parse(Params, raw, path, MOVED)
+    params = parse(Params, raw, path, MOVED)
+    _check_exactness(params, path)
+    return params
+
+
+def _check_exactness(params: Params, path: Path) -> None:
+    exact = [name for name, asked in params.retention.items() if asked.exact]
+    finetune = params.finetune
+    if finetune.protect != "branch":
+        way, instead = f"protect: {finetune.protect}", "`protect: branch`"
+    else:
+        way, instead = "branch: {kept: mix}", "`kept: exact`"
+    if exact and (finetune.protect != "branch" or finetune.branch.share):
+        raise ParamsError(
+            f"{path}: retention: {', '.join(exact)}: exact, and finetune.{way} changes kept"
+            f" classes' detections. Write {instead} in finetune, or `min: 0.95` in place of"
+            " `exact`."
+        )
 
 
 def check_tracked(raw: dict[str, Any], graph: Path = Path("dvc.yaml")) -> None:

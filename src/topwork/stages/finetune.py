@@ -100,12 +100,18 @@ def starting_weights(params: TrainingParams) -> Weights:
 
     Raises:
         SurgeryError: the detector can't be branched, or not at the cut.
-        TrainingError: nothing is new in the plan.
+        TrainingError: nothing is new in the plan, or a detector with branches is to be trained as
+            a single one.
     """
-    grafted, finetune = read_weights(GRAFTED, trust=True), params.finetune
+    grafted, source = (read_weights(path, trust=True) for path in (GRAFTED, PRETRAINED))
+    finetune, plan = params.finetune, params.surgery.plan()
     if finetune.protect == "weights":
+        if source.branches is not None:
+            raise TrainingError(
+                f"{PRETRAINED}: holds a detector with branches on it, and finetune.protect: weights"
+                " trains a single one. Write `protect: branch`."
+            )
         return grafted
-    source, plan = read_weights(PRETRAINED, trust=True), params.surgery.plan()
     both = branched(source, grafted, plan, cut=finetune.branch.cut, mix=finetune.branch.share)
     earlier = 0 if source.branches is None else len(source.branches.scions)
     if finetune.epochs and both.branches is not None and len(both.branches.scions) == earlier:
