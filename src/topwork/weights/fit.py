@@ -55,7 +55,7 @@ def check_fit(weights: Weights, expected: Mapping[str, Sequence[int]]) -> None:
         f"{len(names)} {kind}: {', '.join(names)}" for kind, names in faults.items() if names
     )
     raise WeightsError(
-        f"{where} don't fit {wanted}. {named}.{_next_step(weights, expected, key, faults)}"
+        f"{where} don't fit {wanted}. {named}.{_next_step(weights, expected, prefix, faults)}"
     )
 
 
@@ -95,8 +95,8 @@ def _next_step(
 ) -> str:
     if prefix and faults["missing"]:
         return (
-            " The names begin with a wrapper's prefix: if one put it there, write `fetch.prefix:"
-            f" {prefix}`."
+            f" The names begin with {prefix!r}: if a wrapper put it there, write `fetch.prefix:"
+            f" {_joined(weights.provenance.get('prefix'), prefix)}`."
         )
     if faults["of another shape"] and not faults["missing"]:
         return (
