@@ -36,6 +36,29 @@ ELSEWHERE = {
     "dvc push": "tests/test_install.py, long, to a folder",
     "git push": "not run: it wants a server",
     "topwork fetch https://example.org/best.pth --accept": "tests/download, on a server of theirs",
+    "python -m flows.pipeline": "tests/flows/test_pipeline_flow.py",
+    "python -m flows.pipeline --revision HEAD --label try --set finetune.lr=0.0005": (
+        "tests/flows/test_pipeline_flow.py, of another project"
+    ),
+    "make serve": "tests/flows/test_served.py, what it runs",
+    "export PREFECT_API_URL=http://127.0.0.1:4200/api": "",
+    "prefect deployment run pipeline/nightly --param label=now --param 'params={"
+    '"finetune.lr": 0.0005}\'': "tests/flows/test_served.py, by Prefect's client",
+    "python -m flows.notify https://hooks.example.org/T000/B000": (
+        "tests/flows/test_served.py, to a server of theirs"
+    ),
+    "topwork champion promote nightly-20261127T023000-e525963": "tests/report/test_champion.py",
+    "topwork champion": "tests/report/test_champion.py",
+    'topwork champion demote --why "misses forklifts at night"': "tests/report/test_champion.py",
+    "dvc artifacts get https://git.example.org/yard.git detector --stage champion": (
+        "tests/report/test_champion.py, of a repository on disk"
+    ),
+    "python -m flows.sweep --set finetune.lr=0.0005,0.001 --set finetune.seed=1,2 --at-once 2": (
+        "tests/flows/test_sweep.py, of another project"
+    ),
+    "git clone https://git.example.org/yard.git && cd yard": "not run: it wants a server",
+    "export TOPWORK_ROOT=$PWD PYTHONPATH=$PWD PREFECT_API_URL=http://server:4200/api": "",
+    "prefect worker start --pool topwork": "tests/flows/test_served.py",
     "dvc remote add --default storage s3://bucket/yard": "not run: it wants an account",
 }
 """Commands that the pages show -> the test that runs them, or why none does."""

@@ -29,7 +29,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "ssh": ("dvc_ssh",),
     "dask": ("prefect_dask",),
     "ray": ("prefect_ray",),
-    "sign": ("model_signing", "OpenSSL"),
+    "sign": ("model_signing",),
 }
 """Extra -> packages, as they are imported."""
 
