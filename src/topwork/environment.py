@@ -186,13 +186,13 @@ def environment_file(root: Path) -> Path | None:
 
 @cache
 def imported_distributions() -> frozenset[str]:
-    """Normalized names of topwork, of what it requires (extras aside), of what that requires..."""
+    """Normalized names of topwork, of what a stage of it requires, of what that requires..."""
     from importlib.metadata import PackageNotFoundError, requires
 
     from packaging.requirements import Requirement
 
     found: set[str] = set()
-    todo: list[tuple[str, frozenset[str]]] = [("topwork", frozenset())]
+    todo: list[tuple[str, frozenset[str]]] = [("topwork", frozenset({"pipeline"}))]
     seen = set()
     while todo:
         name, extras = entry = todo.pop()
