@@ -68,7 +68,7 @@ RERUNS: dict[str, set[str]] = {
     "training/loop.py": {"finetune"},
     "evaluation/console.py": {"evaluate"},
     "evaluation/exactness.py": {"evaluate"},
-    "evaluation/plan_fit.py": {"check"},
+    "evaluation/plan_fit.py": {"check", "evaluate"},
     "evaluation/retention.py": {"evaluate"},
     "evaluation/unlabelled.py": {"unlabelled", "evaluate"},
     "export/onnx.py": set(),
