@@ -131,10 +131,11 @@ def kill_and_resume(
     killed, resumed = 0, runner.log.count("resumed at epoch")
     for number in range(count):
         runner.forget()
-        ddp = finetune.get("processes")  # its processes start up for most of the time
+        # these start up for most of the time: it's counted from the first checkpoint on
+        slow_start = finetune.get("processes") or finetune.get("protect")
         after = (
             f"+{chance.uniform(0.001, 0.03) * seconds}"
-            if ddp
+            if slow_start
             else chance.uniform(0.02, 0.95) * seconds
         )
         code, _, _ = runner(signals[number % len(signals)], after=after, **finetune)
