@@ -178,7 +178,7 @@ def _own(folder: Path, arguments: argparse.Namespace) -> int:
 def _choose(name: str, arguments: argparse.Namespace) -> "tuple[Layout, Choices]":
     """What the data are, and what the user wants of them."""
     from topwork.scaffold.texts import Choices
-    from topwork.validation.layout import find_layout
+    from topwork.validation.find_layout import find_layout
 
     if arguments.yes and arguments.source is None:
         raise ParamsError(
