@@ -1,4 +1,4 @@
-"""The deterministic pooling gives torchvision's numbers and gradients."""
+"""Our pooling gives torchvision's numbers and gradients."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from detectors import tiny
 from topwork.detectors.families import family_of
-from topwork.training.roi_pool import pool_deterministically
+from topwork.training import roi_pool
+from topwork.training.roi_pool import replace_pool_gradient
 
 
 def boxes_of(number: int) -> Tensor:
@@ -20,10 +21,14 @@ def boxes_of(number: int) -> Tensor:
 
 @pytest.mark.parametrize("sampling", [2, -1])
 @pytest.mark.parametrize("levels", [["0", "1"], ["0"]])
-def test_it_equals_torchvisions(levels: list[str], sampling: int) -> None:
+@pytest.mark.parametrize("largest", [roi_pool.LARGEST_ON_CPU, 32 * 40 - 1])
+def test_it_equals_torchvisions(
+    levels: list[str], sampling: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roi_pool, "LARGEST_ON_CPU", largest)
     torch.manual_seed(0)
     pools = [MultiScaleRoIAlign(levels, 7, sampling) for _ in range(2)]
-    pool_deterministically(
+    replace_pool_gradient(
         nn.ModuleDict({"roi_heads": nn.ModuleDict({"box_roi_pool": pools[1]})}),
         family_of(tiny.faster_rcnn(2)),
     )
@@ -53,7 +58,7 @@ def test_a_two_stage_detector_learns_with_it(builder: str) -> None:
         torch.manual_seed(0)
         model = getattr(tiny, builder)(3).train()
         if ours:
-            pool_deterministically(model, family_of(model))
+            replace_pool_gradient(model, family_of(model))
         torch.manual_seed(1)
         boxes = torch.tensor([[2.0, 3, 20, 25], [8, 8, 30, 30]])
         target = {"boxes": boxes, "labels": torch.tensor([1, 2])}

@@ -41,7 +41,7 @@ from topwork.training.interpolation import choose_alpha, interpolate
 from topwork.training.objective import Objective
 from topwork.training.progress import RunProgress
 from topwork.training.protection import Protection, row_masks
-from topwork.training.roi_pool import pool_deterministically
+from topwork.training.roi_pool import replace_pool_gradient
 from topwork.training.schedule import Schedule
 from topwork.training.seeds import seed_of
 from topwork.training.state import State
@@ -162,8 +162,8 @@ class _Run:
         model.to(memory_format=torch.channels_last)
         if self.params.freeze_batch_norm:
             fold_frozen_norms(model)
-        if self.params.deterministic and self.device.on_gpu:
-            pool_deterministically(model, self.family)
+        if self.params.deterministic or not self.device.on_gpu:
+            replace_pool_gradient(model, self.family)
         trunk = dict(_learning(model).named_modules()).get(self.family.backbone)
         if trunk is not None:
             trunk.register_forward_pre_hook(_channels_last)
