@@ -123,9 +123,14 @@ def test_coco_files_without_a_split_by_name_are_listed(tmp_path: Path) -> None:
         ("ls.json", '[{"id": 1, "annotations": []}]', "Label Studio's own JSON"),
         ("annotations.xml", "<?xml version='1.0'?><annotations/>", "CVAT's own XML"),
         ("via.csv", "filename,region_shape_attributes\n", "table of VIA"),
+        ("train/_annotations.csv", "filename,class,xmin,ymin,xmax,ymax\n", "a table of boxes"),
+        ("train/_annotations.createml.json", '[{"image": "a.jpg", "annotations": []}]', "CreateML"),
+        ("train/cars.tfrecord", "", "TensorFlow's records"),
+        ("train/metadata.jsonl", '{"file_name": "a.jpg", "objects": {}}', "Hugging Face"),
+        ("label_2/a.txt", f"Car{' 0.5' * 14}", "KITTI's labels"),
+        ("ds/ann/a.jpg.json", {"tags": [], "size": {}, "objects": []}, "Supervisely's own JSON"),
         ("readme.md", "nothing", "no data set found"),
     ],
-    ids=["labelme", "via", "via-json", "datumaro", "fiftyone", "label-studio", "cvat", "csv", "no"],
 )
 def test_formats_that_are_not_read_name_the_export_to_choose(
     name: str, content: str, words: str, tmp_path: Path

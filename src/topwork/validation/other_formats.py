@@ -1,34 +1,70 @@
 """Formats of labelled images that are known and not read: what to export instead."""
 
+import re
 from pathlib import Path
 
 import msgspec
 
 from topwork.validation.decode import Unreadable, load_bytes, to_utf8
 
+_VIA = "which isn't read; choose Annotation, Export Annotations (COCO format) in VIA."
+_BY_START = (
+    (
+        "*.xml",
+        rb"<annotations",
+        ("CVAT's own XML, which isn't read; export `COCO 1.0` or `PASCAL VOC 1.1` from CVAT."),
+    ),
+    ("*.csv", rb"region_shape_attributes", f"a table of VIA, {_VIA}"),
+    (
+        "*.csv",
+        rb"(?i)xmin\b",
+        (
+            "a table of boxes (as of TensorFlow or Open Images), which isn't read; export COCO or"
+            " Pascal VOC from the tool that wrote it."
+        ),
+    ),
+    (
+        "*.tfrecord*",
+        rb"",
+        "TensorFlow's records, which aren't read; export COCO from the tool that wrote them.",
+    ),
+    (
+        "metadata.jsonl",
+        rb"file_name",
+        (
+            "a list of Hugging Face's image folders, which isn't read; write a COCO JSON from it"
+            " (docs/data.md says what that holds)."
+        ),
+    ),
+    (
+        "*.txt",
+        rb"^\S+( -?[\d.]+){14}",
+        "KITTI's labels, which aren't read; convert them to COCO or YOLO.",
+    ),
+)
+"""Files by name, what they begin with (a pattern), and what that is."""
+
 
 def refusal(folder: Path) -> str:
     """Why nothing was found: a format that isn't read, or what would be."""
-    for file in [*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))][:20]:
+    for file in _near(folder, "*.json"):
         if others := other_format(file):
             return f"{file.relative_to(folder).as_posix()} {others}"
-    for file in sorted(folder.glob("*.xml")):
-        if b"<annotations" in _head(file):
-            return (
-                f"{file.name} is CVAT's own XML, which isn't read; export `COCO 1.0` or `PASCAL VOC"
-                " 1.1` from CVAT."
-            )
-    for file in sorted(folder.glob("*.csv")):
-        if b"region_shape_attributes" in _head(file):
-            return (
-                f"{file.name} is a table of VIA, which isn't read; choose Annotation, Export"
-                " Annotations (COCO format) in VIA."
-            )
+    for pattern, start, what in _BY_START:
+        for file in _near(folder, pattern):
+            if re.search(start, _head(file)):
+                return f"{file.relative_to(folder).as_posix()} is {what}"
     return (
         "no data set found: no COCO JSON (here, in annotations/, or in train/, valid/, test/), no"
         " Annotations/*.xml (Pascal VOC), no data.yaml, obj.data or classes.txt with labels/"
         " (YOLO). Name its annotation file."
     )
+
+
+def _near(folder: Path, pattern: str) -> list[Path]:
+    """The first files of that name here and one and two folders down."""
+    places = (folder.glob(f"{depth}{pattern}") for depth in ("", "*/", "*/*/"))
+    return [file for place in places for file in sorted(place) if file.is_file()][:20]
 
 
 def other_format(file: Path) -> str:
@@ -46,9 +82,11 @@ def other_format(file: Path) -> str:
             " by labelme's labelme2coco.py, or to Pascal VOC by labelme2voc.py."
         )
     if isinstance(found, dict) and "_via_img_metadata" in found:
+        return f"is a project of VIA, {_VIA}"
+    if isinstance(found, dict) and {"objects", "size", "tags"} <= set(found):
         return (
-            "is a project of VIA, which isn't read; choose Annotation, Export Annotations (COCO"
-            " format) in VIA."
+            "is Supervisely's own JSON, a file an image, which isn't read; export COCO (its app"
+            " `Export to COCO`)."
         )
     if isinstance(found, dict) and {"items", "categories"} <= set(found):
         return (
@@ -58,15 +96,14 @@ def other_format(file: Path) -> str:
     if isinstance(found, dict) and {"samples"} <= set(found):
         return "is FiftyOne's own format, which isn't read; export COCODetectionDataset."
     first = found[0] if isinstance(found, list) and found else None
+    if isinstance(first, dict) and {"image", "annotations"} <= set(first):
+        return "is CreateML's own JSON, which isn't read; export COCO or Pascal VOC."
     if isinstance(first, dict) and ("annotations" in first or "completions" in first):
         return "is Label Studio's own JSON, which isn't read; export COCO or YOLO with images."
     if isinstance(found, dict) and found:
         value = next(iter(found.values()))
         if isinstance(value, dict) and {"regions", "filename"} <= set(value):
-            return (
-                "is VIA's own JSON, which isn't read; choose Annotation, Export Annotations (COCO"
-                " format) in VIA."
-            )
+            return f"is VIA's own JSON, {_VIA}"
     return ""
 
 
