@@ -258,6 +258,36 @@ def test_another_environment_is_refused_unless_asked_for(copy: Copy) -> None:
     assert result.matches
 
 
+@pytest.mark.long
+def test_data_imported_from_another_repository_are_brought_and_recomputed(
+    copy: Copy, tmp_path: Path
+) -> None:
+    """In a clone that has nothing yet; the hint is carried out word for word."""
+    other = tmp_path / "other"
+    other.mkdir()
+    done(other, "git", "init", "--quiet", "--initial-branch", "main")
+    done(other, "git", "config", "user.email", "a@b.c")
+    done(other, "git", "config", "user.name", "a")
+    done(other, "dvc", "init", "--quiet")
+    shutil.copytree(copy.root / "data" / "mine", other / "mine")
+    done(other, "dvc", "add", "--quiet", "mine")
+    commit(other, "data")
+    done(copy.root, "dvc", "remove", "--quiet", "data/mine.dvc")
+    shutil.rmtree(copy.root / "data" / "mine")
+    done(copy.root, "dvc", "import", "--quiet", "../other", "mine", "--out", "data/mine")
+    commit(copy.root, "imported")
+    clone = tmp_path / "clone"
+    done(tmp_path, "git", "clone", "--quiet", str(copy.root), str(clone))
+    with pytest.raises(AuditError, match=r"inputs aren't in the cache: data/mine; `") as refused:
+        again(Copy(clone), stage="validate")
+    hint = str(refused.value).split("`")[1]
+    assert hint == "dvc fetch data/mine.dvc"
+    done(clone, *hint.split())
+    (result,) = again(Copy(clone), stage="validate")
+    assert result.matches, result
+    assert done(clone, "git", "status", "--porcelain") == ""
+
+
 def test_what_cannot_be_recomputed_is_said(copy: Copy) -> None:
     with pytest.raises(AuditError, match=r"nothing: HEAD records no such stage\. It has: validate"):
         again(copy, stage="nothing")
