@@ -9,7 +9,6 @@ PROJECT has a run that is committed; it is cloned, and not changed.
 import argparse
 import hashlib
 import json
-import os
 import random
 import shutil
 import statistics
@@ -29,6 +28,13 @@ from topwork.environment import environment_of
 ROOT = Path(__file__).parents[1]
 TOPWORK = [sys.executable, "-m", "topwork.cli"]
 PREDICTIONS = "out/predict/predictions"
+LAUNCH = """
+import json, resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
+"""A small process in between: a process's peak counts the memory of the one that started it."""
 
 
 def done(folder: Path, *command: str, text: str | None = None) -> None:
@@ -46,16 +52,16 @@ def new_project(folder: Path) -> None:
 def measured(folder: Path, *arguments: str) -> tuple[float, float, float]:
     """Wall seconds, seconds of processor time and peak memory (MiB) of a topwork command."""
     begin = time.perf_counter()
-    process = subprocess.Popen(
-        [*TOPWORK, *arguments],
+    printed = subprocess.run(
+        [sys.executable, "-c", LAUNCH, *TOPWORK, *arguments],
         cwd=folder,
         env=environment_of(ROOT),
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        check=True,
     )
-    _, _, used = os.wait4(process.pid, 0)
-    processor = used.ru_utime + used.ru_stime
-    return time.perf_counter() - begin, processor, used.ru_maxrss / 1024
+    processor, memory = json.loads(printed.stdout)
+    return time.perf_counter() - begin, processor, memory / 1024
 
 
 # verify
@@ -204,6 +210,20 @@ def grow(folder: Path, mib: int) -> None:
     done(folder, "git", "commit", "--quiet", "--all", "--message", "more predictions")
 
 
+def written(folder: Path) -> float:
+    """Peak memory (MiB) of writing a bundle, without the computations of `verify`."""
+    code = (
+        "from pathlib import Path; from topwork.audit.bundle import write_bundle;"
+        " from topwork.audit.revision import open_revision;"
+        " write_bundle(open_revision(Path(), 'HEAD'), [], Path('alone.zip'))"
+    )
+    command = [sys.executable, "-c", LAUNCH, sys.executable, "-c", code]
+    printed = subprocess.run(
+        command, cwd=folder, env=environment_of(ROOT), stdout=subprocess.PIPE, check=True
+    )
+    return json.loads(printed.stdout)[1] / 1024
+
+
 def bundle_rows(folder: Path, project: Path, mib: int) -> list[dict[str, object]]:
     cloned(project, folder)
     rows = []
@@ -222,6 +242,12 @@ def bundle_rows(folder: Path, project: Path, mib: int) -> list[dict[str, object]
                 "peak memory, MiB": round(memory),
             }
             rows.append(row)
+        rows.append(
+            {
+                "what": f"writing the bundle alone, {what}",
+                "peak memory, MiB": round(written(folder)),
+            }
+        )
         rows[-1]["bundle, MiB"] = round((folder / "evidence.zip").stat().st_size / (1 << 20))
     return rows
 

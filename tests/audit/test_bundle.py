@@ -51,7 +51,10 @@ def test_a_bundle_holds_and_says_how_it_was_checked(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     assert main(["audit", "check", str(evidence)]) == 0
-    assert "all of it holds" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all of it holds" in printed
+    sha256 = hashlib.sha256(contents_of(evidence)["manifest.json"]).hexdigest()
+    assert f"SHA-256 of its manifest: {sha256}" in printed
     checks = {check.what: check for check in check_bundle(evidence)}
     assert {"dvc.lock", "mAP from predictions", f"out {METRICS}"} <= set(checks)
     names = set(contents_of(evidence))

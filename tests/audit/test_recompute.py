@@ -16,6 +16,7 @@ from conftest import done, edit_params, run
 from topwork.audit.explain import explain, shapley
 from topwork.audit.recompute import TREES, StageResult, recompute
 from topwork.audit.revision import open_revision
+from topwork.cli import main
 from topwork.errors import AuditError, RevisionError
 from topwork.files import path_md5
 
@@ -202,6 +203,19 @@ def test_shares_add_up_whatever_causes_do_together() -> None:
     }
     assert shares == pytest.approx({"a": 0.275, "b": 0.125})
     assert sum(shares.values()) == pytest.approx(figures["ab"] - figures[""])
+
+
+def test_one_cause_explains_all_and_is_named(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing has to run: both ends are recorded."""
+    monkeypatch.chdir(copy.root)
+    assert main(["audit", "explain", "HEAD~3", "HEAD~2"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "params.finetune: finetune.lr 0.01 -> 0.02"
+    differences = [line.rpartition("(")[2].rstrip(")") for line in lines[::2]]
+    assert [line.split() for line in lines[1::2]] == [[d, "params.finetune"] for d in differences]
+    assert "+0.0000" not in lines[2], "mAP moved"
 
 
 @pytest.mark.long
