@@ -16,6 +16,7 @@ from conftest import done, edit_params, run
 from topwork.audit.explain import explain, shapley
 from topwork.audit.recompute import TREES, StageResult, recompute
 from topwork.audit.revision import open_revision
+from topwork.cli import main
 from topwork.errors import AuditError, RevisionError
 from topwork.files import path_md5
 
@@ -204,6 +205,19 @@ def test_shares_add_up_whatever_causes_do_together() -> None:
     assert sum(shares.values()) == pytest.approx(figures["ab"] - figures[""])
 
 
+def test_one_cause_explains_all_and_is_named(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing has to run: both ends are recorded."""
+    monkeypatch.chdir(copy.root)
+    assert main(["audit", "explain", "HEAD~3", "HEAD~2"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "params.finetune: finetune.lr 0.01 -> 0.02"
+    differences = [line.rpartition("(")[2].rstrip(")") for line in lines[::2]]
+    assert [line.split() for line in lines[1::2]] == [[d, "params.finetune"] for d in differences]
+    assert "+0.0000" not in lines[2], "mAP moved"
+
+
 @pytest.mark.long
 def test_the_difference_of_two_runs_is_explained_by_its_causes(copy: Copy) -> None:
     """Another seed, and dropped rows removed: both move the metrics."""
@@ -256,6 +270,36 @@ def test_another_environment_is_refused_unless_asked_for(copy: Copy) -> None:
         again(copy, stage="gate")
     (result,) = again(copy, stage="gate", environment="differs")
     assert result.matches
+
+
+@pytest.mark.long
+def test_data_imported_from_another_repository_are_brought_and_recomputed(
+    copy: Copy, tmp_path: Path
+) -> None:
+    """In a clone that has nothing yet; the hint is carried out word for word."""
+    other = tmp_path / "other"
+    other.mkdir()
+    done(other, "git", "init", "--quiet", "--initial-branch", "main")
+    done(other, "git", "config", "user.email", "a@b.c")
+    done(other, "git", "config", "user.name", "a")
+    done(other, "dvc", "init", "--quiet")
+    shutil.copytree(copy.root / "data" / "mine", other / "mine")
+    done(other, "dvc", "add", "--quiet", "mine")
+    commit(other, "data")
+    done(copy.root, "dvc", "remove", "--quiet", "data/mine.dvc")
+    shutil.rmtree(copy.root / "data" / "mine")
+    done(copy.root, "dvc", "import", "--quiet", "../other", "mine", "--out", "data/mine")
+    commit(copy.root, "imported")
+    clone = tmp_path / "clone"
+    done(tmp_path, "git", "clone", "--quiet", str(copy.root), str(clone))
+    with pytest.raises(AuditError, match=r"inputs aren't in the cache: data/mine; `") as refused:
+        again(Copy(clone), stage="validate")
+    hint = str(refused.value).split("`")[1]
+    assert hint == "dvc fetch data/mine.dvc"
+    done(clone, *hint.split())
+    (result,) = again(Copy(clone), stage="validate")
+    assert result.matches, result
+    assert done(clone, "git", "status", "--porcelain") == ""
 
 
 def test_what_cannot_be_recomputed_is_said(copy: Copy) -> None:

@@ -345,6 +345,14 @@ def check_bundle(path: Path) -> list[Check]:
         raise AuditError(f"{path}: not readable as a zip ({error}).") from error
 
 
+def manifest_sha256(path: Path) -> str:
+    """SHA-256 of the manifest of a bundle that `check_bundle` has looked at: it stands for all of
+    the bundle.
+    """
+    with zipfile.ZipFile(path) as bundle:
+        return _hashes(bundle, MANIFEST)[0]
+
+
 def _checked(path: Path, bundle: zipfile.ZipFile) -> Iterator[Check]:
     infos = bundle.infolist()
     _refuse_harm(path, infos)

@@ -27,6 +27,8 @@ from topwork.project.evaluate import METRICS
 
 TREES = Path(".topwork/explain")
 MOST_CAUSES = 4
+MOST_NAMED = 3
+"""Params or files of a cause that are named."""
 PARAMS = "params.yaml"
 NOT_COMPUTED = ("params.runtime", "params.report", "params.demo")
 """Sections that no metric depends on, or that the data cause covers."""
@@ -114,6 +116,37 @@ def differing_causes(first: Revision, second: Revision) -> list[str]:
         f"params.{name}" for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)
     ]
     return [*sorted(groups), *(name for name in sections if name not in NOT_COMPUTED)]
+
+
+def in_words(first: Revision, second: Revision, cause: str) -> str:
+    """What differs in a cause: `finetune.lr 0.01 -> 0.02`, or the files."""
+    kind, _, section = cause.partition(".")
+    if kind == "params":
+        ours, theirs = (
+            dict(_flat(document[section], section)) if section in document else {}
+            for document in (first.params_document(), second.params_document())
+        )
+        found = [
+            f"{name} {ours.get(name, 'unset')} -> {theirs.get(name, 'unset')}"
+            for name in {**ours, **theirs}
+            if ours.get(name) != theirs.get(name)
+        ]
+    else:
+        found = sorted(
+            path
+            for path in {*first.tracked, *second.tracked}
+            if _cause_of(path) == cause and first.tracked.get(path) != second.tracked.get(path)
+        )
+    beyond = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return ", ".join(found[:MOST_NAMED]) + beyond
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}")
+    else:
+        yield name, value
 
 
 def _cause_of(path: str) -> str | None:

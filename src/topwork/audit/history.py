@@ -69,10 +69,10 @@ def experiments(root: Path, limit: int | None = None) -> "pd.DataFrame":
                 "kind": row.kind,
                 "date": row.date,
                 "subject": row.subject,
-                "differs": _differs(row, rows),
+                "differs": differs,
                 **row.values,
             }
-            for row in rows
+            for row, differs in zip(rows, _differences(rows), strict=True)
         ]
     )
     columns = [name for name in table.columns if not (own and name.startswith(DEMO))]
@@ -284,29 +284,28 @@ def _json(content: bytes) -> Any:
         return {}
 
 
-def _differs(row: _Row, rows: list[_Row]) -> str:
-    """Params that differ from the experiment's base, or from the commit before."""
-    if row.kind == "failed":
-        return row.subject[:100]
-    older = [
-        other
-        for other in rows
-        if other.kind == "commit"
-        and (
-            other.commit == row.before
-            if row.before
-            else datetime.fromisoformat(other.date) <= datetime.fromisoformat(row.date)
-            and rows.index(other) > rows.index(row)
-        )
-    ]
-    if not older:
+def _differences(rows: list[_Row]) -> list[str]:
+    """Row by row, newest first: params that differ from the experiment's base, or from the commit
+    before; what stopped a failed run.
+    """
+    commits = {row.commit: row for row in rows if row.kind == "commit"}
+    found = []
+    older: _Row | None = None
+    for row in reversed(rows):
+        before = commits.get(row.before) if row.before else older
+        found.append(row.subject[:100] if row.kind == "failed" else _differing(row, before))
+        older = row if row.kind == "commit" else older
+    return found[::-1]
+
+
+def _differing(row: _Row, before: _Row | None) -> str:
+    if before is None:
         return ""
-    before = older[0].values
-    names = [name for name in {**row.values, **before} if name.startswith("params.")]
+    names = [name for name in {**row.values, **before.values} if name.startswith("params.")]
     return ", ".join(
         f"{name.removeprefix('params.')}={_word(row.values.get(name))}"
         for name in names
-        if row.values.get(name) != before.get(name)
+        if row.values.get(name) != before.values.get(name)
     )
 
 

@@ -222,10 +222,27 @@ def _bring_inputs(revision: Revision, tree: Path, stages: list[str]) -> None:
         check=False,
     )
     if done.returncode:
+        for record in revision.stages.values():
+            lacking = [out for out in record.outs if out.path in wanted and _lacks(revision, out)]
+            if lacking:
+                raise AuditError(
+                    f"{revision.rev}: inputs aren't in the cache: {lacking[0].path};"
+                    f" {bring(revision, record)}."
+                )
         raise AuditError(
-            f"{revision.rev}: inputs aren't in the cache: {' '.join(done.stderr.split())};"
-            f" {bring(revision)}."
+            f"{revision.rev}: inputs can't be checked out: {' '.join(done.stderr.split())[:600]}"
         )
+
+
+def _lacks(revision: Revision, out: Entry) -> bool:
+    """Whether an out, or a file in it, isn't in the cache."""
+    if out.md5 is None:
+        return True
+    try:
+        members = revision.members(out).values() if out.is_folder else ()
+    except AuditError:
+        return True
+    return not all(revision.cached(md5).is_file() for md5 in (out.md5, *members))
 
 
 def _asked(revision: Revision, name: str) -> frozenset[str]:

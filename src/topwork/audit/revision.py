@@ -293,6 +293,14 @@ class Revision:
         with Repo(str(self.root)) as repo:
             return repo.cache.local.oid_to_path
 
+    @cached_property
+    def has_remote(self) -> bool:
+        """Whether the project names a DVC remote."""
+        from dvc.repo import Repo
+
+        with Repo(str(self.root)) as repo:
+            return bool(repo.config["remote"])
+
     def cached(self, md5: str) -> Path:
         """Where the DVC cache keeps (or would keep) an object."""
         return Path(self._cache_path(md5))

@@ -9,7 +9,6 @@ Then what can be computed again in seconds is (`rederivation`). No model runs.
 import json
 import re
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -103,10 +102,10 @@ class _Verification:
             found += self.inputs_or_stale(record)
         found += self._missing_stages()
         found += self._shared_outs()
-        found += _kept(self.revision)
         if recompute:
-            from topwork.audit.rederivation import rederive
+            from topwork.audit.rederivation import rederive  # heavy, and only here
 
+            found += _kept(self.revision)
             found += rederive(self.revision, self.defined, found)
         return found
 
@@ -152,7 +151,7 @@ class _Verification:
             return Check(record.name, what, "broken", "git keeps it, and hasn't got it here")
         held = self.objects.found(out.md5)
         if held is None:
-            return Check(record.name, what, "unchecked", f"{out.md5} {self._absent}")
+            return Check(record.name, what, "unchecked", f"{out.md5} {self._absent(record)}")
         if difference := _compare(record.name, what, held[0], out.md5, "the cached object"):
             return difference
         if not out.is_folder:
@@ -180,12 +179,8 @@ class _Verification:
             else:
                 total += held[1]
         if missing:
-            return Check(
-                record.name,
-                what,
-                "unchecked",
-                f"{len(missing)} of {len(members)} files, first {missing[0]}: {self._absent}",
-            )
+            counted = f"{len(missing)} of {len(members)} files, first {missing[0]}"
+            return Check(record.name, what, "unchecked", f"{counted}: {self._absent(record)}")
         return _size(record.name, what, out, total, len(members))
 
     def _no_hash(self, record: StageRecord, what: str, entry: Entry) -> Check:
@@ -195,9 +190,8 @@ class _Verification:
             )
         return Check(record.name, what, "broken", "the record holds no hash")
 
-    @cached_property
-    def _absent(self) -> str:
-        return f"isn't in the cache; {bring(self.revision)}"
+    def _absent(self, record: StageRecord) -> str:
+        return f"isn't in the cache; {bring(self.revision, record)}"
 
     # inputs
 
@@ -429,16 +423,16 @@ class _Verification:
         )
 
 
-def bring(revision: Revision) -> str:
-    """How objects that the cache lacks can be had, as a command."""
-    from dvc.repo import Repo
-
+def bring(revision: Revision, record: StageRecord) -> str:
+    """How a stage's outs that the cache lacks can be had, as a command."""
     from topwork.audit.revision import experiment_names
 
-    with Repo(str(revision.root)) as repo:
-        if not repo.config["remote"]:
-            return "no DVC remote is set up that could bring it (`dvc remote add`)"
-    if revision.commit == git(revision.root, "rev-parse", "HEAD").decode().strip():
+    current = revision.commit == git(revision.root, "rev-parse", "HEAD").decode().strip()
+    if record.file.endswith(".dvc") and revision.yaml(record.file).get("deps"):  # imported
+        return f"`dvc fetch {'' if current else '--all-commits '}{record.file}` may bring it"
+    if not revision.has_remote:
+        return "no DVC remote is set up that could bring it (`dvc remote add`)"
+    if current:
         return "`dvc fetch` may bring it"
     names = [n for n, c in experiment_names(revision.root).items() if c == revision.commit]
     if names:
@@ -482,7 +476,7 @@ def touches(dep: str, out: str) -> bool:
 
 def _kept(revision: Revision) -> Iterator[Check]:
     """What the fine-tuned file's receipt says of the pretrained weights in it."""
-    from topwork.audit.keeping import kept_statements  # heavy, and only here
+    from topwork.audit.keeping import kept_statements
 
     if RECEIPT.as_posix() in revision.outs:
         for status, message in kept_statements(revision):

@@ -168,6 +168,8 @@ def _headlines(columns: list[str]) -> list[str]:
 
 
 def _print_list(table: "pd.DataFrame", chosen: list[str], differs: bool) -> None:
+    from textwrap import shorten
+
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -178,8 +180,10 @@ def _print_list(table: "pd.DataFrame", chosen: list[str], differs: bool) -> None
     view.add_column("date", no_wrap=True, min_width=10)
     view.add_column("name", overflow="fold", max_width=16)
     for name in chosen:
-        head = name.removeprefix("params.").replace("retention.", "kept ")
-        view.add_column({"map": "mAP"}.get(head, head), justify="right", overflow="fold")
+        head = {"map": "mAP"}.get(name, name.removeprefix("params."))
+        if name.startswith("retention."):
+            head = name.replace("retention.", "kept ")
+        view.add_column(head, justify="right", overflow="fold")
     if differs:
         view.add_column("differs from the one before", overflow="fold")
     for _, row in table.iterrows():
@@ -187,7 +191,8 @@ def _print_list(table: "pd.DataFrame", chosen: list[str], differs: bool) -> None
             "" if row[column] is None or row[column] != row[column] else _short(row[column])
             for column in chosen
         ]
-        texts = [row["rev"], row["date"][:10], row["name"] or row["subject"][:LENGTH], *values]
+        about = row["name"] or shorten(row["subject"], LENGTH, placeholder="...")
+        texts = [row["rev"], row["date"][:10], about, *values]
         texts += [row["differs"].replace(", ", "\n")] if differs else []
         view.add_row(*map(Text, texts), style="red" if row["kind"] == "failed" else None)
     Console().print(view)
@@ -303,14 +308,15 @@ def _recompute(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from topwork.audit.explain import explain
+    from topwork.audit.explain import explain, in_words
     from topwork.audit.repository import project_root
     from topwork.audit.revision import open_revision
 
     root = project_root(Path())
+    first, second = open_revision(root, arguments.first), open_revision(root, arguments.second)
     found = explain(
-        open_revision(root, arguments.first),
-        open_revision(root, arguments.second),
+        first,
+        second,
         notify=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if arguments.format == "json":
@@ -318,6 +324,8 @@ def _explain(arguments: argparse.Namespace) -> int:
 
         print(json.dumps([asdict(explanation) for explanation in found], indent=2))
         return 0
+    for cause in found[0].shares if found else ():
+        print(f"{cause}: {in_words(first, second, cause)}")
     for item in found:
         difference = f"{item.after - item.before:+.4f}"
         print(f"{item.metric}: {item.before:.4f} -> {item.after:.4f} ({difference})")
@@ -347,7 +355,7 @@ def _bundle(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from topwork.audit.bundle import check_bundle
+    from topwork.audit.bundle import check_bundle, manifest_sha256
 
     checks = check_bundle(arguments.bundle)
     if arguments.key:
@@ -355,4 +363,5 @@ def _check(arguments: argparse.Namespace) -> int:
 
         checks.append(check_signature(arguments.bundle, arguments.key))
     _print(checks, str(arguments.bundle), "bundle", arguments.all)
+    print(f"SHA-256 of its manifest: {manifest_sha256(arguments.bundle)}")
     return _exit_code(checks, allow_unchecked=False)
