@@ -107,7 +107,7 @@ def lean(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProces
 def test_plain_pytorch_needs_the_base_alone(tmp_path: Path) -> None:
     """README's story, files, and a look into them."""
     code = """
-import torch, topwork
+import json, pathlib, torch, topwork
 weights = topwork.demo_weights()
 graft = topwork.graft(weights, {"person": "keep", "helmet": "new"})
 topwork.write_weights("grafted.safetensors", graft.weights)
@@ -121,6 +121,17 @@ topwork.verify_graft
 from topwork.cli import main
 assert main(["inspect", "grafted.safetensors"]) == 0
 assert main(["diff", "grafted.safetensors", "grafted.safetensors"]) == 0
+topwork.write_weights("pretrained.safetensors", weights)
+pathlib.Path("receipt.json").write_text(json.dumps(graft.receipt))
+command = ["verify-graft", "pretrained.safetensors", "grafted.safetensors", "receipt.json"]
+assert main(command) == 0
+from PIL import Image
+Image.new("RGB", (64, 48)).save("yard.png")
+pathlib.Path("params.yaml").write_text("{}")  # of a project; the base install can't read it
+command = ["predict", "yard.png", "--weights", "grafted.safetensors", "--out", "seen"]
+assert main([*command, "--score", "0"]) == 0
+assert json.loads(pathlib.Path("seen/predictions.json").read_text())["images"][0]["objects"]
+assert Image.open("seen/yard.png").size == (64, 48)
 try:
     topwork.inspect(weights).frame()
 except ModuleNotFoundError:
