@@ -1,6 +1,6 @@
 """Whole steps and predictions on one device: torchvision's reference loop and ours, row by row.
 
-    python benchmarks/gpu.py [--device cuda] [--rows SUBSTRING...] [--limit 45] [--out FOLDER]
+    python benchmarks/gpu.py [--device cuda] [--rows PATTERN...] [--limit 45] [--out FOLDER]
 
 Each row is a process of its own with a time limit, and is printed when it is measured. Rows come in
 order of worth. Pictures are JPEGs of 800 by 608 pixels, read, decoded and mirrored anew in every
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--rows", nargs="*", default=[], help="those that hold one of these texts")
+    parser.add_argument(
+        "--rows", nargs="*", default=[], help="those that end in one of these, * for anything"
+    )
     parser.add_argument("--limit", type=float, default=45, help="seconds a row")
     parser.add_argument("--out", type=Path, help="folder for profiles and rows.jsonl")
     parser.add_argument("--blocks", type=int, default=BLOCKS)
@@ -92,7 +95,7 @@ def main() -> int:
         flush=True,
     )
     for row in rows():
-        if arguments.rows and not any(text in row for text in arguments.rows):
+        if arguments.rows and not any(fnmatch(row, f"*{text}") for text in arguments.rows):
             continue
         found = in_process(row, arguments.limit)
         if "failed" in found:

@@ -62,6 +62,16 @@ def test_with_a_share_of_the_scion_nothing_is_exact(files: tuple[Path, Path, Pat
     assert "kept exactly: no class (the branch has a share of 0.05 in them)" in held
 
 
+def test_a_kept_class_is_told_with_the_name_that_it_has_in_the_source(
+    files: tuple[Path, Path, Path],
+) -> None:
+    source, result, receipt = files
+    both = branch(weights_of(ssd), {"guest": {"keep": "person"}, "helmet": "new"})
+    write_weights(result, both)
+    keeping_receipt(source, result).write(receipt)
+    assert "kept exactly: guest (the source's person)" in verify_graft(*files, trust=True)
+
+
 def test_a_single_detector_keeps_no_class_exactly(files: tuple[Path, Path, Path]) -> None:
     source, result, receipt = files
     pretrained = weights_of(ssd)

@@ -65,7 +65,9 @@ def started(folder: Path, **runtime: object) -> Iterator[Runner]:
     source = HERE.parents[1] / "src"
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(source), str(HERE.parent)]),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(source), str(HERE.parent), os.environ.get("PYTHONPATH")])
+        ),
         "OMP_NUM_THREADS": "1",
     }
     with subprocess.Popen(

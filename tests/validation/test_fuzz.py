@@ -21,8 +21,8 @@ from topwork.dataset.tables import Tables
 from topwork.errors import DataError
 from topwork.files import canonical_json
 from topwork.params.dataset import DatasetParams, SetParams
+from topwork.validation.find_layout import find_layout
 from topwork.validation.gate import Validation, validate
-from topwork.validation.layout import find_layout
 from topwork.validation.outputs import findings_record, write_all
 from validation.cases_formats import DATA_YAML, voc_file, voc_object
 from validation.scene import encoded, picture, small_set

@@ -10,8 +10,8 @@ import pytest
 from topwork.cli import main
 from topwork.errors import DataError
 from topwork.params.document import parse_params
+from topwork.validation.find_layout import find_layout
 from topwork.validation.gate import validate
-from topwork.validation.layout import find_layout
 from validation.layouts import (
     BOXES,
     LAYOUTS,

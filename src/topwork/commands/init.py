@@ -196,7 +196,7 @@ def _choose(name: str, arguments: argparse.Namespace) -> "tuple[Layout, Path | N
     """What the data are, the folder of the source set, and what the user wants of them."""
     from topwork.scaffold.rules import kept_as
     from topwork.scaffold.texts import Choices
-    from topwork.validation.layout import find_layout
+    from topwork.validation.find_layout import find_layout
 
     if arguments.yes and arguments.source is None:
         raise ParamsError(

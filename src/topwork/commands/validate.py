@@ -178,7 +178,7 @@ class _Given:
 def _dataset(args: argparse.Namespace) -> _Given:
     from topwork.params.dataset import DatasetParams
     from topwork.params.document import load_params
-    from topwork.validation.layout import find_layout
+    from topwork.validation.find_layout import find_layout
 
     if args.path is None:
         if args.images is not None or args.against is not None:

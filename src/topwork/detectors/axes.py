@@ -7,7 +7,8 @@ rows that the layout gives that class. What can't be proved is refused, never gu
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -180,7 +181,7 @@ def _prove(
 ) -> _Proof:
     """Prove each axis's layout by the gradients of single classes."""
     name = builder_name(builder)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), _one_thread():
         torch.manual_seed(0)
         with UninitializedParameters():
             model = build(builder, PROBE_COLUMNS, arguments)
@@ -228,6 +229,19 @@ def _prove(
             " whose probe returns every candidate's score (docs/surgery.md)."
         )
     return _Proof(tuple(axes), shapes, softmax, family)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The probe's tensors are small: sharing them out costs more than computing, and on a machine
+    of many cores it took a minute.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def randomize(model: nn.Module) -> None:

@@ -6,6 +6,8 @@ images gives both figures, and their ratio. The contracts in params.yaml (`reten
 0.95, on: source}}`, `learned: {helmet: {min: 0.3}}`) are checked here and enforced by the gate.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,40 +55,21 @@ def contract_record(
         note: why the retention is undefined, where that is known.
         proof: of a class that is kept exactly.
     """
+    found = ratio(finetuned, pretrained)
     if asked.exact:
         assert proof is not None
-        return ContractRecord(
-            name=name,
-            on=asked.on,
-            min=asked.least,
-            by=asked.measure,
-            pretrained=pretrained,
-            finetuned=finetuned,
-            found=ratio(finetuned, pretrained),
-            interval=between,
-            holds=proof.holds,
-            note=note,
-            sentence=f"{name} on {asked.on}: {proof.sentence}",
-        )
-    found = ratio(finetuned, pretrained)
-    if found is None and note is None:
-        note = (
-            "the pretrained detector finds none of its objects"
-            if pretrained is not None
-            else "the set has no object of the class"
-        )
-    measured = found if asked.by == "estimate" else (between[0] if between else None)
-    if asked.by == "interval" and between is None and found is not None:
-        note = "no interval: evaluate.bootstrap is too small"
-    if found is None:
-        result = f"retention undefined ({note}), asked for {asked.least:g} at least"
+        outcome = {"holds": proof.holds, "note": note}
+        result = proof.sentence
     else:
-        interval_text = f" (interval {between[0]:.3f} to {between[1]:.3f})" if between else ""
-        by_end = ", by the interval's lower end" if asked.by == "interval" else ""
-        result = (
-            f"AP {pretrained:.3f} pretrained, {finetuned:.3f} fine-tuned: retention"
-            f" {found:.3f}{interval_text}, asked for {asked.least:g} at least{by_end}"
-        )
+        if found is None and note is None:
+            note = (
+                "the pretrained detector finds none of its objects"
+                if pretrained is not None
+                else "the set has no object of the class"
+            )
+        outcome, result = _judged("retention", found, between, asked.least, asked.by, note)
+        if found is not None:
+            result = f"AP {pretrained:.3f} pretrained, {finetuned:.3f} fine-tuned: {result}"
     return ContractRecord(
         name=name,
         on=asked.on,
@@ -96,9 +79,8 @@ def contract_record(
         finetuned=finetuned,
         found=found,
         interval=between,
-        holds=measured is not None and measured >= asked.least,
-        note=note,
         sentence=f"{name} on {asked.on}: {result}",
+        **outcome,
     )
 
 
@@ -114,15 +96,7 @@ def learned_record(
         between: interval of the AP.
     """
     note = None if found is not None else f"the {asked.on} set has no object of the class"
-    measured = found if asked.by == "estimate" else (between[0] if between else None)
-    if asked.by == "interval" and between is None and found is not None:
-        note = "no interval: evaluate.bootstrap is too small"
-    if found is None:
-        result = f"AP undefined ({note}), asked for {asked.min:g} at least"
-    else:
-        interval_text = f" (interval {between[0]:.3f} to {between[1]:.3f})" if between else ""
-        by_end = ", by the interval's lower end" if asked.by == "interval" else ""
-        result = f"AP {found:.3f}{interval_text}, asked for {asked.min:g} at least{by_end}"
+    outcome, result = _judged("AP", found, between, asked.min, asked.by, note)
     return LearnedRecord(
         name=name,
         on=asked.on,
@@ -130,7 +104,33 @@ def learned_record(
         by=asked.by,
         found=found,
         interval=between,
-        holds=measured is not None and measured >= asked.min,
-        note=note,
         sentence=f"{name} on {asked.on}: {result}",
+        **outcome,
+    )
+
+
+def _judged(
+    what: str,
+    found: float | None,
+    between: Interval | None,
+    least: float,
+    by: str,
+    note: str | None,
+) -> tuple[dict[str, Any], str]:
+    """`holds` and `note` of a contract, and its sentence."""
+    if found is None:
+        outcome = {"holds": False, "note": note}
+        return outcome, f"{what} undefined ({note}), asked for {least:g} at least"
+    measured: float | None = found
+    interval_text = f" (interval {between[0]:.3f} to {between[1]:.3f})" if between else ""
+    asked_text = f"asked for {least:g} at least"
+    if by == "interval":
+        measured = between[0] if between else None
+        asked_text += ", by the interval's lower end"
+        if between is None:
+            note = "no interval: evaluate.bootstrap is too small"
+            asked_text += f" ({note})"
+    return (
+        {"holds": measured is not None and measured >= least, "note": note},
+        f"{what} {found:.3f}{interval_text}, {asked_text}",
     )

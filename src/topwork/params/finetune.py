@@ -113,7 +113,7 @@ class FinetuneParams(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the forward pass: `auto` is bfloat16 on a GPU that has it, float32 elsewhere."""
     compile: bool = False
-    """Compile trunk and head by torch.compile; worth its minutes on long runs on a GPU."""
+    """Compile the trunk by torch.compile; worth its minute on long runs on a GPU."""
     deterministic: bool = True
     """Only deterministic algorithms; same inputs and machine kind, same bits."""
     threads: int | None = Field(default=None, ge=1)

@@ -24,47 +24,17 @@ MISTAKES = PLOTS / "mistakes.parquet"
 Interval = tuple[float, float]
 
 
-class ContractRecord(Record):
-    """The outcome of one class's retention contract.
-
-    Attributes:
-        name: the class (`class` in the file).
-        on: the set.
-        min: least retention that was asked for.
-        by: `estimate`, or `interval` (then its lower end has to reach `min`).
-        pretrained: average precision before.
-        finetuned: average precision after.
-        found: retention; None where undefined.
-        interval: of the retention.
-        holds: whether the contract does; an undefined retention never holds.
-        note: why it's undefined, or None.
-        sentence: all of it as one line of text.
-    """
-
-    name: str = Field(alias="class")
-    on: str
-    min: float
-    by: str
-    pretrained: float | None
-    finetuned: float | None
-    found: float | None
-    interval: Interval | None
-    holds: bool
-    note: str | None
-    sentence: str
-
-
 class LearnedRecord(Record):
     """The outcome of one class's learning contract.
 
     Attributes:
         name: the class (`class` in the file).
         on: the set.
-        min: least AP that was asked for.
+        min: least figure that was asked for: AP of a new class, retention of a kept one.
         by: `estimate`, or `interval` (then its lower end has to reach `min`).
-        found: AP of the fine-tuned detector; None where undefined.
-        interval: of the AP.
-        holds: whether the contract does; an undefined AP never holds.
+        found: the figure; None where undefined.
+        interval: of the figure.
+        holds: whether the contract does; an undefined figure never holds.
         note: why it's undefined, or None.
         sentence: all of it as one line of text.
     """
@@ -78,6 +48,18 @@ class LearnedRecord(Record):
     holds: bool
     note: str | None
     sentence: str
+
+
+class ContractRecord(LearnedRecord):
+    """The outcome of one class's retention contract.
+
+    Attributes:
+        pretrained: average precision before.
+        finetuned: average precision after.
+    """
+
+    pretrained: float | None
+    finetuned: float | None
 
 
 class VerdictRecord(Record):
@@ -89,8 +71,7 @@ class VerdictRecord(Record):
 
     def lines(self) -> Iterator[str]:
         """One line a contract, as terminals show it."""
-        contracts: tuple[ContractRecord | LearnedRecord, ...] = (*self.contracts, *self.learned)
-        for contract in contracts:
+        for contract in (*self.contracts, *self.learned):
             yield f"contract {'holds' if contract.holds else 'BREACHED'}: {contract.sentence}"
 
 

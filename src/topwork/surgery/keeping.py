@@ -90,12 +90,17 @@ def verify_keeping(
         ),
         "builder and arguments: the same in both files",
         (
-            f"kept exactly: {', '.join(fresh.exact)}"
+            f"kept exactly: {', '.join(_origin(name, fresh.kept) for name in fresh.exact)}"
             if fresh.exact
             else f"kept exactly: no class (the branch has a share of {fresh.mix:g} in them)"
         ),
         "receipt: says the same as the one computed again",
     ]
+
+
+def _origin(name: str, kept: Mapping[str, str]) -> str:
+    """A class that is kept, and the source's name of it where that's another."""
+    return name if kept.get(name, name) == name else f"{name} (the source's {kept[name]})"
 
 
 def _receipt(

@@ -9,7 +9,8 @@ from topwork.validation.findings import Findings
 from topwork.validation.raw_split import RawSplit
 from topwork.validation.read_coco import read_coco
 from topwork.validation.read_voc import read_voc
-from topwork.validation.read_yolo import read_yolo, yolo_file, yolo_lists
+from topwork.validation.read_yolo import read_yolo
+from topwork.validation.yolo_set import yolo_file, yolo_lists
 
 Format = Literal["coco", "voc", "yolo"]
 
