@@ -237,7 +237,7 @@ def _source_set(
 ) -> tuple[dict[str, Any], Path, dict[str, int]]:
     """Section `dataset` with the source set, where it will lie; its folder now; class -> boxes."""
     from topwork.scaffold.repository import SOURCE_SET
-    from topwork.validation.layout import find_layout
+    from topwork.validation.find_layout import find_layout
 
     if (layout.root / SOURCE_SET).exists():
         raise TopworkError(
