@@ -2,21 +2,20 @@
 
     python benchmarks/install.py
 
-Sizes are those of the installed files of a requirement and all that it needs, from each
-distribution's own record; import times are the least CPU time of two fresh processes, which other
-jobs of the machine hardly change.
+in an environment that has all of them, such as one of the wheel. Sizes are those of the installed
+files of a requirement and all that it needs, from each distribution's own record; import times are
+the least CPU time of two fresh processes, which other jobs of the machine hardly change.
 """
 
 import importlib.metadata
-import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 IMPORTS = (
     "import topwork",
     "import topwork.cli",
@@ -27,25 +26,27 @@ IMPORTS = (
 )
 
 
-def plain(requirement: str) -> str:
-    """A requirement's name."""
-    return re.split(r"[\s<>=!~;\[]", requirement, maxsplit=1)[0].lower().replace("_", "-")
-
-
-def closure(names: Iterable[str]) -> set[str]:
-    """Distributions that are needed, themselves included; those of extras left out."""
-    todo, seen = list(names), set()
+def closure(requirements: Iterable[str]) -> set[str]:
+    """Distributions that are needed, themselves included, with the extras that are asked for
+    (torch's CUDA libraries are extras of one of them).
+    """
+    todo = [Requirement(text) for text in requirements]
+    seen: set[tuple[str, str]] = set()
     while todo:
-        name = plain(todo.pop())
-        if name in seen or name == "topwork":
-            continue
+        wanted = todo.pop()
+        name = canonicalize_name(wanted.name)
         try:
             needs = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
             continue
-        seen.add(name)
-        todo += [need for need in needs if "extra ==" not in need]
-    return seen
+        for extra in {"", *wanted.extras} - {extra for known, extra in seen if known == name}:
+            seen.add((name, extra))
+            todo += [
+                need
+                for need in map(Requirement, needs)
+                if need.marker is None or need.marker.evaluate({"extra": extra})
+            ]
+    return {name for name, _ in seen}
 
 
 def megabytes(names: Iterable[str]) -> float:
@@ -72,18 +73,16 @@ def seconds(statement: str) -> float:
 
 def main() -> None:
     """Print both tables."""
-    base = closure(PROJECT["dependencies"])
     torch = closure(["torch", "torchvision"])
     print(
         "| install | packages | MB | of that torch and torchvision with theirs |\n|---|---|---|---|"
     )
-    print(f"| base | {len(base)} | {megabytes(base):,.0f} | {megabytes(torch):,.0f} |")
-    for extra in ("pipeline", "flows", "export"):
-        wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra]]
-        if "topwork[pipeline]" in wanted:
-            wanted += PROJECT["optional-dependencies"]["pipeline"]
-        needed = closure(wanted)
-        print(f"| {extra} | {len(needed)} | {megabytes(needed):,.0f} | |")
+    for extra in ("", "pipeline", "flows", "export"):
+        needed = closure([f"topwork[{extra}]" if extra else "topwork"])
+        print(
+            f"| {extra or 'base'} | {len(needed)} | {megabytes(needed):,.0f} |"
+            f" {megabytes(torch):,.0f} |"
+        )
     print("\n| import | CPU seconds |\n|---|---|")
     for statement in IMPORTS:
         print(f"| `{statement}` | {seconds(statement):.2f} |")

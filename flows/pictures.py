@@ -38,7 +38,7 @@ def before_and_after(root: Path, count: int) -> list[tuple[str, str]]:
             content = run.files.image(str(row["image_root"]), str(row["file_name"]))
             picture = Image.open(io.BytesIO(content)).convert("RGB")
             sides = [
-                draw_boxes(picture, boxes[boxes["image_id"] == image_id])
+                draw_boxes(picture, boxes[boxes["image_id"] == image_id].to_dict("records"))
                 for boxes in (
                     strong.strong(frame, model)
                     for frame, model in zip(frames, ("pretrained", "finetuned"), strict=True)

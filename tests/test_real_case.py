@@ -17,7 +17,7 @@ def test_the_params_file_of_the_docs_runs_on_real_weights_and_data(
     root: Path, real: Path, tmp_path: Path, file: str
 ) -> None:
     folder = tmp_path / "real_case"
-    done(tmp_path, "topwork", "init", str(folder))
+    done(tmp_path, "topwork", "init", str(folder), "--demo")
     text = (root / "docs" / file).read_text(encoding="utf-8").replace("../shared/real", str(real))
     params = YAML(typ="safe", pure=True).load(text)
     ids = [

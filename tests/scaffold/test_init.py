@@ -18,8 +18,9 @@ import topwork
 from conftest import ROOT, done
 from topwork.cli import main
 from topwork.commands import init
-from topwork.demo.worlds import YARD, draw_split
+from topwork.demo.worlds import STREET, YARD, draw_split
 from topwork.errors import TopworkError
+from topwork.evaluation.contract import check_objects
 from topwork.params.document import parse_params
 from topwork.scaffold.detector import cached
 from topwork.scaffold.texts import params_text
@@ -229,8 +230,9 @@ def test_every_layout_becomes_a_project_that_validates(
     monkeypatch.chdir(tmp_path)
     draw(Path("data/export"))
     flags = {"yes": True, "source": "demo", "keep": [], "rules": "", "epochs": None}
+    flags["source_set"] = None
     flags |= {"data": Path("data/export"), "images": None, "builder": None, "classes": None}
-    layout, choices = init._choose("site", SimpleNamespace(**flags))  # type: ignore[arg-type]
+    layout, _, choices = init._choose("site", SimpleNamespace(**flags))  # type: ignore[arg-type]
     assert layout.format == kind
     assert {"helmet", "forklift"} >= set(choices.rules)
     Path("params.yaml").write_text(params_text(choices))
@@ -285,6 +287,49 @@ def test_a_test_set_that_lacks_is_taken_out_of_train(export: Path, tmp_path: Pat
     done(folder, "dvc", "repro", "validate")
     assert ",test," in (folder / "out/validate/splits.csv").read_text()
     assert "Running" not in done(folder, "dvc", "repro", "validate")
+
+
+def test_a_source_set_is_copied_along_and_asked_there(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures of the street; the class is called otherwise in the data, and their test set has too
+    few of it.
+    """
+    for split, count in (("train", 1), ("val", 20)):
+        draw_split(STREET, tmp_path / "street", split, count, 3, processes=1)
+    data = tmp_path / "few"
+    shutil.copytree(export, data)
+    for split in ("train", "val", "test"):
+        document = json.loads((data / f"{split}.json").read_text())
+        for category in document["categories"]:
+            category["name"] = category["name"].replace("person", "worker")
+        if split == "test":
+            document["annotations"] = document["annotations"][:15]
+        (data / f"{split}.json").write_text(json.dumps(document))
+    folder = tmp_path / "site"
+    given = [str(data), "--source-set", str(tmp_path / "street"), "--keep", "worker=person"]
+    assert main(["init", str(folder), "--data", *given, *DEMO, "--take", "link"]) == 1
+    assert "name it as dataset.source in params.yaml" in capsys.readouterr().err
+    assert not folder.exists()
+    assert main(["init", str(folder), "--data", *given, *DEMO]) == 0
+    out = capsys.readouterr().out
+    assert "its val is the source set" in out
+    assert "contract: worker {min: 0.9, on: source})" in out
+    assert "dvc remote add --default storage URL; dvc push" in out
+    raw = params_of(folder)
+    assert raw["dataset"]["source"] == {
+        "annotations": "source-set/val.json",
+        "images": "source-set/val/images",
+    }
+    raw["dataset"]["root"] = str(folder / raw["dataset"]["root"])
+    params = parse_params(raw)
+    tables = validate(params.dataset).tables
+    assert len(tables.split("source").images) == 20
+    check_objects(params.retention, params.learned, params.surgery.plan(), tables)
+    again = tmp_path / "again"
+    taken = ["--data", str(folder / "data/few"), "--source-set", str(tmp_path / "street")]
+    assert main(["init", str(again), *taken, *DEMO]) == 1
+    assert "source-set: is there already" in capsys.readouterr().err
 
 
 def test_weights_of_ones_own_go_along(export: Path, tmp_path: Path) -> None:

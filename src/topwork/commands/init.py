@@ -24,6 +24,7 @@ Examples:
   topwork init yard --data ~/export          # asks for the detector and for each class
   topwork init yard --data ~/export --yes --source torchvision:ssdlite320_mobilenet_v3_large/COCO_V1
   topwork init yard --data ~/export --yes --source demo --keep person worker=person
+  topwork init yard --data ~/export --source-set ~/coco/val   # measures there what is kept
   topwork init yard                          # an older project: shows what a newer one has
 
 Files that are there are never overwritten. On a terminal it asks twice at most; elsewhere, and with
@@ -37,6 +38,13 @@ Files that are there are never overwritten. On a terminal it asks twice at most;
     )
     parser.add_argument(
         "--images", type=Path, metavar="PATH", help="its images, where they aren't near (COCO)"
+    )
+    parser.add_argument(
+        "--source-set",
+        type=Path,
+        metavar="PATH",
+        help="held-out labelled images such as the weights were trained on, copied along: what is"
+        " kept is measured there (dataset.source)",
     )
     parser.add_argument("--demo", action="store_true", help="the embedded demo instead")
     parser.add_argument(
@@ -132,14 +140,21 @@ def _own(folder: Path, arguments: argparse.Namespace) -> int:
     from topwork.scaffold.template import FLOWS, OWN, REQUIREMENTS, add_files, template_files
     from topwork.scaffold.texts import GITIGNORE, MAKEFILE, params_text, readme_text
 
-    layout, choices = _choose(folder.resolve().name, arguments)
+    layout, source_set, choices = _choose(folder.resolve().name, arguments)
     if folder.resolve().is_relative_to(layout.root.resolve()):
         raise TopworkError(
             f"{folder}: lies in its own data ({layout.root}); nothing was written. Name another"
             " folder."
         )
+    if source_set is not None and (
+        arguments.take != "copy" or layout.root.resolve().is_relative_to(folder.resolve())
+    ):
+        raise TopworkError(
+            "init: --source-set is copied next to the data, which are copied as well; these"
+            f" aren't. Put it below {layout.root}, and name it as dataset.source in params.yaml."
+        )
     inside = initialise_folder(folder)
-    data = take_data(layout.root, folder, arguments.take)
+    data = take_data(layout.root, folder, arguments.take, source_set)
     choices = replace(choices, dataset={**choices.dataset, "root": data.as_posix()})
     parts = (*OWN, *FLOWS) if arguments.flows else OWN
     files = template_files(parts, arguments.flows)
@@ -162,8 +177,8 @@ def _own(folder: Path, arguments: argparse.Namespace) -> int:
     kept = (
         f"contract: {', '.join(f'{name} {line}' for name, line in contracts.items())}"
         if contracts
-        else "no contract: no kept class has enough objects in the test set (`retention` in"
-        " params.yaml)"
+        else "no contract: no kept class has enough objects in a held-out set; give one by"
+        " --source-set, or as dataset.source and `retention` in params.yaml"
     )
     print(
         f"{folder}: ready ({inside}; {committed}; {kept}). Next:\n"
@@ -172,11 +187,14 @@ def _own(folder: Path, arguments: argparse.Namespace) -> int:
         "  dvc repro\n"
         "  topwork summary"
     )
+    if arguments.remote is None:
+        print("For a team, or a backup: dvc remote add --default storage URL; dvc push")
     return 0
 
 
-def _choose(name: str, arguments: argparse.Namespace) -> "tuple[Layout, Choices]":
-    """What the data are, and what the user wants of them."""
+def _choose(name: str, arguments: argparse.Namespace) -> "tuple[Layout, Path | None, Choices]":
+    """What the data are, the folder of the source set, and what the user wants of them."""
+    from topwork.scaffold.rules import kept_as
     from topwork.scaffold.texts import Choices
     from topwork.validation.find_layout import find_layout
 
@@ -201,9 +219,43 @@ def _choose(name: str, arguments: argparse.Namespace) -> "tuple[Layout, Choices]
     boxes = _count(layout, dataset)
     for label, counts in boxes.items():
         print(f"  {label:<24} " + ", ".join(f"{n} {split}" for split, n in counts.items()))
+    source_set = None
+    if arguments.source_set is not None:
+        dataset, source_set, objects = _source_set(layout, dataset, arguments.source_set)
     source = _ask_source(arguments)
     rules = _ask_rules(list(boxes), source, arguments)
-    return layout, Choices(name, dataset, source, rules, boxes, arguments.epochs)
+    if source_set is not None:
+        boxes = {
+            name: boxes.get(name, {}) | {"source": objects.get(kept_as(name, rule) or "", 0)}
+            for name, rule in rules.items()
+        }
+    return layout, source_set, Choices(name, dataset, source, rules, boxes, arguments.epochs)
+
+
+def _source_set(
+    layout: "Layout", dataset: dict[str, Any], path: Path
+) -> tuple[dict[str, Any], Path, dict[str, int]]:
+    """Section `dataset` with the source set, where it will lie; its folder now; class -> boxes."""
+    from topwork.scaffold.repository import SOURCE_SET
+    from topwork.validation.find_layout import find_layout
+
+    if (layout.root / SOURCE_SET).exists():
+        raise TopworkError(
+            f"{layout.root / SOURCE_SET}: is there already, and --source-set {path} would be"
+            " copied to it. Rename one of them."
+        )
+    found = find_layout(path)
+    # of several splits, one that no training saw
+    split = next(name for name in ("val", "test", "train") if name in found.sets)
+    entry: dict[str, str] = found.params()[split]
+    counts = _count(found, {"train": entry})
+    print(f"{path}: taken for {found.summary()}; its {split} is the source set")
+    inside = {
+        key: text if key == "subset" else (SOURCE_SET / text).as_posix()
+        for key, text in entry.items()
+    }
+    objects = {name: sum(by_split.values()) for name, by_split in counts.items()}
+    return {**dataset, "source": inside}, found.root, objects
 
 
 def initialise_folder(folder: Path) -> str:

@@ -2,8 +2,9 @@
 
 import argparse
 import math
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from topwork.errors import EvaluationError
     from topwork.files import write_json
     from topwork.inference.drawing import draw_boxes, write_picture
-    from topwork.inference.prediction import predict
+    from topwork.inference.prediction import detect
 
     if not 0 <= args.score <= 1:
         raise EvaluationError(f"predict: --score {args.score:g}, expected 0 to 1.")
@@ -92,13 +93,23 @@ def run(args: argparse.Namespace) -> int:
     )
     batch_size = min(args.batch_size, max(1, BATCH_PIXELS // max(largest, 1)))
     model = load(read(args.weights, args.builder), builder=args.builder)
-    table = predict(
-        model, pictures, batch_size=batch_size, device=args.device, precision=args.precision
+    found = detect(
+        model,
+        pictures,
+        batch_size=batch_size,
+        device=args.device,
+        precision=args.precision,
+        masks=False,
     )
-    table = table[table["score"] >= args.score]
+    objects: list[list[dict[str, Any]]] = [[] for _ in files]
+    for index, label, score, (x1, y1, x2, y2) in zip(
+        found.image_ids, found.labels, found.scores, found.boxes_xyxy.tolist(), strict=True
+    ):
+        if score >= args.score:
+            box = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+            objects[index].append({"name": found.names[label], "score": float(score), **box})
     entries = []
     for index, (file, name) in enumerate(zip(files, _names(files), strict=True)):
-        rows = table[table["image_id"] == index]
         entries.append(
             {
                 "file_name": file.as_posix() if not file.is_absolute() else file.name,
@@ -112,14 +123,14 @@ def run(args: argparse.Namespace) -> int:
                             for key in ("x", "y", "width", "height")
                         ],
                     }
-                    for row in rows.to_dict("records")
+                    for row in objects[index]
                 ],
             }
         )
-        write_picture(args.out / name, draw_boxes(pictures[index][1](), rows))
+        write_picture(args.out / name, draw_boxes(pictures[index][1](), objects[index]))
     write_json(args.out / "predictions.json", {"least_score": args.score, "images": entries})
-    found = table["name"].value_counts().sort_index()
-    counts = ", ".join(f"{count} {name}" for name, count in found.items()) or "nothing"
+    seen = Counter(row["name"] for rows in objects for row in rows)
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(seen.items())) or "nothing"
     print(
         f"{len(files)} image{'s' if len(files) != 1 else ''}: {counts} (score {args.score:g} or"
         f" more). Pictures and predictions.json are in {args.out}."

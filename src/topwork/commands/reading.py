@@ -20,8 +20,8 @@ def trusted(builder: str | None) -> bool | str:
         return True
     try:
         return load_params().fetch.builder or False
-    except ParamsError:
-        return False
+    except (ParamsError, ModuleNotFoundError):
+        return False  # the base install reads no params.yaml
 
 
 def read(path: Path, builder: str | None) -> "Weights":

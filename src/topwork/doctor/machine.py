@@ -100,7 +100,7 @@ def _check_repository() -> str:
     if not Path("dvc.yaml").is_file():
         raise TopworkError(
             "no dvc.yaml here, which is the pipeline. Run inside a topwork project, or make one:"
-            " topwork init FOLDER"
+            " topwork init FOLDER --data PATH"
         )
     return "git and DVC are initialised"
 

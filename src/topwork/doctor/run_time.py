@@ -1,8 +1,10 @@
 """About how long a run takes here: a forward pass and a training step of the detector, timed, times
-how often the pipeline does them.
+how often the pipeline does them; and how long a stage takes to start, times the stages.
 """
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +28,11 @@ LONG_S = 5.0
 """A pass that takes longer is timed once more, not three times."""
 TRIED_ALPHAS = 5
 """Validations that choose the interpolation."""
+STAGES = 11
+STARTS = 2.0
+"""Imports that a stage's start costs: the imports themselves, DVC around them, the stage's own
+files.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,14 @@ class RunTime:
 
     training: float
     prediction: float
+    starts: float = 0.0
 
     def __str__(self) -> str:
-        total = self.training + self.prediction
+        total = self.training + self.prediction + self.starts
         text = (
             f"{'' if total < 60 else 'about '}{spoken(total)} (training {spoken(self.training)},"
-            f" predictions {spoken(self.prediction)})"
+            f" predictions {spoken(self.prediction)}, starting {STAGES} stages"
+            f" {spoken(self.starts)})"
         )
         load, cores = os.getloadavg()[0], usable_cores()
         if load > BUSY * cores:
@@ -96,10 +105,12 @@ def estimate(project: Project) -> RunTime:
             f"{detector.builder}: can't be timed on a made-up image ({type(error).__name__}:"
             f" {error})."
         ) from error
-    return count(params, images, forward, training)
+    return count(params, images, forward, training, _import_s())
 
 
-def count(params: Params, images: dict[str, int], forward: float, training: float) -> RunTime:
+def count(
+    params: Params, images: dict[str, int], forward: float, training: float, imports: float
+) -> RunTime:
     """Seconds of a whole run.
 
     Args:
@@ -107,6 +118,7 @@ def count(params: Params, images: dict[str, int], forward: float, training: floa
         images: split -> how many.
         forward: seconds an image of prediction.
         training: seconds an image of training.
+        imports: seconds that the imports of a stage take in a fresh process.
     """
     finetune = params.finetune
     replayed = finetune.replay if "replay" in images else 0.0
@@ -119,7 +131,14 @@ def count(params: Params, images: dict[str, int], forward: float, training: floa
     return RunTime(
         training=epochs + validations * images.get("val", 0) * forward,
         prediction=(3 * held_out + images.get("train", 0)) * forward,
+        starts=STAGES * STARTS * imports,
     )
+
+
+def _import_s() -> float:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import topwork.stages.predict"], check=False)
+    return time.perf_counter() - begin
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

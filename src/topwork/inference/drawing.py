@@ -1,9 +1,10 @@
 """Boxes on pictures: class and score next to each, a colour a class, legible on light and dark."""
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from topwork.files import atomic_path
@@ -27,12 +28,12 @@ def colour_of(name: str) -> str:
     return _PALETTE[int(hashlib.sha256(name.encode()).hexdigest(), 16) % len(_PALETTE)]
 
 
-def draw_boxes(image: Image.Image, boxes: pd.DataFrame) -> Image.Image:
-    """A copy of the image with boxes on it.
+def draw_boxes(image: Image.Image, boxes: Iterable[Mapping[Any, Any]]) -> Image.Image:
+    """A copy of the image with boxes on it, the surest on top.
 
     Args:
         image: RGB.
-        boxes: name, x, y, width, height; maybe score.
+        boxes: of each name, x, y, width, height; maybe score.
     """
     picture = image.convert("RGB")
     if picture is image:
@@ -41,8 +42,7 @@ def draw_boxes(image: Image.Image, boxes: pd.DataFrame) -> Image.Image:
     size = max(11, min(picture.size) // 40)
     font = ImageFont.load_default(size)
     line = max(2, size // 6)
-    ordered = boxes.sort_values("score", kind="stable") if "score" in boxes else boxes
-    for row in ordered.to_dict("records"):
+    for row in sorted(boxes, key=lambda row: float(row.get("score", 0))):
         x, y, right, bottom = row["x"], row["y"], row["x"] + row["width"], row["y"] + row["height"]
         colour = colour_of(str(row["name"]))
         draw.rectangle((x, y, max(x, right), max(y, bottom)), outline=colour, width=line)

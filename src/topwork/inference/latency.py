@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from topwork.inference.device import choose_device
@@ -88,6 +86,9 @@ def _wait(device: torch.device) -> None:
 
 def print_latency(rows: Sequence[Latency]) -> None:
     """Print the figures as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(
         title=(
             f"Forward pass ({torch.get_num_threads()} threads)"

@@ -1,4 +1,5 @@
-"""Run a detector over images: batched, on the best device, one table of boxes out.
+"""Run a detector over images: batched, on the best device, one table of boxes out (`predict`), or
+its columns as arrays (`detect`), which the base install has all for.
 
 The table has one row for each detection: image_id (int64), label (int64, the column's index), name
 (the column's name), score, x, y, width, height (float64; COCO boxes, absolute pixels of the image
@@ -10,19 +11,23 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from topwork.classes import BACKGROUND, UNUSED
-from topwork.dataset.split_images import Picture
 from topwork.errors import EvaluationError
 from topwork.inference.device import choose_device, computing_at, usable_cores
 from topwork.params.predict import Precision
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from topwork.dataset.split_images import Picture
 
 COLUMNS = {
     "image_id": "int64",
@@ -42,21 +47,41 @@ _DECODERS_BESIDE_A_GPU = 12
 """Threads at most that open images for a GPU; on a CPU two, since the model has the cores."""
 
 
+@dataclass(frozen=True)
+class Detected:
+    """What a detector saw in some images, best first in each.
+
+    Attributes:
+        image_ids: int64[N].
+        labels: int64[N], indices of names.
+        scores: float64[N].
+        boxes_xyxy: float64[N, 4], absolute pixels.
+        names: the detector's columns, background first.
+        masks: JSON texts of compressed RLE, of detectors that give masks, where they are wanted.
+    """
+
+    image_ids: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    boxes_xyxy: np.ndarray
+    names: tuple[str, ...]
+    masks: tuple[str, ...] | None = None
+
+
 def predict(
     model: nn.Module,
-    images: Sequence[Picture],
+    images: "Sequence[Picture]",
     *,
     batch_size: int = 8,
     device: str | torch.device = "auto",
     columns: Sequence[str] | None = None,
     precision: Precision = "float32",
     watch: Callable[[int], None] | None = None,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Detect objects in images.
 
     Args:
-        model: a torchvision-style detector; it is moved to the device, run in evaluation mode, and
-            left in its own mode.
+        model: see `detect`; so are the others.
         images: ids, and functions that open the images.
         batch_size: images a forward pass.
         device: see `device.choose_device`.
@@ -67,6 +92,47 @@ def predict(
     Returns:
         The table that this module's docstring describes; for no images, the same columns and no
         rows.
+
+    Raises:
+        EvaluationError: the model gives a NaN, or a label that the columns don't have; the image is
+            named.
+    """
+    return _table(
+        detect(
+            model,
+            images,
+            batch_size=batch_size,
+            device=device,
+            columns=columns,
+            precision=precision,
+            watch=watch,
+        )
+    )
+
+
+def detect(
+    model: nn.Module,
+    images: "Sequence[Picture]",
+    *,
+    batch_size: int = 8,
+    device: str | torch.device = "auto",
+    columns: Sequence[str] | None = None,
+    precision: Precision = "float32",
+    masks: bool = True,
+    watch: Callable[[int], None] | None = None,
+) -> Detected:
+    """Detect objects in images; columns that are no classes are left out.
+
+    Args:
+        model: a torchvision-style detector; it is moved to the device, run in evaluation mode, and
+            left in its own mode.
+        images: ids, and functions that open the images.
+        batch_size: images a forward pass.
+        device: see `device.choose_device`.
+        columns: names of the labels; left out where the model says them (`model.columns`).
+        precision: of the forward pass; see `device.computing_at`.
+        masks: keep masks, of detectors that give them.
+        watch: called with the number of images done, after each batch.
 
     Raises:
         EvaluationError: the model gives a NaN, or a label that the columns don't have; the image is
@@ -86,22 +152,24 @@ def predict(
         found, done = [], 0
         with torch.inference_mode(), computing_at(precision, target):
             for ids, batch in _batches(images, batch_size, target):
-                found.append(_to_host(ids, model(batch)))
+                found.append(_to_host(ids, model(batch), masks))
                 done += len(ids)
                 if watch is not None:
                     watch(done)
     finally:
         model.train(training)
-    return _table(found, names)
+    return _together(found, names)
 
 
-def no_detections() -> pd.DataFrame:
+def no_detections() -> "pd.DataFrame":
     """The table of a detector that saw nothing."""
+    import pandas as pd
+
     return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COLUMNS.items()})
 
 
 def _batches(
-    images: Sequence[Picture], batch_size: int, device: torch.device
+    images: "Sequence[Picture]", batch_size: int, device: torch.device
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
     """Ids and images, float32[3, H, W] in [0, 1] on the device, of each batch; the next batches are
     opened while the caller works on this one.
@@ -151,7 +219,9 @@ def _to_device(opened: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     ]
 
 
-def _to_host(ids: Sequence[int], outputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
+def _to_host(
+    ids: Sequence[int], outputs: Sequence[Mapping[str, Tensor]], masks: bool
+) -> dict[str, Any]:
     """One batch's detections as flat arrays; a single copy, so that a GPU is waited for once."""
     counts = [len(output["scores"]) for output in outputs]
     table = torch.cat(  # [N, 6]; float64 holds each of them exactly
@@ -167,7 +237,7 @@ def _to_host(ids: Sequence[int], outputs: Sequence[Mapping[str, Tensor]]) -> dic
         "score": values[:, 1],
         "boxes_xyxy": values[:, 2:],
     }
-    if outputs and "masks" in outputs[0]:
+    if masks and outputs and "masks" in outputs[0]:
         rows["segmentation"] = [
             text for output in outputs for text in _encode_masks(output["masks"])
         ]
@@ -187,13 +257,15 @@ def _encode_masks(masks: Tensor) -> list[str]:
     ]
 
 
-def _table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+def _together(found: Sequence[Mapping[str, Any]], names: tuple[str, ...]) -> Detected:
+    """All batches as one, held to be sound."""
     if not found:
-        return no_detections()
-    image_ids, labels, scores = (
-        np.concatenate([rows[key] for rows in found]) for key in ("image_id", "label", "score")
+        whole = np.empty(0, dtype=np.int64)
+        return Detected(whole, whole, np.empty(0), np.empty((0, 4)), names)
+    image_ids, labels, scores, boxes = (
+        np.concatenate([rows[key] for rows in found])
+        for key in ("image_id", "label", "score", "boxes_xyxy")
     )
-    boxes = np.concatenate([rows["boxes_xyxy"] for rows in found])
     bad = ~np.isfinite(np.column_stack([scores, boxes])).all(axis=1)
     if bad.any():
         raise EvaluationError(
@@ -206,21 +278,30 @@ def _table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pd.DataF
             f"predictions: label {labels.max()} (lowest {labels.min()}), and the model's columns"
             f" are 0 to {len(names) - 1}. Weights and column names don't belong together."
         )
+    real = np.array([name not in (BACKGROUND, UNUSED) for name in names])[labels]
+    masks = None
+    if "segmentation" in found[0]:
+        texts = [text for rows in found for text in rows["segmentation"]]
+        masks = tuple(text for text, wanted in zip(texts, real, strict=True) if wanted)
+    return Detected(image_ids[real], labels[real], scores[real], boxes[real], names, masks)
+
+
+def _table(found: Detected) -> "pd.DataFrame":
+    import pandas as pd
+
+    boxes = found.boxes_xyxy
     table = pd.DataFrame(
         {
-            "image_id": image_ids,
-            "label": labels,
-            "name": pd.Series(np.asarray(names, dtype=object)[labels], dtype="str"),
-            "score": scores,
+            "image_id": found.image_ids,
+            "label": found.labels,
+            "name": pd.Series(np.asarray(found.names, dtype=object)[found.labels], dtype="str"),
+            "score": found.scores,
             "x": boxes[:, 0],
             "y": boxes[:, 1],
             "width": boxes[:, 2] - boxes[:, 0],
             "height": boxes[:, 3] - boxes[:, 1],
         }
     )
-    if "segmentation" in found[0]:
-        table["segmentation"] = pd.Series(
-            [text for rows in found for text in rows["segmentation"]], dtype="str"
-        )
-    real = ~table["name"].isin([BACKGROUND, UNUSED])
-    return table[real].reset_index(drop=True)
+    if found.masks is not None:
+        table["segmentation"] = pd.Series(found.masks, dtype="str")
+    return table

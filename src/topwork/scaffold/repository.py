@@ -11,6 +11,8 @@ from topwork.errors import TopworkError
 from topwork.scaffold.template import add_files, template
 
 Taking = Literal["copy", "link", "import"]
+SOURCE_SET = Path("source-set")
+"""Where a source set is copied to, below the data."""
 
 
 def git(folder: Path, *arguments: str, check: bool = True) -> str:
@@ -58,7 +60,7 @@ def initialise(folder: Path) -> str:
     return f"DVC project in the git repository {top}" if inside else "in its git repository"
 
 
-def take_data(root: Path, folder: Path, how: Taking) -> Path:
+def take_data(root: Path, folder: Path, how: Taking, source_set: Path | None = None) -> Path:
     """Bring a data set into a project.
 
     Args:
@@ -66,6 +68,7 @@ def take_data(root: Path, folder: Path, how: Taking) -> Path:
         folder: of the project, a DVC project already.
         how: `copy` and track it by DVC; `import` it by DVC, which remembers where it is from
             (`dvc update`); or a symbolic `link`, which stays on this machine.
+        source_set: a folder that is copied to SOURCE_SET below the data, where they are copied.
 
     Returns:
         Where it lies, relative to the project.
@@ -95,6 +98,8 @@ def take_data(root: Path, folder: Path, how: Taking) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             shutil.copytree(place, partial)
+            if source_set is not None:
+                shutil.copytree(source_set, partial / SOURCE_SET)
             partial.replace(folder / target)
         except (OSError, shutil.Error) as error:
             raise TopworkError(f"{root}: can't be copied to {target}: {error}") from error

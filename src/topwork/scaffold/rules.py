@@ -141,6 +141,18 @@ def change(rules: dict[str, Rule], text: str, columns: Sequence[str]) -> dict[st
     return dict(sorted(result.items(), key=lambda item: _rank(item[1])))
 
 
+def kept_as(name: str, rule: Rule) -> str | None:
+    """The class of the weights that a rule keeps, if it keeps one.
+
+    Example:
+        >>> kept_as("worker", {"keep": "person"}), kept_as("person", "keep"), kept_as("van", "new")
+        ('person', 'person', None)
+    """
+    if isinstance(rule, str):
+        return name if rule == "keep" else None
+    return rule.get("keep")
+
+
 def written(rule: Rule) -> str:
     """A rule as params.yaml has it, on one line.
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from topwork.scaffold.detector import Source
-from topwork.scaffold.rules import Rule, scalar, written
+from topwork.scaffold.rules import Rule, kept_as, scalar, written
 
 ENOUGH = 20
-"""Objects of a kept class in the test set from which a contract is written: an AP of fewer says
+"""Objects of a kept class in a held-out set from which a contract is written: an AP of fewer says
 little.
 """
 MIN_RETENTION = 0.9
@@ -65,13 +65,16 @@ class Choices:
     epochs: int | None = None
 
     def contracts(self) -> dict[str, str]:
-        """Kept class -> its line, of those with enough objects in the test set."""
-        return {
-            name: f"{{min: {MIN_RETENTION:g}, on: test}}"
-            for name, rule in self.rules.items()
-            if written(rule).lstrip("{").startswith("keep")
-            and self.boxes.get(name, {}).get("test", 0) >= ENOUGH
-        }
+        """Kept class -> its line, of those with enough objects in the source set, or else in the
+        test set.
+        """
+        found = {}
+        for name, rule in self.rules.items():
+            boxes = self.boxes.get(name, {}) if kept_as(name, rule) else {}
+            on = next((split for split in ("source", "test") if boxes.get(split, 0) >= ENOUGH), "")
+            if on:
+                found[name] = f"{{min: {MIN_RETENTION:g}, on: {on}}}"
+        return found
 
 
 def params_text(choices: Choices) -> str:
@@ -139,7 +142,7 @@ def _contract_lines(choices: Choices) -> list[str]:
         ["retention:                 # fine-tuned AP over pretrained AP, or the stage `gate` fails"]
         + [f"  {scalar(name)}: {line}" for name, line in contracts.items()]
         if contracts
-        else ["retention: {}              # no kept class has enough objects in the test set"]
+        else ["retention: {}              # no kept class has enough objects in a held-out set"]
     )
     return [
         *lines,
