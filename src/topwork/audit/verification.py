@@ -8,6 +8,7 @@ Then what can be computed again in seconds is (`rederivation`). No model runs.
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -429,7 +430,8 @@ def bring(revision: Revision, record: StageRecord) -> str:
 
     current = revision.commit == git(revision.root, "rev-parse", "HEAD").decode().strip()
     if record.file.endswith(".dvc") and revision.yaml(record.file).get("deps"):  # imported
-        return f"`dvc fetch {'' if current else '--all-commits '}{record.file}` may bring it"
+        which = "" if current else "--all-commits "
+        return f"`dvc fetch {which}{shlex.quote(record.file)}` may bring it"
     if not revision.has_remote:
         return "no DVC remote is set up that could bring it (`dvc remote add`)"
     if current:

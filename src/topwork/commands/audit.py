@@ -168,8 +168,6 @@ def _headlines(columns: list[str]) -> list[str]:
 
 
 def _print_list(table: "pd.DataFrame", chosen: list[str], differs: bool) -> None:
-    from textwrap import shorten
-
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -191,11 +189,18 @@ def _print_list(table: "pd.DataFrame", chosen: list[str], differs: bool) -> None
             "" if row[column] is None or row[column] != row[column] else _short(row[column])
             for column in chosen
         ]
-        about = row["name"] or shorten(row["subject"], LENGTH, placeholder="...")
+        about = row["name"] or _shortened(row["subject"])
         texts = [row["rev"], row["date"][:10], about, *values]
         texts += [row["differs"].replace(", ", "\n")] if differs else []
         view.add_row(*map(Text, texts), style="red" if row["kind"] == "failed" else None)
     Console().print(view)
+
+
+def _shortened(subject: str) -> str:
+    """A subject's first words, or the beginning of a long one."""
+    if len(subject) <= LENGTH:
+        return subject
+    return f"{subject[: LENGTH - 1].rsplit(' ', 1)[0]}…"
 
 
 def _short(value: object) -> str:

@@ -7,6 +7,7 @@ run that fails leaves its record as well, and one that is killed is seen by it.
 
 import os
 import platform
+import shutil
 import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -146,6 +147,15 @@ def runs(root: Path) -> list[StageRun]:
             gone = run.state == "running" and not _alive(run.process)
             found.append(run.model_copy(update={"state": "killed"}) if gone else run)
     return sorted(found, key=lambda run: run.started)
+
+
+def carry(source: Path, target: Path) -> None:
+    """Copy the records of runs of one project into another: of a git worktree that is about to go,
+    say.
+    """
+    for path in (source / RUNS).glob("*.json"):
+        (target / RUNS).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / RUNS / path.name)
 
 
 def _write(run: StageRun) -> None:
