@@ -328,7 +328,7 @@ def test_all_faults_are_named_together(project: Path, capsys: pytest.CaptureFixt
 def test_the_time_is_counted() -> None:
     """10 s an image of training, 1 s of prediction: 4 epochs of 6 images and as many replayed;
     2 validations and 5 to choose the interpolation, of 3 images; 3 detectors on 5 held-out images,
-    one on 6 training images. A stage starts in as long as two imports take.
+    one on 6 training images. A stage starts in 1.25 times its imports.
     """
     params = parse_params(
         {
@@ -341,4 +341,4 @@ def test_the_time_is_counted() -> None:
     found = count(params, images, forward=1.0, training=10.0, imports=0.5)
     assert (found.training, found.prediction) == (4 * 12 * 10 + 7 * 3, 3 * 5 + 6)
     stages = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert found.starts == len(stages) * 2 * 0.5
+    assert found.starts == len(stages) * 1.25 * 0.5

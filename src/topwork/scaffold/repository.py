@@ -114,7 +114,10 @@ def commit(folder: Path, names: Sequence[str]) -> str:
     known = [name for name in names if (folder / name).exists()]
     git(folder, "add", "--", *known)
     if not git(folder, "var", "GIT_COMMITTER_IDENT", check=False):
-        return "not committed, since git doesn't know who you are: git commit"
+        return (
+            "not committed, since git doesn't know who you are: git config --global user.name NAME;"
+            " git config --global user.email MAIL; git commit"
+        )
     if not git(folder, "status", "--porcelain", "--", *known):
         return "nothing to commit"
     git(folder, "commit", "--quiet", "--message", "A topwork project", "--", *known)
