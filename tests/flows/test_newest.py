@@ -45,7 +45,10 @@ def test_flows_run_with_the_newest_versions_allowed(tmp_path: Path) -> None:
     chosen = "order or own_code or breached or killed_run or cancelled"
     files = ["tests/flows/test_pipeline_flow.py", "tests/flows/test_served.py"]
     ran = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *files],
+        [
+            *(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen),
+            *("--basetemp", tmp_path / "inner", *files),
+        ],
         cwd=ROOT,
         env={
             **os.environ,
