@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from conftest import done
-from flows_tiny import WEIGHTS, until
+from flows_tiny import WEIGHTS, free_port, until
 
 pytestmark = pytest.mark.long
 
@@ -32,12 +32,6 @@ UsePAM no
 PasswordAuthentication no
 Subsystem sftp internal-sftp
 """
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def listens(port: int) -> bool:
