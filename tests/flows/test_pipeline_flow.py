@@ -267,6 +267,12 @@ def test_a_revision_of_an_earlier_layout_is_said(tiny: Path) -> None:
     assert done(tiny, "git", "worktree", "list").count("\n") == 1
 
 
+def test_what_was_never_run_has_no_records(tiny: Path) -> None:
+    run = Isolated(tiny, commit_of(tiny, "HEAD"))
+    assert run.earlier() is None
+    assert run.run_ref() == "", "a push of nothing"
+
+
 def test_data_that_nobody_has_is_said(tiny: Path) -> None:
     shutil.rmtree(tiny / ".dvc" / "cache")
     run = Isolated(tiny, commit_of(tiny, "HEAD"))
