@@ -1,11 +1,16 @@
-"""The scheduled audit: every kept experiment held against its record."""
+"""The scheduled audit: every kept experiment held against its record, and some of them computed
+again.
+"""
 
+import contextlib
 import json
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
@@ -16,16 +21,29 @@ from flows.isolation import command_environment
 from flows.pipeline import commands_of_run, now, run_id
 from flows.processes import Commands
 from flows.published import cell, name_run, shown
-from flows.turns import alive
+from flows.turns import Turn, alive, folder
+
+Start = Literal["predictions", "weights", "training", "data"]
+UNFINISHED, NEVER = "0", "1"
+"""When an experiment was last computed again, where there is no date; both sort before dates."""
 
 
 @flow(name="audit", persist_result=False)
-def audit(root: Path = Path(), minutes: float = 60) -> State[dict[str, str]]:
-    """Run `topwork audit verify` on every experiment and every commit with a record, newest first.
+def audit(
+    root: Path = Path(),
+    minutes: float = 60,
+    recompute_minutes: float = 0,
+    recompute_from: Start = "data",
+) -> State[dict[str, str]]:
+    """Run `topwork audit verify` on every experiment and every commit with a record, newest first,
+    then `topwork audit recompute` on as many as there is time for: those that never were computed
+    again first, then those of long ago.
 
     Args:
         root: the project.
-        minutes: no further one is begun after that time; which were left out is said.
+        minutes: no further one is verified after that time; which were left out is said.
+        recompute_minutes: the recompute ends after that time; the next audit goes on where it was.
+        recompute_from: what a recompute starts from; `data`: everything runs.
 
     Returns:
         A state with revision -> what was found; `Failed` where one is broken.
@@ -39,36 +57,90 @@ def audit(root: Path = Path(), minutes: float = 60) -> State[dict[str, str]]:
         code, listing = _topwork(commands, root, "audit", "list", "--format", "json")
         if code:
             return Failed(message=listing.strip() or "topwork audit list failed")
-        for row in json.loads(listing):
-            name = row["name"] or row["rev"]
+        rows = [row for row in json.loads(listing) if row["kind"] != "failed"]
+        for row in rows:
+            name = _name(row)
             if time.monotonic() > end:
                 found[name] = "left out: the time was up"
                 continue
             code, said = _topwork(commands, root, "audit", "verify", row["rev"])
-            found[name] = (said.strip().splitlines() or ["no output"])[-1]
+            found[name] = _last(said)
             if code == 1:
                 found[name] = f"broken: {found[name]}"
             get_run_logger().info("%s: %s", name, found[name])
+        again = 0
+        if recompute_minutes and rows:
+            for name, said in _recompute(commands, root, rows, recompute_minutes, recompute_from):
+                get_run_logger().info("%s: %s", name, said)
+                again += not said.startswith("not recomputed")
+                first, then = found[name], said
+                if said.startswith("broken"):
+                    first, then = said, first
+                found[name] = f"{first}; {then}"
         _publish(found)
         broken = [name for name, said in found.items() if said.startswith("broken")]
-        counts = Counter(said.partition(":")[0] for said in found.values())
         if broken:
             return Failed(
                 name="Broken",
-                message=f"{', '.join(broken)}: {found[broken[0]]}. `topwork audit verify"
-                f" {broken[0]}` shows each statement.",
+                message=f"{', '.join(broken)}: {found[broken[0]]}. `topwork audit verify` and"
+                f" `topwork audit recompute` of {broken[0]} show more.",
             )
-        left = counts["left out"]
-        return Completed(
-            message=f"{len(found) - left} of {len(found)} experiments looked at, none is broken",
-            data=found,
-        )
+        left = Counter(said.partition(":")[0] for said in found.values())["left out"]
+        looked = f"{len(found) - left} of {len(found)} experiments looked at"
+        recomputed = f", {again} computed again" if recompute_minutes else ""
+        return Completed(message=f"{looked}{recomputed}, none is broken", data=found)
 
 
-def _topwork(commands: Commands, root: Path, *words: str) -> tuple[int, str]:
+def _recompute(
+    commands: Commands, root: Path, rows: Sequence[dict[str, Any]], minutes: float, start: Start
+) -> Iterator[tuple[str, str]]:
+    """Compute a sample again; what came of each. It has the project meanwhile: other runs wait."""
+    end = time.monotonic() + minutes * 60
+    file = folder(root) / "recomputed.json"
+    past: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):  # then all are as if they never were
+        past = json.loads(file.read_text())
+    with Turn(root, "recompute", "the audit's recompute").taken("skip", print) as other:
+        if other:
+            yield _name(rows[0]), f"not recomputed: {other['name']} has the project"
+            return
+        for row in sorted(rows, key=lambda row: past.get(row["rev"], NEVER)):
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            words = ("audit", "recompute", row["rev"], "--from", start)
+            code, said = _topwork(commands, root, *words, limit_s=left)
+            up = time.monotonic() >= end and code not in (0, 1, 3)
+            past[row["rev"]] = UNFINISHED if up else now()
+            file.write_text(json.dumps(past), encoding="utf-8")
+            last = _last(said)
+            if up:
+                yield _name(row), "not recomputed to its end: the time was up; the next goes on"
+            elif code in (0, 1, 3) and not last.startswith("error: "):
+                yield _name(row), f"{'broken: ' if code == 1 else ''}recomputed: {last}"
+            else:
+                yield _name(row), f"not recomputed: {last.removeprefix('error: ')}"
+
+
+def _name(row: dict[str, Any]) -> str:
+    return str(row["name"] or row["rev"])
+
+
+def _last(said: str) -> str:
+    return (said.strip().splitlines() or ["no output"])[-1]
+
+
+def _topwork(
+    commands: Commands, root: Path, *words: str, limit_s: float | None = None
+) -> tuple[int, str]:
+    """Run a command of topwork, ended after a time; its exit code and output."""
     line = [sys.executable, "-m", "topwork.cli", *words]
     with commands.run(line, root, command_environment(root)) as command:
+        limit = threading.Timer(limit_s or 0, command.end)
+        if limit_s is not None:
+            limit.start()
         said = command.output.read()
+        limit.cancel()
         return command.wait(), said
 
 

@@ -24,13 +24,18 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from topwork.environment import environment_of
+from topwork.project.runs import RUNS, carry
 
 Keep = Literal["experiment", "branch"]
 """How a result is kept: as a DVC experiment, or as a commit on a branch."""
 CHECK = Path(__file__).with_name("check_params.py")
-SHARED = ("scratch", "runs", "findings")
-"""Folders of .topwork that a worktree has in common with the project: checkpoints, records of
-stages, findings of refused data.
+SHARED = ("scratch", "findings")
+"""Folders of .topwork that a worktree has in common with the project: checkpoints, findings of
+refused data.
+"""
+RUN_REFS = "refs/topwork/runs"
+"""Where git keeps the records of a kept result's stages (who ran what, when, in which environment),
+for other machines: a tree of files, named as the result.
 """
 REPORT = Path("out/report/report.html")
 GIT_REMOTE = "origin"
@@ -45,8 +50,8 @@ class RunError(RuntimeError):
     """A run can't go on; the message says where, what was found, and what to do."""
 
 
-def git(folder: Path, *arguments: str, **environment: str) -> str:
-    """Run git; its output.
+def git(folder: Path, *arguments: str, given: str | None = None, **environment: str) -> str:
+    """Run git; its output. `given` is its standard input.
 
     Raises:
         RunError: git fails; the message is git's own.
@@ -57,6 +62,7 @@ def git(folder: Path, *arguments: str, **environment: str) -> str:
         [*GIT, *arguments],
         cwd=folder,
         env={**inherited, "GIT_TERMINAL_PROMPT": "0", **environment},
+        input=given,
         capture_output=True,
         text=True,
         check=False,
@@ -226,9 +232,23 @@ class Isolated:
         return next((ref for ref, *key in refs if key == [self.key]), None)
 
     def fetch_records(self) -> None:
-        """Fetch what other machines have kept of this commit."""
-        refs = f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/*"
-        git(self.root, "fetch", "--quiet", GIT_REMOTE, f"{refs}:{refs}")
+        """Fetch what other machines have kept of this commit, and the records of their runs."""
+        refs = (f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/*", f"{RUN_REFS}/*")
+        git(self.root, "fetch", "--quiet", GIT_REMOTE, *(f"{ref}:{ref}" for ref in refs))
+        (self.root / RUNS).mkdir(parents=True, exist_ok=True)
+        for ref in git(self.root, "for-each-ref", "--format=%(refname)", RUN_REFS).splitlines():
+            for name in git(self.root, "ls-tree", "--name-only", ref).splitlines():
+                target = self.root / RUNS / Path(name).name
+                if target.suffix == ".json" and not target.exists():
+                    target.write_text(git(self.root, "cat-file", "blob", f"{ref}:{name}") + "\n")
+
+    def run_ref(self) -> str:
+        """The reference of the newest kept result's records of stages; empty where it has none."""
+        if not (earlier := self.earlier()):
+            return ""
+        return git(
+            self.root, "for-each-ref", "--format=%(refname)", f"{RUN_REFS}/{self.name_of(earlier)}"
+        )
 
     def _share(self) -> None:
         """Let the worktree use the project's DVC cache, remotes and checkpoints; all of it is a
@@ -320,6 +340,7 @@ class Isolated:
         Returns:
             The experiment's or the branch's name; None where it's all as it was before.
         """
+        carry(self.tree, self.root)
         git(self.tree, "add", "--all", "--", ".")
         git(self.tree, "rm", "-r", "--cached", "--quiet", "--ignore-unmatch", "--", ".topwork")
         files = git(self.tree, "write-tree")
@@ -336,11 +357,22 @@ class Isolated:
             self.tree, "commit-tree", files, "-p", self.commit, "-m", message, **self._author
         )
         git(self.root, "update-ref", self.ref(name, keep), commit, "0" * 40)
+        self._keep_runs(name)
         if (self.tree / REPORT).is_file():
             reports = self.root / ".topwork" / "reports"
             reports.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.tree / REPORT, reports / f"{name.replace('/', '-')}.html")
         return name
+
+    def _keep_runs(self, name: str) -> None:
+        """Put the records of the stages that ran in the worktree into git."""
+        listing = ""
+        for path in sorted((self.tree / RUNS).glob("*.json")):
+            blob = git(self.root, "hash-object", "-w", "--no-filters", str(path))
+            listing += f"100644 blob {blob}\t{path.name}\n"
+        if listing:
+            tree = git(self.root, "mktree", given=listing)
+            git(self.root, "update-ref", f"{RUN_REFS}/{name}", tree)
 
     def _why(self, commit: str) -> str:
         form = f"%(trailers:key={WHY},valueonly,separator=)"

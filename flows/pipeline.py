@@ -51,7 +51,13 @@ from flows.isolation import (
     readable,
 )
 from flows.processes import Commands
-from flows.published import name_run, publish_kept, publish_results, publish_stages
+from flows.published import (
+    name_run,
+    publish_champion,
+    publish_kept,
+    publish_results,
+    publish_stages,
+)
 from flows.stages import keep_order, lock_orders, run_stage, stage_graph
 from flows.turns import Collision, Turn, alive, folder, settle
 
@@ -119,6 +125,7 @@ def pipeline(
     label: str = "run",
     timeout_minutes: float | None = None,
     keep_days: float = 14,
+    promote: bool = False,
 ) -> State[dict[str, Any]]:
     """Run every stage in the order of DVC's graph, independent ones side by side.
 
@@ -138,6 +145,7 @@ def pipeline(
         label: what kind of run it is, for names (`nightly`).
         timeout_minutes: end the run, and all that it started, after that time.
         keep_days: remove worktrees and checkpoints of dead runs after that time.
+        promote: make a revision's new detector the champion, where the champion's gate lets it.
 
     Returns:
         A state with `Result` as a dictionary: `Completed`, or named `Unchanged` where there was
@@ -191,6 +199,8 @@ def pipeline(
                 for said in sweep(root, keep_days) if collision != "beside" else ():
                     get_run_logger().info("%s", said)
                 result = isolated(run, commands, pull, push, keep, timeout_minutes)
+                if promote and result.kept and not result.why:
+                    result.said += f"; {promoted(root, commands, result.kept, push)}"
                 if only_new_data:  # what failed on it would fail on it again
                     _remember_data(run)
                 turn.tell(vars(result))
@@ -257,6 +267,26 @@ def isolated(
     return result
 
 
+def promoted(root: Path, commands: Commands, name: str, push: bool) -> str:
+    """Make a kept result's detector the champion, or say why it isn't; that fails no run."""
+    before = set(git(root, "tag", "--list").split())
+    line = [sys.executable, "-m", "topwork.cli", "champion", "promote", name]
+    with commands.run(line, root, command_environment(root)) as command:
+        lines = command.output.read().strip().splitlines() or ["no output"]
+        failed = command.wait()
+    said = lines[-1].removeprefix("error: ") if failed else lines[0]
+    publish_champion(said)
+    if failed:
+        return said
+    tags = sorted(set(git(root, "tag", "--list").split()) - before)
+    if push and tags:
+        try:
+            _network("git push of tags", lambda: git(root, "push", "--quiet", GIT_REMOTE, *tags))
+        except RunError as error:
+            return f"{said}; its tags weren't pushed: {error}"
+    return said
+
+
 def bring_data(run: Isolated, pull: bool | None) -> None:
     """Check out what git's records name, from the shared cache, and pull what it lacks.
 
@@ -294,10 +324,9 @@ def _push(run: Isolated) -> str:
         return "push: no DVC remote is set; `dvc remote add --default NAME URL`"
     try:
         _network("dvc push", lambda: dvc(run.tree, run.environment, "push", "--quiet"))
-        if ref := run.earlier():
-            _network(
-                "git push", lambda: git(run.root, "push", "--quiet", GIT_REMOTE, f"{ref}:{ref}")
-            )
+        refs = [f"{ref}:{ref}" for ref in (run.earlier(), run.run_ref()) if ref]
+        if refs:
+            _network("git push", lambda: git(run.root, "push", "--quiet", GIT_REMOTE, *refs))
     except RunError as error:
         return f"push: {error}"
     return ""
@@ -474,6 +503,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep-days", type=float, default=14)
     parser.add_argument("--pull", action="store_true", default=None)
     parser.add_argument("--push", action="store_true")
+    parser.add_argument("--promote", action="store_true")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values = vars(parser.parse_args(argv))
     as_json: bool = values.pop("json")

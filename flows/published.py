@@ -114,6 +114,12 @@ def publish_kept(**links: str) -> None:
         )
 
 
+def publish_champion(said: str) -> None:
+    """What became of the promotion."""
+    with shown():
+        create_markdown_artifact(said, key="champion")
+
+
 def verdict(root: Path) -> list[str]:
     """The retention contracts' sentences; those of an earlier layout are left out."""
     found = _json(root / VERDICT).get("contracts")

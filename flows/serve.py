@@ -131,12 +131,14 @@ def _end(command: object) -> None:
 
 
 def _deploy(prefect: list[str]) -> None:
+    # read by each worker when it begins a run: a clone of its own
+    env = {name: value for name, value in os.environ.items() if name != "TOPWORK_ROOT"}
     for words in (
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
         ["--no-prompt", "deploy", "--all"],
     ):
         done = subprocess.run(
-            [*prefect, *words], env=os.environ, capture_output=True, text=True, check=False
+            [*prefect, *words], env=env, capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise SystemExit(

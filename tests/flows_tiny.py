@@ -41,7 +41,9 @@ if name == "train":
         if not done.exists():
             pace = pathlib.Path(os.environ.get("TINY_PACE", "none"))
             time.sleep(float(pace.read_text()) if pace.exists() else 0)
-            done.write_text(f"{n} ")
+            part = scratch / "part"  # whole or not at all, as a training's checkpoints are
+            part.write_text(f"{n} ")
+            part.rename(done)
             print("epoch", n, flush=True)
             say(kind="progress", done=n + 1, total=10, unit="epoch")
         text += done.read_text()
@@ -120,6 +122,12 @@ def until(true: Callable[[], Any], seconds: float, what: str | Callable[[], str]
     pytest.fail(f"not within {seconds} s: {what if isinstance(what, str) else what()}")
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class Served:
     """A running `make serve` of a tiny project, seen over HTTP and by its processes."""
 
@@ -127,9 +135,7 @@ class Served:
         self.project, self.more = project, more
         self.pace = project.parent / "pace"
         self.log = project.parent / "serve.log"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.api = f"http://127.0.0.1:{self.port}/api"
         self.client = httpx.Client(base_url=self.api, timeout=60)
         self.process: subprocess.Popen[bytes] | None = None

@@ -58,7 +58,19 @@ ELSEWHERE = {
     ),
     "git clone https://git.example.org/yard.git && cd yard": "not run: it wants a server",
     "export TOPWORK_ROOT=$PWD PYTHONPATH=$PWD PREFECT_API_URL=http://server:4200/api": "",
-    "prefect worker start --pool topwork": "tests/flows/test_served.py",
+    "prefect worker start --pool topwork": "tests/flows/test_machines.py, long",
+    "docker build --file Dockerfile --tag registry.example.org/yard:1 .": "not run: no Docker here",
+    "prefect work-pool create topwork-docker --type docker": "tests/flows/test_machines.py, long",
+    "prefect --no-prompt deploy --all --prefect-file docker.yaml": (
+        "tests/flows/test_machines.py, long"
+    ),
+    "prefect worker start --pool topwork-docker": "not run: no Docker here",
+    "prefect work-pool create topwork-kubernetes --type kubernetes --base-job-template"
+    " kubernetes.json": "tests/flows/test_machines.py, long",
+    "prefect --no-prompt deploy --all --prefect-file kubernetes.yaml": (
+        "tests/flows/test_machines.py, long"
+    ),
+    "prefect worker start --pool topwork-kubernetes": "not run: no Kubernetes here",
     "dvc remote add --default storage s3://bucket/yard": "not run: it wants an account",
 }
 """Commands that the pages show -> the test that runs them, or why none does."""

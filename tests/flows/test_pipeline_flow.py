@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from flows.isolation import Isolated, RunError, commit_of
 from flows.pipeline import bring_data
 
 from conftest import done
-from flows_tiny import WEIGHTS, Served, epoch_mark, steps, until, weights
+from flows_tiny import WEIGHTS, Served, epoch_mark, make_tiny, steps, until, weights
 
 DVC_YAML = """
 stages:
@@ -62,7 +63,7 @@ if name in ("left", "right"):
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def chain(tmp_path: Path) -> Path:
     """Independent stages, one upstream in a dvc.yaml of its own, no git history."""
     (tmp_path / "data").mkdir()
     (tmp_path / "dvc.yaml").write_text(DVC_YAML)
@@ -109,16 +110,16 @@ def last_run(served: Served, name: str) -> dict[str, object]:
 
 
 def test_stages_run_in_dvcs_order_then_are_fresh_then_fail_with_their_own_error(
-    project: Path, served: Served
+    chain: Path, served: Served
 ) -> None:
-    first = run_flow(project, served, "--label", "order")
+    first = run_flow(chain, served, "--label", "order")
     stages, said = result(first)
     assert stages == {"data/dvc.yaml:raw": "ran", "left": "ran", "right": "ran", "join": "ran"}
     assert said == "4 of 4 stages ran"
     assert "left speaks" in first.stderr, "a stage's output reaches the log"
-    assert not (project / "data" / "unused.txt").exists(), "only what the pipeline needs is run"
+    assert not (chain / "data" / "unused.txt").exists(), "only what the pipeline needs is run"
     (began, ended), (other_began, other_ended) = (
-        json.loads((project / f"{name}.time").read_text()) for name in ("left", "right")
+        json.loads((chain / f"{name}.time").read_text()) for name in ("left", "right")
     )
     assert began < other_ended, "independent stages overlap"
     assert other_began < ended
@@ -126,20 +127,20 @@ def test_stages_run_in_dvcs_order_then_are_fresh_then_fail_with_their_own_error(
     assert float(artifacts["progress-left"]) == 75
     assert "| join | Completed |" in artifacts["stages"]
 
-    again = run_flow(project, served)
+    again = run_flow(chain, served)
     stages, said = result(again)
     assert set(stages.values()) == {"fresh"}
     assert said == "nothing has changed"
 
-    (project / "break").touch()
-    (project / "step.py").write_text(STEP + "# changed\n")
-    (project / "join.txt").unlink()
-    broken = run_flow(project, served)
+    (chain / "break").touch()
+    (chain / "step.py").write_text(STEP + "# changed\n")
+    (chain / "join.txt").unlink()
+    broken = run_flow(chain, served)
     assert broken.returncode == 1
     assert broken.stderr.splitlines()[-1].startswith(
         "error: right: right.txt: found a break, expected none. Remove it."
     )
-    assert not (project / "join.txt").exists(), "nothing downstream of a failure runs"
+    assert not (chain / "join.txt").exists(), "nothing downstream of a failure runs"
 
 
 def test_the_graph_is_dvcs_own(root: Path) -> None:
@@ -266,6 +267,12 @@ def test_a_revision_of_an_earlier_layout_is_said(tiny: Path) -> None:
     assert done(tiny, "git", "worktree", "list").count("\n") == 1
 
 
+def test_what_was_never_run_has_no_records(tiny: Path) -> None:
+    run = Isolated(tiny, commit_of(tiny, "HEAD"))
+    assert run.earlier() is None
+    assert run.run_ref() == "", "a push of nothing"
+
+
 def test_data_that_nobody_has_is_said(tiny: Path) -> None:
     shutil.rmtree(tiny / ".dvc" / "cache")
     run = Isolated(tiny, commit_of(tiny, "HEAD"))
@@ -310,16 +317,16 @@ def test_one_run_at_a_time_by_choice(tiny: Path, served: Served) -> None:
 
 
 @pytest.mark.long
-def test_another_dvc_is_waited_for(project: Path, served: Served) -> None:
+def test_another_dvc_is_waited_for(chain: Path, served: Served) -> None:
     lock = "import sys, time; from dvc.repo import Repo; repo = Repo()\n"
     lock += "with repo.lock: print('held', flush=True); time.sleep(12)"
     with subprocess.Popen(
-        [sys.executable, "-c", lock], cwd=project, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", lock], cwd=chain, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         began = time.monotonic()
-        ran = run_flow(project, served)
+        ran = run_flow(chain, served)
     assert set(result(ran)[0].values()) == {"ran"}
     assert time.monotonic() - began > 5
 
@@ -414,3 +421,72 @@ def test_time_that_is_up_ends_all_that_runs(tiny: Path, served: Served) -> None:
     assert not steps(tiny)
     again = run_flow(tiny, served, "--revision", "HEAD")
     assert weights(tiny, kept(again)) == WEIGHTS
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The mount point of a file system of 20 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", folder]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system of its own: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.long
+def test_a_full_disk_costs_nothing_that_was_trained(small_disk: Path, served: Served) -> None:
+    tiny = make_tiny(small_disk / "tiny")
+    served.pace.write_text("2")
+    filling = start(tiny, served, "--revision", "HEAD")
+    until(epoch_mark(tiny, 2).exists, 120, "it trains")
+    free = shutil.disk_usage(tiny).free
+    with pytest.raises(OSError, match="No space left"), (small_disk / "ballast").open("wb") as file:
+        while True:
+            file.write(bytes(min(free, 1 << 16)))
+            file.flush()
+    _, err = filling.communicate(timeout=300)
+    served.pace.write_text("0")
+    assert filling.returncode == 1
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "No space left on device" in last
+    assert not steps(tiny)
+    (small_disk / "ballast").unlink()
+    again = run_flow(tiny, served, "--revision", "HEAD")
+    assert "epoch 0" not in again.stderr, "what was trained isn't trained again"
+    assert weights(tiny, kept(again)) == WEIGHTS
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_new_detector_becomes_champion_by_choice(
+    project: Path, served: Served, tmp_path: Path
+) -> None:
+    own = tmp_path / "project"
+    shutil.copytree(project, own, symlinks=True)
+    done(tmp_path, "git", "init", "--quiet", "--bare", str(tmp_path / "origin.git"))
+    done(own, "git", "remote", "add", "origin", str(tmp_path / "origin.git"))
+    done(own, "dvc", "remote", "add", "--quiet", "--local", "--default", "shared", "../remote")
+    run = ("--revision", "HEAD", "--promote", "--label", "night")
+    before = set(run_records(own))
+    first = run_flow(own, served, *run, "--push", "--set", "report.pictures=1")
+    stages, said = result(first)
+    assert {name for name, state in stages.items() if state == "ran"} == {"report", "gate"}
+    assert "; champion: v0.1.0 (" in said
+    assert said.endswith("the first champion, contract met")
+    assert "refs/tags/detector#champion#1" in done(own, "git", "ls-remote", "--tags", "origin")
+    new = [path for path in run_records(own) if path not in before]
+    assert sorted(path.name.split("-")[1] for path in new) == ["gate", "report"]
+    worse = run_flow(own, served, *run, "--set", "retention.person.min=1.5")
+    assert worse.returncode == 1
+    assert len(done(own, "topwork", "champion").splitlines()) == 1
+    second = run_flow(own, served, *run, "--set", "report.pictures=3")
+    assert result(second)[1].endswith("no worse than v0.1.0, contract met")
+    assert len(done(own, "topwork", "champion").splitlines()) == 2
+
+
+def run_records(project: Path) -> list[Path]:
+    return sorted((project / ".topwork" / "runs").glob("*.json"))

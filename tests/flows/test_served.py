@@ -10,17 +10,19 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
 from zoneinfo import ZoneInfo
 
 import httpx
+import psutil
 import pytest
 
 from conftest import done
-from flows_tiny import WEIGHTS, Served, make_tiny, start_served, steps, until, weights
+from flows_tiny import WEIGHTS, Served, free_port, make_tiny, start_served, steps, until, weights
 
 
 def engine(served: Served) -> int:
@@ -180,6 +182,40 @@ def test_the_audit_holds_every_kept_experiment_against_its_record(served: Served
     assert name in ended["message"]
 
 
+@pytest.mark.long
+def test_the_audit_computes_some_again_within_its_time(own_served: Served) -> None:
+    served, project = own_served, own_served.project
+    done(project, "dvc", "repro", "--quiet")
+    done(project, "git", "add", "--all")
+    done(project, "git", "commit", "--quiet", "--message", "a run")
+    run = served.submit(params={"finetune.seed": 9})
+    assert served.ended(run)["type"] == "COMPLETED"
+    again = {"recompute_minutes": 5}
+    looked = served.submit("audit/weekly-audit", **again)
+    assert served.ended(looked, 240)["message"] == (
+        "2 of 2 experiments looked at, 2 computed again, none is broken"
+    )
+    assert "have the recorded bits" in served.artifacts(looked)["audit"]
+
+    # a record whose hashes agree with each other, and which its inputs don't give
+    (project / "out" / "metrics.json").write_text('{"map": 0.9}')
+    done(project, "dvc", "commit", "--quiet", "--force", "score", "gate")
+    done(project, "git", "commit", "--quiet", "--all", "--message", "a forged run")
+    served.pace.write_text("30")
+    looked = served.submit("audit/weekly-audit", recompute_minutes=0.4)
+    assert "not recomputed to its end" in (
+        served.ended(looked, 240) and served.artifacts(looked)["audit"]
+    )
+    assert not steps(project)
+    served.pace.write_text("0")
+    looked = served.submit("audit/weekly-audit", **again)
+    ended = served.ended(looked, 240)
+    assert (ended["type"], ended["name"]) == ("FAILED", "Broken")
+    assert "recomputed: " in ended["message"]
+    assert "MISMATCH" in ended["message"]
+    assert "Cause: record" in ended["message"]
+
+
 @pytest.fixture
 def own_served(tmp_path: Path) -> Iterator[Served]:
     """One whose parts may be killed."""
@@ -260,6 +296,31 @@ def test_a_killed_serve_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_runs_that_a_sleeping_machine_missed_begin_when_it_wakes(own_served: Served) -> None:
+    served = own_served
+    assert served.process is not None
+    identity = served.get("/deployments/name/pipeline/nightly")["id"]
+    runs = []
+    for seconds in (15, 25):
+        due = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due}}
+        asked = served.post(f"/deployments/{identity}/create_flow_run", state=state)
+        runs.append(asked["id"])
+    own = psutil.Process(served.process.pid)
+    asleep = [own, *own.children(recursive=True)]
+    for process in asleep:
+        process.suspend()
+    time.sleep(40)
+    for process in asleep:
+        process.resume()
+    states = [served.ended(run, 300) for run in runs]
+    assert [state["type"] for state in states] == ["COMPLETED", "COMPLETED"]
+    assert sorted(state["name"] for state in states) == ["Completed", "Unchanged"]
+    (name,) = done(served.project, "dvc", "exp", "list", "--name-only").split()
+    assert weights(served.project, name) == WEIGHTS
+
+
+@pytest.mark.long
 def test_a_part_that_keeps_ending_ends_the_whole_with_the_reason(own_served: Served) -> None:
     served = own_served
     assert served.process is not None
@@ -317,9 +378,7 @@ def postgresql(tmp_path: Path) -> Iterator[str]:
     if os.getuid() == 0:
         shutil.chown(folder, "nobody")
         as_other = ["runuser", "-u", "nobody", "--"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     binaries = programs[-1].parent
     data = folder / "data"
     subprocess.run(
@@ -363,7 +422,13 @@ def test_the_server_runs_on_postgresql(tmp_path: Path, postgresql: str) -> None:
 
 
 @pytest.mark.long
-def test_ten_runs_at_once_on_sqlite(served: Served) -> None:
-    runs = [served.submit(params={"finetune.seed": 20 + n}) for n in range(10)]
-    for run in runs:
-        assert served.ended(run, 600)["type"] == "COMPLETED"
+@pytest.mark.timeout(1200)
+def test_ten_runs_at_once_on_sqlite(tmp_path: Path) -> None:
+    served = start_served(tmp_path, PREFECT_WORKER_HEARTBEAT_SECONDS="30")  # Prefect's own
+    try:
+        runs = [served.submit(params={"finetune.seed": 20 + n}) for n in range(10)]
+        for run in runs:
+            assert served.ended(run, 600)["type"] == "COMPLETED"
+        assert "database is locked" not in served.said()
+    finally:
+        served.stop()
