@@ -308,7 +308,7 @@ def test_what_a_container_does_first_makes_the_clone_once(
         == (YAML(typ="safe").load(text)["pull"])
     )
     text = text.replace("https://git.example.org/yard.git", str(tmp_path / "origin.git"))
-    text = text.replace("/work/yard", str(tmp_path / "work" / "yard"))
+    text = text.replace("/srv/yard", str(tmp_path / "work" / "yard"))
     code = (
         "import json, asyncio, os, sys\n"
         "from prefect.deployments.steps.core import run_steps\n"
@@ -372,7 +372,7 @@ def test_workers_make_of_them_what_is_meant(served: Served, tmp_path: Path) -> N
         )
         assert ended.returncode == 0, ended.stderr
         made[kind] = json.loads(ended.stdout.splitlines()[-1])
-    assert made["docker"]["volumes"] == ["yard:/work"]
+    assert made["docker"]["volumes"] == ["yard:/srv"]
     assert made["docker"]["container_create_kwargs"] == {"runtime": "nvidia"}
     job = made["kubernetes"]["job_manifest"]
     pod = job["spec"]["template"]["spec"]
