@@ -207,6 +207,9 @@ def test_a_slurm_job_takes_a_run_and_a_cancelled_one_is_gone_on_with(
     shutil.copyfile(MACHINES / "worker.sbatch", other / "worker.sbatch")
     smaller = ("--cpus-per-task=1", "--mem=500M", "--output=/dev/null", "--parsable")
 
+    def idle() -> bool:
+        return not done(other, "squeue", "--noheader")
+
     def submit_job() -> str:
         ended = subprocess.run(
             ["sbatch", *smaller, "worker.sbatch"],
@@ -225,7 +228,7 @@ def test_a_slurm_job_takes_a_run_and_a_cancelled_one_is_gone_on_with(
     done(other, "scancel", job)
     until(lambda: not steps(other), 60, "it ends with its job")
     first.pace.write_text("0")
-    until(lambda: not done(other, "squeue", "--noheader"), 120, "the job has ended")
+    until(idle, 120, "the job has ended")
     again = first.submit("pipeline/on-new-data", data="committed", only_new_data=False, **SHARING)
     submit_job()
     assert first.ended(again, 240)["type"] == "COMPLETED"
@@ -234,6 +237,7 @@ def test_a_slurm_job_takes_a_run_and_a_cancelled_one_is_gone_on_with(
     logs = first.post("/logs/filter", logs={"flow_run_id": {"any_": [again]}}, limit=200)
     assert "epoch 0" not in [entry["message"] for entry in logs], "what was trained isn't again"
     assert first.ended(cancelled, 60)["type"] in ("CRASHED", "CANCELLED")
+    until(idle, 120, "the job ends with its run")
     worker.resume()
 
 
