@@ -207,6 +207,9 @@ def test_a_slurm_job_takes_a_run_and_a_cancelled_one_is_gone_on_with(
     shutil.copyfile(MACHINES / "worker.sbatch", other / "worker.sbatch")
     smaller = ("--cpus-per-task=1", "--mem=500M", "--output=/dev/null", "--parsable")
 
+    def idle() -> bool:
+        return not done(other, "squeue", "--noheader")
+
     def submit_job() -> str:
         ended = subprocess.run(
             ["sbatch", *smaller, "worker.sbatch"],
@@ -225,7 +228,7 @@ def test_a_slurm_job_takes_a_run_and_a_cancelled_one_is_gone_on_with(
     done(other, "scancel", job)
     until(lambda: not steps(other), 60, "it ends with its job")
     first.pace.write_text("0")
-    until(lambda: not done(other, "squeue", "--noheader"), 120, "the job has ended")
+    until(idle, 120, "the job has ended")
     again = first.submit("pipeline/on-new-data", data="committed", only_new_data=False, **SHARING)
     submit_job()
     assert first.ended(again, 240)["type"] == "COMPLETED"
@@ -234,6 +237,7 @@ def test_a_slurm_job_takes_a_run_and_a_cancelled_one_is_gone_on_with(
     logs = first.post("/logs/filter", logs={"flow_run_id": {"any_": [again]}}, limit=200)
     assert "epoch 0" not in [entry["message"] for entry in logs], "what was trained isn't again"
     assert first.ended(cancelled, 60)["type"] in ("CRASHED", "CANCELLED")
+    until(idle, 120, "the job ends with its run")
     worker.resume()
 
 
@@ -308,7 +312,7 @@ def test_what_a_container_does_first_makes_the_clone_once(
         == (YAML(typ="safe").load(text)["pull"])
     )
     text = text.replace("https://git.example.org/yard.git", str(tmp_path / "origin.git"))
-    text = text.replace("/work/yard", str(tmp_path / "work" / "yard"))
+    text = text.replace("/srv/yard", str(tmp_path / "work" / "yard"))
     code = (
         "import json, asyncio, os, sys\n"
         "from prefect.deployments.steps.core import run_steps\n"
@@ -372,7 +376,7 @@ def test_workers_make_of_them_what_is_meant(served: Served, tmp_path: Path) -> N
         )
         assert ended.returncode == 0, ended.stderr
         made[kind] = json.loads(ended.stdout.splitlines()[-1])
-    assert made["docker"]["volumes"] == ["yard:/work"]
+    assert made["docker"]["volumes"] == ["yard:/srv"]
     assert made["docker"]["container_create_kwargs"] == {"runtime": "nvidia"}
     job = made["kubernetes"]["job_manifest"]
     pod = job["spec"]["template"]["spec"]
