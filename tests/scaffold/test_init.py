@@ -311,6 +311,16 @@ def test_a_source_set_is_copied_along_and_asked_there(
     assert main(["init", str(folder), "--data", *given, *DEMO, "--take", "link"]) == 1
     assert "name it as dataset.source in params.yaml" in capsys.readouterr().err
     assert not folder.exists()
+    for place, message in (
+        ("far/labels", "none of the images of train.json is near it. Put them there"),
+        ("labels", "lies in its own data"),  # whose images are found in the folder above
+    ):
+        (tmp_path / place).mkdir(parents=True)
+        shutil.copyfile(data / "train.json", tmp_path / place / "train.json")
+        alone = ["--data", str(data), "--source-set", str(tmp_path / place)]
+        assert main(["init", str(folder), *alone, *DEMO]) == 1
+        assert message in capsys.readouterr().err
+        assert not folder.exists()
     assert main(["init", str(folder), "--data", *given, *DEMO]) == 0
     out = capsys.readouterr().out
     assert "its val is the source set" in out

@@ -141,11 +141,12 @@ def _own(folder: Path, arguments: argparse.Namespace) -> int:
     from topwork.scaffold.texts import GITIGNORE, MAKEFILE, params_text, readme_text
 
     layout, source_set, choices = _choose(folder.resolve().name, arguments)
-    if folder.resolve().is_relative_to(layout.root.resolve()):
-        raise TopworkError(
-            f"{folder}: lies in its own data ({layout.root}); nothing was written. Name another"
-            " folder."
-        )
+    for place in filter(None, (layout.root, source_set)):
+        if folder.resolve().is_relative_to(place.resolve()):
+            raise TopworkError(
+                f"{folder}: lies in its own data ({place}); nothing was written. Name another"
+                " folder."
+            )
     if source_set is not None and (
         arguments.take != "copy" or layout.root.resolve().is_relative_to(folder.resolve())
     ):
@@ -208,12 +209,7 @@ def _choose(name: str, arguments: argparse.Namespace) -> "tuple[Layout, Path | N
             f" where names don't say it). {_sources()}"
         )
     layout = find_layout(arguments.data, arguments.images)
-    lacking = [str(found.annotations) for found in layout.sets.values() if found.lacking]
-    if lacking:
-        raise TopworkError(
-            f"{arguments.data}: none of the images of {', '.join(lacking)} is near it. Give their"
-            " folder or archive by --images."
-        )
+    _images_are_near(layout, arguments.data, "Give their folder or archive by --images.")
     dataset = _section(layout)
     print(f"{arguments.data}: taken for {layout.summary()}")
     boxes = _count(layout, dataset)
@@ -232,6 +228,12 @@ def _choose(name: str, arguments: argparse.Namespace) -> "tuple[Layout, Path | N
     return layout, source_set, Choices(name, dataset, source, rules, boxes, arguments.epochs)
 
 
+def _images_are_near(layout: "Layout", path: Path, mend: str) -> None:
+    lacking = [str(found.annotations) for found in layout.sets.values() if found.lacking]
+    if lacking:
+        raise TopworkError(f"{path}: none of the images of {', '.join(lacking)} is near it. {mend}")
+
+
 def _source_set(
     layout: "Layout", dataset: dict[str, Any], path: Path
 ) -> tuple[dict[str, Any], Path, dict[str, int]]:
@@ -245,9 +247,10 @@ def _source_set(
             " copied to it. Rename one of them."
         )
     found = find_layout(path)
+    _images_are_near(found, path, "Put them there.")
     # of several splits, one that no training saw
     split = next(name for name in ("val", "test", "train") if name in found.sets)
-    entry: dict[str, str] = found.params()[split]
+    entry: dict[str, str] = _section(found)[split]
     counts = _count(found, {"train": entry})
     print(f"{path}: taken for {found.summary()}; its {split} is the source set")
     inside = {
