@@ -20,13 +20,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from uuid import UUID
 
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-# a busy machine needs more than the default 20
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-# SQLite lets one write at a time; the others wait
-os.environ.setdefault("PREFECT_SERVER_DATABASE_TIMEOUT", "60")
-
 from dvc.exceptions import DvcException
 from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE

@@ -26,7 +26,7 @@ def project_root(folder: Path) -> Path:
             return candidate
     raise AuditError(
         f"{place}: no DVC project here or above (a folder with {DVC_FOLDER}/ in it). Go into the"
-        " project, or make one with `topwork init FOLDER`."
+        " project, or make one with `topwork init FOLDER --data PATH`."
     )
 
 
