@@ -123,6 +123,8 @@ class Member:
 
 def outside(name: str) -> Literal["absolute", "parent"] | None:
     """How a file name leads out of its root, or None."""
+    if name[:1] not in "/\\" and ".." not in name and name[1:2] != ":":
+        return None  # most names, of which there may be a million
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or (len(name) > 1 and name[1] == ":"):
         return "absolute"

@@ -35,6 +35,9 @@ def check_names(raw: RawSplit) -> None:
             )
         elif "\\" in name:
             raw.find_image("path-backslash", row, f"{name!r} has a backslash, expected /")
+    different = set(raw.file_name)
+    if len({name.casefold() for name in different}) == len(different):
+        return
     plain: dict[str, set[str]] = defaultdict(set)
     for name in raw.file_name:
         plain[name.casefold()].add(name)

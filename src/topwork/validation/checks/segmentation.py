@@ -94,7 +94,7 @@ def _batches(raw: RawSplit) -> Iterator[tuple[Ints, list[Any]]]:
 def _check_polygons(
     raw: RawSplit, rows: Ints, shapes: list[Polygons], image_width: Floats, image_height: Floats
 ) -> None:
-    counts = np.fromiter((len(ring) for shape in shapes for ring in shape), np.int64)
+    counts = np.fromiter(map(len, chain.from_iterable(shapes)), np.int64)
     rings_of = np.fromiter(map(len, shapes), np.int64, len(shapes))
     owner = np.repeat(np.arange(len(shapes)), rings_of)  # ring -> index into rows
     odd = counts % 2 == 1
