@@ -121,7 +121,7 @@ def _demo(folder: Path) -> int:
         raise TopworkError(f"{folder}: can't be written ({error}).") from error
     initialise(folder)
     print(
-        f"{folder}: ready. Next:\n  cd {folder}\n  dvc repro        # the demo, in about eight"
+        f"{folder}: ready. Next:\n  cd {folder}\n  dvc repro        # the demo, in about four"
         " minutes on two cores\n  topwork summary\nWith data of your own: topwork init FOLDER"
         " --data PATH"
     )
