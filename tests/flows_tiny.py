@@ -41,14 +41,17 @@ if name == "train":
         if not done.exists():
             pace = pathlib.Path(os.environ.get("TINY_PACE", "none"))
             time.sleep(float(pace.read_text()) if pace.exists() else 0)
-            part = scratch / "part"  # whole or not at all, as a training's checkpoints are
+            # whole or not at all, as a training's checkpoints are; a trial that trains the same
+            # may have ended, and removed them
+            scratch.mkdir(parents=True, exist_ok=True)
+            part = scratch / f"part{os.getpid()}"
             part.write_text(f"{n} ")
             part.rename(done)
             print("epoch", n, flush=True)
             say(kind="progress", done=n + 1, total=10, unit="epoch")
-        text += done.read_text()
+        text += f"{n} "
     (out / "weights").write_text(text + data)
-    shutil.rmtree(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
 if name == "score":
     (out / "metrics.json").write_text(json.dumps({"map": params["lr"] * 10}))
 if name == "gate":

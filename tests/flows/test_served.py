@@ -164,7 +164,8 @@ def test_the_audit_holds_every_kept_experiment_against_its_record(served: Served
     looked = served.submit("audit/weekly-audit")
     ended = served.ended(looked)
     assert ended["type"] == "COMPLETED"
-    assert ended["message"].endswith("experiments looked at, none is broken")
+    assert "experiments looked at" in ended["message"]
+    assert ended["message"].endswith("none is broken")
     assert name in served.artifacts(looked)["audit"]
 
     lock = done(served.project, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()

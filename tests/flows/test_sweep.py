@@ -46,7 +46,7 @@ def test_trials_are_experiments_side_by_side(tiny: Path, served: Served) -> None
     assert lines[-1].startswith("4 of 4 trials have a result")
     names = experiments(tiny)
     assert len(names) == 4
-    assert {weights(tiny, name) for name in names} == {WEIGHTS}
+    assert {weights(tiny, name) for name in names} == {WEIGHTS}, out
     (run,) = served.post(
         "/flow_runs/filter", flow_runs={"name": {"like_": "sweep: 4 sets of params"}}
     )
