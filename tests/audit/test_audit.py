@@ -307,3 +307,23 @@ def test_300_commits_are_listed_in_seconds(tmp_path: Path) -> None:
     assert table["ap"].tolist() == list(range(299, -1, -1))
     assert table["differs"].iloc[0] == "lr=299"
     assert used < 6, "seconds; DVC's own reader takes ten times as many"
+    short = experiments(tmp_path, limit=3)
+    assert short["differs"].tolist() == ["lr=299", "lr=298", "lr=297"], "the last one, too"
+    assert len(experiments(tmp_path, limit=0)) == 0
+    assert len(experiments(tmp_path, limit=300)) == 300
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["verify", "HEAD"], ["recompute", "HEAD"]])
+def test_a_repository_without_a_commit_is_named(
+    tmp_path: Path,
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from topwork.cli import main
+
+    run(tmp_path, "git", "init", "--quiet")
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", *arguments]) != 0
+    assert "has no commit yet" in capsys.readouterr().err

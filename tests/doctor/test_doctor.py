@@ -342,3 +342,9 @@ def test_the_time_is_counted() -> None:
     assert (found.training, found.prediction) == (4 * 12 * 10 + 7 * 3, 3 * 5 + 6)
     stages = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
     assert found.starts == len(stages) * 1.25 * 0.5
+
+    # by retention: once before and 5 times, on half of the images to replay; on all for a branch
+    chosen = params.finetune.model_copy(update={"interpolation": "retention"})
+    by_retention = params.model_copy(update={"finetune": chosen})
+    found = count(by_retention, images, forward=1.0, training=10.0, imports=0.5)
+    assert found.training == 4 * 12 * 10 + 2 * 3 + 6 * 25

@@ -1,6 +1,9 @@
 """The parts of training, one by one."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from torchvision.ops import box_iou
 
 from topwork.detectors.families import family_of
 from topwork.errors import DeviceError, TopworkError
+from topwork.files import atomic_path
 from topwork.params.finetune import FinetuneParams
 from topwork.surgery.graft import graft
 from topwork.training.augmentation import PRESETS, augmentation
@@ -239,6 +243,33 @@ def test_the_smallest_alpha_that_costs_nothing_is_chosen() -> None:
 
 
 # -- checkpoints -------------------------------------------------------------------------------
+
+
+def test_a_run_of_the_same_key_that_ends_meanwhile_takes_nothing_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It removes the folder that both write to, at the worst moments."""
+    folder = tmp_path / "key"
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, {"step": 1})
+    ended = []
+
+    @contextmanager
+    def ends_meanwhile(path: Path) -> Iterator[Path]:
+        with atomic_path(path) as temporary:
+            if not ended:
+                ended.append(path)
+                shutil.rmtree(folder)
+            yield temporary
+
+    monkeypatch.setattr("topwork.training.checkpoint.atomic_path", ends_meanwhile)
+    checkpoints.save(2, {"step": 2})
+    assert ended
+    assert checkpoints.latest() == {"step": 2}
+    listed = checkpoints.files()
+    shutil.rmtree(folder)
+    monkeypatch.setattr(Checkpoints, "files", lambda _: listed)
+    assert checkpoints.latest() is None
 
 
 def test_generators_go_on_where_they_were() -> None:

@@ -54,27 +54,30 @@ def experiments(root: Path, limit: int | None = None) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    rows = [*_commits(root, limit), *_experiments(root)]
+    # one more than is shown: what the last one differs in
+    commits = _commits(root, limit if limit is None else limit + 1)
+    surplus = {row.commit for row in commits[limit:]} if limit is not None else set()
+    rows = [*commits, *_experiments(root)]
     _read_values(root, rows)
     rows += _failed(root)
-    if not rows:
-        return pd.DataFrame(columns=list(FACTS))
     rows.sort(key=lambda row: datetime.fromisoformat(row.date), reverse=True)
-    own = {row.values.get("params.dataset.root", DEMO_ROOT) for row in rows} != {DEMO_ROOT}
-    table = pd.DataFrame(
-        [
-            {
-                "rev": row.commit[:10],
-                "name": row.name,
-                "kind": row.kind,
-                "date": row.date,
-                "subject": row.subject,
-                "differs": differs,
-                **row.values,
-            }
-            for row, differs in zip(rows, _differences(rows), strict=True)
-        ]
-    )
+    shown = [
+        {
+            "rev": row.commit[:10],
+            "name": row.name,
+            "kind": row.kind,
+            "date": row.date,
+            "subject": row.subject,
+            "differs": differs,
+            **row.values,
+        }
+        for row, differs in zip(rows, _differences(rows), strict=True)
+        if row.kind != "commit" or row.commit not in surplus
+    ]
+    if not shown:
+        return pd.DataFrame(columns=list(FACTS))
+    own = {row.get("params.dataset.root", DEMO_ROOT) for row in shown} != {DEMO_ROOT}
+    table = pd.DataFrame(shown)
     columns = [name for name in table.columns if not (own and name.startswith(DEMO))]
     varying = [
         name

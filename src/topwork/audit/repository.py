@@ -12,6 +12,7 @@ from topwork.errors import AuditError
 from topwork.files import CHUNK_BYTES
 
 DVC_FOLDER = ".dvc"
+_NO_COMMIT = ("does not have any commits yet", "bad revision 'HEAD'")
 
 
 def project_root(folder: Path) -> Path:
@@ -50,6 +51,11 @@ def git(root: Path, *arguments: str) -> bytes:
         ) from error
     if done.returncode:
         message = done.stderr.decode(errors="replace").strip()
+        if any(sign in message for sign in _NO_COMMIT):
+            raise AuditError(
+                f"{root.resolve()}: this git repository has no commit yet, so that there is nothing"
+                " to audit. Run the pipeline, then commit: `git add -A` and `git commit`."
+            )
         raise AuditError(
             f"git {' '.join(arguments)}: {message or 'failed'}. Is {root.resolve()} inside a git"
             " repository?"

@@ -131,9 +131,13 @@ def count(
     validations = finetune.epochs // finetune.validate_every if finetune.validate_every else 0
     if finetune.interpolation == "validation":
         validations += TRIED_ALPHAS
+    measured = 0.0
+    if finetune.by_retention:  # once before, then share by share
+        shares = 1 + TRIED_ALPHAS
+        measured = shares * images.get("replay", 0) * (0.5 if finetune.protect == "weights" else 1)
     held_out = sum(images.get(name, 0) for name in HELD_OUT)
     return RunTime(
-        training=epochs + validations * images.get("val", 0) * forward,
+        training=epochs + (validations * images.get("val", 0) + measured) * forward,
         prediction=(3 * held_out + images.get("train", 0)) * forward,
         starts=STAGES * STARTS * imports,
     )

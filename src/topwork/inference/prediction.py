@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ MASK_THRESHOLD = 0.5
 """Probability from which a pixel belongs to a mask, as in torchvision's and COCO's own evaluation
 of Mask R-CNN.
 """
+_SETTLED: "WeakSet[nn.Module]" = WeakSet()
+"""Models that have run on the CPU in this process."""
 _DECODERS_BESIDE_A_GPU = 12
 """Threads at most that open images for a GPU; on a CPU two, since the model has the cores."""
 
@@ -123,6 +126,11 @@ def detect(
 ) -> Detected:
     """Detect objects in images; columns that are no classes are left out.
 
+    A model's first batch on the CPU is computed twice, and the second result taken: in a process's
+    first pass one thread's share of the images can differ in the last digits (the math library
+    picks its kernels at their first call, while other threads wait: pytorch issue 188792; seen in
+    one run of some sixty).
+
     Args:
         model: a torchvision-style detector; it is moved to the device, run in evaluation mode, and
             left in its own mode.
@@ -152,6 +160,9 @@ def detect(
         found, done = [], 0
         with torch.inference_mode(), computing_at(precision, target):
             for ids, batch in _batches(images, batch_size, target):
+                if target.type == "cpu" and model not in _SETTLED:
+                    model(batch)
+                    _SETTLED.add(model)
                 found.append(_to_host(ids, model(batch), masks))
                 done += len(ids)
                 if watch is not None:

@@ -63,10 +63,12 @@ def parse_params(raw: dict[str, Any], path: Path = PARAMS_FILE) -> Params:
 
     Raises:
         ParamsError: a key or value is at fault; all faults are named together. Or a class is to be
-            kept exactly by a way of protecting that changes it.
+            kept exactly by a way of protecting that changes it, or a share is to be chosen by
+            retention without images to replay.
     """
     params = parse(Params, raw, path, MOVED)
     _check_exactness(params, path)
+    _check_replay(params, path)
     return params
 
 
@@ -82,6 +84,16 @@ def _check_exactness(params: Params, path: Path) -> None:
             f"{path}: retention: {', '.join(exact)}: exact, and finetune.{way} changes kept"
             f" classes' detections. Write {instead} in finetune, or `min: 0.95` in place of"
             " `exact`."
+        )
+
+
+def _check_replay(params: Params, path: Path) -> None:
+    if params.finetune.by_retention and params.dataset.replay is None:
+        way = "interpolation" if params.finetune.protect == "weights" else "branch.mix"
+        raise ParamsError(
+            f"{path}: finetune.{way}: retention needs annotated images of the pretrained detector's"
+            " own domain to measure on, and dataset.replay isn't given. Name some there, or write a"
+            " number."
         )
 
 

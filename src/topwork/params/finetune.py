@@ -1,10 +1,13 @@
 """Section `finetune`: training, and what protects kept classes in it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from topwork.params.section import Section
+
+LEAST_MIX = 0.02
+"""The smallest share of a branch that is tried."""
 
 
 class BranchParams(Section):
@@ -18,13 +21,18 @@ class BranchParams(Section):
     """Kept classes' detections: the pretrained detector's bit for bit, or a mean of both branches
     (one-stage detectors only), which adapts them a little.
     """
-    mix: float = Field(default=0.05, gt=0, lt=1)
-    """The branch's share in that mean."""
+    mix: Literal["retention"] | Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """The branch's share in that mean: a number, or chosen at the end as the largest that keeps
+    `finetune.least_retention`."""
 
     @property
     def share(self) -> float:
-        """The branch's share in kept classes' scores and boxes; 0 where they are kept exactly."""
-        return self.mix if self.kept == "mix" else 0.0
+        """The branch's share in kept classes' scores and boxes, until one is chosen; 0 where they
+        are kept exactly.
+        """
+        if self.kept == "exact":
+            return 0.0
+        return LEAST_MIX if self.mix == "retention" else self.mix
 
 
 class FinetuneParams(Section):
@@ -101,12 +109,17 @@ class FinetuneParams(Section):
     """
     teacher_min_score: float = Field(default=0.7, gt=0, le=1)
     """Score from which such a box is added."""
-    interpolation: Literal["validation", "off"] | float = "validation"
+    interpolation: Literal["validation", "retention", "off"] | float = "validation"
     """Share of the way from the grafted to the fine-tuned weights that is kept at the end (new rows
-    go all the way): a number, or chosen on validation images as the smallest share that costs no
-    mAP. `off` is 1.0."""
+    go all the way): a number; `validation`, the smallest share that costs no mAP on validation
+    images; or `retention`, the largest that keeps `least_retention`. `off` is 1.0."""
     interpolation_tolerance: float = Field(default=0.02, ge=0, lt=1)
     """Share of the best validation mAP that counts as no cost."""
+    least_retention: float = Field(default=0.97, gt=0, le=1)
+    """Where a share is chosen by retention: least AP of every kept class over its AP before
+    training, on images of dataset.replay that nothing is trained on (every second one where the
+    others are replayed). Ask a little more than the contract does: it's another set.
+    """
     replay: float = Field(default=0.25, ge=0, lt=1)
     """Share of each batch taken from dataset.replay, where that is given."""
 
@@ -125,6 +138,13 @@ class FinetuneParams(Section):
     """
     feature_cache_mib: int = Field(default=1024, ge=0)
     """Memory for the frozen trunk's features and the pretrained detector's outputs."""
+
+    @property
+    def by_retention(self) -> bool:
+        """Whether the result's share is chosen by what it keeps on images of dataset.replay."""
+        if self.protect == "branch":
+            return self.branch.kept == "mix" and self.branch.mix == "retention"
+        return self.interpolation == "retention"
 
     @model_validator(mode="after")
     def _check_shares(self) -> "FinetuneParams":

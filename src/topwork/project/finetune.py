@@ -34,7 +34,8 @@ class Determinism(Record):
 
 class Interpolation(Record):
     """Alpha, the fraction of the way from the grafted to the fine-tuned weights that was kept, and
-    the alphas tried with their validation mAP.
+    what was tried: rows of `alpha` or `mix` (a branch's share in kept classes), with the validation
+    `map`, or with the least `retention` of a kept class on held-out images of dataset.replay.
     """
 
     alpha: float

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from topwork.errors import TopworkError
 from topwork.files import atomic_path, canonical_json
 
 SCRATCH = Path(".topwork/scratch")
@@ -63,13 +64,14 @@ class Checkpoints:
             return
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        payload = buffer.getbuffer()
-        with (
-            atomic_path(self.folder / f"{step:09d}{SUFFIX}") as temporary,
-            temporary.open("wb") as stream,
-        ):
-            stream.write(hashlib.sha256(payload).digest())
-            stream.write(payload)
+        path = self.folder / f"{step:09d}{SUFFIX}"
+        try:
+            _write(path, buffer.getbuffer())
+        except TopworkError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            # a run that decides the same ended meanwhile, and took the folder with it
+            _write(path, buffer.getbuffer())
         for old in self.files()[:-KEPT]:
             old.unlink(missing_ok=True)
 
@@ -84,13 +86,22 @@ class Checkpoints:
     def latest(self) -> dict[str, Any] | None:
         """The newest checkpoint that is whole, or None."""
         for path in reversed(self.files()):
-            data = path.read_bytes()
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                continue  # a run that decides the same ended meanwhile
             if hashlib.sha256(memoryview(data)[32:]).digest() == data[:32]:
                 state: dict[str, Any] = torch.load(
                     io.BytesIO(data[32:]), map_location="cpu", weights_only=True
                 )
                 return state
         return None
+
+
+def _write(path: Path, payload: memoryview) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        stream.write(hashlib.sha256(payload).digest())
+        stream.write(payload)
 
 
 def rng_states() -> dict[str, Any]:

@@ -1,22 +1,116 @@
-"""Interpolation between the grafted and the fine-tuned weights.
+"""Interpolation between the grafted and the fine-tuned weights, and how far the result goes.
 
 Source: Wortsman et al., Robust fine-tuning of zero-shot models (WiSE-FT), arXiv 2109.01903. New
 rows go all the way, since their start means nothing. Alpha, the fraction of the way, is chosen on
-validation images: the smallest that costs no mAP.
+validation images (the smallest that costs no mAP), or on images of the pretrained detector's domain
+that nothing was trained on (the largest that keeps enough); so is a branch's share in kept classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from topwork.params.finetune import FinetuneParams
+from topwork.detectors.branches import Branched
+from topwork.params.finetune import LEAST_MIX, FinetuneParams
+from topwork.project.finetune import Interpolation
 from topwork.training.protection import RowMasks
 
-ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+ALPHAS: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+MIXES: tuple[float, ...] = (LEAST_MIX, 0.05, 0.1, 0.15, 0.2, 0.3)
 
-Validate = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
+Measure = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
+"""Tensors of the learning part -> figures of the detector with them."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How far the result goes.
+
+    Attributes:
+        kept: alpha, and what was tried.
+        told: lines for whoever watches.
+        notes: what the record has to say besides.
+    """
+
+    kept: Interpolation
+    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def choose(
+    detector: nn.Module,
+    start: Mapping[str, Tensor],
+    end: Mapping[str, Tensor],
+    masks: Mapping[str, RowMasks],
+    params: FinetuneParams,
+    validate: Measure | None,
+    measure_kept: Measure | None,
+) -> Choice:
+    """Choose alpha, or a branch's share in kept classes, which is then set in the detector.
+
+    Args:
+        detector: single, or with branches (whose alpha is 1).
+        start: state_dict of the learning part before training.
+        end: the same after it.
+        masks: rows of class-dependent tensors.
+        params: how to choose.
+        validate: figures on validation images: `map`; None without such images.
+        measure_kept: AP by kept class on held-out images to replay; None where no share is chosen
+            by it.
+    """
+    if measure_kept is not None:
+        return _by_retention(detector, start, end, masks, params.least_retention, measure_kept)
+    if isinstance(detector, Branched):
+        return Choice(Interpolation(alpha=1.0, tried=()))
+    alpha, tried = choose_alpha(start, end, masks, params, validate)
+    listed = ", ".join(f"{row['alpha']}: {row['map']:.4f}" for row in tried)
+    line = f"interpolation: alpha {alpha} is kept (validation mAP by alpha: {listed})"
+    return Choice(Interpolation(alpha=alpha, tried=tuple(tried)), (line,) if tried else ())
+
+
+def _by_retention(
+    detector: nn.Module,
+    start: Mapping[str, Tensor],
+    end: Mapping[str, Tensor],
+    masks: Mapping[str, RowMasks],
+    least: float,
+    measure: Measure,
+) -> Choice:
+    if isinstance(detector, Branched):
+        key, what, shares = "mix", "the branch's share", MIXES
+
+        def at(share: float) -> Mapping[str, float]:
+            detector.branches = replace(detector.branches, mix=share)
+            return measure(end)
+
+        before = at(0.0)
+    else:
+        key, what, shares = "alpha", "alpha", (*ALPHAS, 1.0)
+
+        def at(share: float) -> Mapping[str, float]:
+            return measure(interpolate(start, end, share, masks))
+
+        before = measure(start)
+    share, tried = largest_that_keeps(shares, at, before, least)
+    listed = ", ".join(f"{number}: {kept:.1%}" for number, kept in tried)
+    told = [f"interpolation: {what} is {share} (retention on images to replay: {listed})"]
+    notes = []
+    if tried[-1][1] < least:
+        notes.append(
+            f"no share keeps {least:.0%} of every kept class on the held-out images of"
+            f" dataset.replay; the smallest that is tried, {share}, keeps {tried[-1][1]:.1%}"
+        )
+    return Choice(
+        Interpolation(
+            alpha=1.0 if key == "mix" else share,
+            tried=tuple({key: number, "retention": kept} for number, kept in tried),
+        ),
+        (*told, *notes),
+        tuple(notes),
+    )
 
 
 @torch.no_grad()
@@ -54,9 +148,9 @@ def choose_alpha(
     end: Mapping[str, Tensor],
     masks: Mapping[str, RowMasks],
     params: FinetuneParams,
-    validate: Validate | None,
+    validate: Measure | None,
 ) -> tuple[float, list[dict[str, Any]]]:
-    """The fraction of the way to keep, and the mAP of each candidate.
+    """The fraction of the way to keep by validation, and the mAP of each candidate.
 
     Returns:
         (alpha, rows of {alpha, map}); without validation images the rows are empty and alpha is 1.
@@ -78,3 +172,30 @@ def choose_alpha(
         row["alpha"] for row in rows if row["map"] >= best * (1 - params.interpolation_tolerance)
     ]
     return min(good), rows
+
+
+def largest_that_keeps(
+    shares: Sequence[float],
+    measure: Callable[[float], Mapping[str, float]],
+    before: Mapping[str, float],
+    least: float,
+) -> tuple[float, list[tuple[float, float]]]:
+    """The largest share at which every class keeps enough; the smallest where none does.
+
+    Args:
+        shares: candidates.
+        measure: share -> class -> AP.
+        before: class -> AP before training; classes without any (0) can't lose it.
+        least: least AP over the one before.
+
+    Returns:
+        (share, [(share tried, least retention)]).
+    """
+    tried: list[tuple[float, float]] = []
+    for share in sorted(shares, reverse=True):
+        found = measure(share)
+        kept = min((found[name] / ap for name, ap in before.items() if ap), default=1.0)
+        tried.append((share, kept))
+        if kept >= least:
+            break
+    return tried[-1][0], tried

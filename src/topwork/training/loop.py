@@ -37,7 +37,7 @@ from topwork.training.distillation import Teacher
 from topwork.training.distributed import broadcast_from_rank0, mean_over_processes, wrap
 from topwork.training.features import FeatureBank
 from topwork.training.frozen_norm import fold_frozen_norms
-from topwork.training.interpolation import choose_alpha, interpolate
+from topwork.training.interpolation import choose, interpolate
 from topwork.training.objective import Objective
 from topwork.training.progress import RunProgress
 from topwork.training.protection import Protection, row_masks
@@ -72,6 +72,8 @@ class Job:
         runtime: loader processes, steps between checkpoints.
         validate: detector in evaluation mode -> {"map": mAP, "ap/CLASS": AP...} on validation
             images; None where there are none.
+        measure_kept: detector in evaluation mode -> {class: AP} of kept classes, on images of the
+            pretrained detector's domain; None where no share is chosen by them.
         scratch: folder of checkpoints, or None.
         check_images: raises where an image changed since the start; called before each checkpoint,
             so that none is kept of pixels that its key doesn't stand for.
@@ -88,6 +90,7 @@ class Job:
     device: Device
     runtime: RuntimeParams = field(default_factory=RuntimeParams)
     validate: Validate | None = None
+    measure_kept: Validate | None = None
     scratch: Path | None = None
     check_images: Callable[[], None] = _unchecked
     curves: Path | None = None
@@ -242,11 +245,11 @@ class _Run:
         try:
             with _stop_after_step() as stop_requested:
                 self._train(stop_requested)
-            alpha, tried = self._interpolate()
+            chosen = self._interpolate()
         finally:
             self.progress.end()
         self.curves.end()
-        return self._outcome(alpha, tried)
+        return self._outcome(chosen)
 
     def _train(self, stop_requested: threading.Event) -> None:
         state, params = self.state, self.params
@@ -444,11 +447,11 @@ class _Run:
         row: dict[str, Any] = {"epoch": number, "train/loss": sum(means.values()), **means}
         row["lr/head"] = self.schedule.head(number * self.schedule.steps - 1)
         row["lr/trunk"] = self.schedule.trunk(number * self.schedule.steps - 1)
-        if params.validate_every and number % params.validate_every == 0:
-            found = self._validate(state.result())
-            if found is not None:
-                row |= {f"val/{name}": value for name, value in found.items()}
-                self._remember_best(found["map"])
+        asked = params.validate_every and number % params.validate_every == 0
+        if asked and self.job.validate is not None:
+            found = self._figures(self.job.validate, state.result())
+            row |= {f"val/{name}": value for name, value in found.items()}
+            self._remember_best(found["map"])
         state.history.append(row)
         state.sums, state.step, state.epoch = {}, 0, number
         self.curves.add(row)
@@ -479,10 +482,8 @@ class _Run:
                 self.state.epoch * self.schedule.steps + self.state.step, self.state.dump()
             )
 
-    def _validate(self, tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
-        """Validation of other tensors than the model's own, which it gets back afterwards."""
-        if self.job.validate is None:
-            return None
+    def _figures(self, measure: Validate, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+        """What is measured of other tensors than the model's own, which it gets back afterwards."""
         found: dict[str, float] = {}
         if self.first:
             model = self.state.model
@@ -492,37 +493,35 @@ class _Run:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 found = {
                     name: float(value)
-                    for name, value in self.job.validate(self.detector).items()
+                    for name, value in measure(self.detector).items()
                     if value is not None
                 }
             model.load_state_dict(own)
         result: dict[str, float] = broadcast_from_rank0(found, self.job.process)
         return result
 
-    def _interpolate(self) -> tuple[float, list[dict[str, Any]]]:
-        """Choose the fraction of the way, and put the model there."""
-        state = self.state
+    def _interpolate(self) -> Interpolation:
+        """Choose how far the result goes from the pretrained detector, and put the model there."""
+        state, masks = self.state, self.protection.masks
         end = {name: tensor.clone() for name, tensor in (state.best or state.result()).items()}
         start = {name: tensor.to(self.device.device) for name, tensor in self.start.items()}
-        validate = (
-            None
-            if self.job.validate is None or not state.history
-            else lambda tensors: self._validate(tensors) or {"map": 0.0}
-        )
-        alpha, tried = (
-            (1.0, [])
-            if self.branched
-            else choose_alpha(start, end, self.protection.masks, self.params, validate)
-        )
-        self.state.model.load_state_dict(interpolate(start, end, alpha, self.protection.masks))
-        if tried:
-            listed = ", ".join(f"{row['alpha']}: {row['map']:.4f}" for row in tried)
-            self.progress.message(
-                f"interpolation: alpha {alpha} is kept (validation mAP by alpha: {listed})"
-            )
-        return alpha, tried
+        validate = self._of_tensors(self.job.validate) if state.history else None
+        measure_kept = self._of_tensors(self.job.measure_kept) if state.history else None
+        choice = choose(self.detector, start, end, masks, self.params, validate, measure_kept)
+        state.model.load_state_dict(interpolate(start, end, choice.kept.alpha, masks))
+        for line in choice.told:
+            self.progress.message(line)
+        state.notes.extend(choice.notes)
+        return choice.kept
 
-    def _outcome(self, alpha: float, tried: list[dict[str, Any]]) -> Outcome:
+    def _of_tensors(
+        self, measure: Validate | None
+    ) -> Callable[[Mapping[str, Tensor]], Mapping[str, float]] | None:
+        if measure is None:
+            return None
+        return lambda tensors: self._figures(measure, tensors)
+
+    def _outcome(self, chosen: Interpolation) -> Outcome:
         level, reasons = determinism(self.params, self.device)
         state, weights = self.state, self.job.weights
         record = RunRecord(
@@ -532,7 +531,7 @@ class _Run:
             epochs=len(state.history),
             steps=len(state.history) * self.schedule.steps,
             stopped_early=self._stopped_early(),
-            interpolation=Interpolation(alpha=alpha, tried=tuple(tried)),
+            interpolation=chosen,
             accumulate=state.accumulate,
             images={"train": self.job.train, "replay": self._replays()},
             history=tuple(state.history),
@@ -545,7 +544,11 @@ class _Run:
         provenance = {
             **weights.provenance,
             # `share` is alpha: the key stands in weights files, whose bytes stay the same
-            "finetune": {"share": alpha, "epochs": len(state.history), "seed": self.params.seed},
+            "finetune": {
+                "share": chosen.alpha,
+                "epochs": len(state.history),
+                "seed": self.params.seed,
+            },
         }
         return Outcome(
             replace(
@@ -553,6 +556,7 @@ class _Run:
                 state_dict=with_learned(weights, tensors),
                 builder_args=dict(weights.builder_args),
                 provenance=provenance,
+                branches=self.detector.branches if isinstance(self.detector, Branched) else None,
             ),
             record,
         )

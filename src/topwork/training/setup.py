@@ -2,7 +2,7 @@
 key it is resumed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,14 @@ import pandas as pd
 from torch import nn
 
 from topwork.classes import ClassPlan, label_of
-from topwork.dataset.split_images import SplitImages
+from topwork.dataset.split_images import Picture, SplitImages
 from topwork.dataset.tables import Tables
 from topwork.detectors.axes import head_spec_of
 from topwork.errors import TrainingError
 from topwork.files import HeldInputs
 from topwork.inference.prediction import predict
-from topwork.metrics.coco import score
-from topwork.metrics.truth import detections_of, truth_of
+from topwork.metrics.coco import Scores, score
+from topwork.metrics.truth import Truth, detections_of, truth_of
 from topwork.params.finetune import FinetuneParams
 from topwork.params.predict import PredictParams
 from topwork.params.runtime import RuntimeParams
@@ -73,7 +73,8 @@ def prepare(
         curves: folder for DVCLive, or None.
 
     Raises:
-        TrainingError: there is no training image with an object of a target class.
+        TrainingError: there is no training image with an object of a target class, or a share is
+            to be chosen by retention and can't be.
     """
     plan = params.surgery.plan()
     images = SplitImages(tables)
@@ -91,6 +92,7 @@ def prepare(
         device=device,
         runtime=params.runtime,
         validate=validation(tables, weights, images, params.predict, device),
+        measure_kept=retention(params, plan, tables, weights, images, device),
         scratch=SCRATCH / key,
         check_images=inputs.check_watched,
         curves=curves,
@@ -124,12 +126,9 @@ def training_set(
         )
     replay: list[Example] = []
     if finetune.replay and weights.branches is None and "replay" in tables.splits:
-        known = set(tables.names("replay").values())
-        names = {
-            target if target in known else source: labels[target]
-            for target, source in plan.kept.items()
-        }
-        replay = examples(tables, "replay", names)
+        names = {name: labels[target] for target, name in _in_replay(plan, tables).items()}
+        held = held_replay(tables, finetune)
+        replay = [item for item in examples(tables, "replay", names) if item.image_id not in held]
     mask_head = head_spec_of(learning).family.mask_head
     dataset = DetectionDataset(
         [*train, *replay],
@@ -153,10 +152,90 @@ def validation(
     ]
     if not names or not len(tables.split("val").images):
         return None
-    truth = truth_of(tables, "val", names)
-    pictures = images.openers("val")
+    measure = _scorer(
+        truth_of(tables, "val", names), images.openers("val"), weights, params, device
+    )
 
     def validate(model: nn.Module) -> dict[str, float]:
+        scores = measure(model)
+        by_class = {f"ap/{name}": found for name in names if (found := scores.ap(name)) is not None}
+        return {"map": scores.ap() or 0.0, **by_class}
+
+    return validate
+
+
+def held_replay(tables: Tables, params: FinetuneParams) -> frozenset[int]:
+    """Ids of the images of `replay` that nothing is trained on, since a share is chosen on them:
+    every second one where the others are replayed.
+    """
+    if not params.by_retention:
+        return frozenset()
+    ids = sorted(int(number) for number in tables.split("replay").images["image_id"])
+    return frozenset(ids[::2] if params.protect == "weights" and params.replay else ids)
+
+
+def retention(
+    params: TrainingParams,
+    plan: ClassPlan,
+    tables: Tables,
+    weights: Weights,
+    images: SplitImages,
+    device: Device,
+) -> Callable[[nn.Module], Mapping[str, float]] | None:
+    """AP of each kept class on the held-out images of `replay`, or None where no share is chosen by
+    it.
+
+    Raises:
+        TrainingError: no class is kept, or those images have no object of a kept class.
+    """
+    held = held_replay(tables, params.finetune)
+    if not params.finetune.by_retention:
+        return None
+    if not plan.kept:
+        raise TrainingError(
+            "finetune: a share is to be chosen by retention, and the plan keeps no class. Write"
+            " `interpolation: validation`."
+        )
+    split = tables.split("replay")
+    part = Tables(
+        split.images[split.images["image_id"].isin(held)],
+        split.annotations[split.annotations["image_id"].isin(held)],
+        split.categories,
+    )
+    names = {target: (name,) for target, name in _in_replay(plan, tables).items()}
+    truth = truth_of(part, "replay", names)
+    if missing := [name for name, count in truth.objects.items() if not count]:
+        raise TrainingError(
+            f"dataset.replay: no object of {', '.join(missing)} in the {len(held)} images that a"
+            " share is chosen on. Name images that have some, or write a number in place of"
+            " `retention` in finetune."
+        )
+    pictures = [picture for picture in images.openers("replay") if picture[0] in held]
+    measure = _scorer(truth, pictures, weights, params.predict, device)
+
+    def measure_kept(model: nn.Module) -> dict[str, float]:
+        scores = measure(model)
+        return {name: scores.ap(name) or 0.0 for name in names}
+
+    return measure_kept
+
+
+def _in_replay(plan: ClassPlan, tables: Tables) -> dict[str, str]:
+    """Kept class -> what the images to replay call it: as the plan does, or as the pretrained
+    detector does.
+    """
+    known = set(tables.names("replay").values())
+    return {target: target if target in known else source for target, source in plan.kept.items()}
+
+
+def _scorer(
+    truth: Truth,
+    pictures: Sequence[Picture],
+    weights: Weights,
+    params: PredictParams,
+    device: Device,
+) -> Callable[[nn.Module], Scores]:
+    def measure(model: nn.Module) -> Scores:
         table = predict(
             model,
             pictures,
@@ -165,11 +244,9 @@ def validation(
             columns=weights.columns,
             precision=params.precision,
         )
-        scores = score(truth, detections_of(table[table["name"].isin(names)], truth))
-        by_class = {f"ap/{name}": found for name in names if (found := scores.ap(name)) is not None}
-        return {"map": scores.ap() or 0.0, **by_class}
+        return score(truth, detections_of(table[table["name"].isin(truth.classes)], truth))
 
-    return validate
+    return measure
 
 
 def deciding(
