@@ -47,7 +47,8 @@ from topwork.project.validate import FOLDER as TABLES
 from topwork.surgery.graft import graft
 from topwork.training.device import keep_freed_memory, training_device
 from topwork.training.loop import Job, fine_tune
-from topwork.training.setup import training_set, validation
+from topwork.training.measuring import validation
+from topwork.training.setup import training_set
 from topwork.weights.format import Weights, read_weights
 
 UNPROTECTED = {

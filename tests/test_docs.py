@@ -134,7 +134,11 @@ def test_params_of_the_recommendations_are_valid() -> None:
     for section in written:
         parse_params(
             {
-                "dataset": {"root": "data", "train": {"annotations": "train.json"}},
+                "dataset": {
+                    "root": "data",
+                    "train": {"annotations": "train.json"},
+                    "replay": {"annotations": "replay.json"},
+                },
                 "surgery": {"classes": {"person": "keep"}},
                 "finetune": YAML(typ="safe", pure=True).load(section),
             }

@@ -19,9 +19,10 @@ from topwork.project.unlabelled import BOXES
 from topwork.training.checkpoint import Checkpoints
 from topwork.training.device import training_device
 from topwork.training.loop import Job, _Run, fine_tune
+from topwork.training.measuring import validation
 from topwork.training.objective import Objective
 from topwork.training.protection import row_masks
-from topwork.training.setup import training_set, validation
+from topwork.training.setup import training_set
 from topwork.weights.format import read_weights
 from training.tiny import make_project
 

@@ -58,12 +58,16 @@ def pretrained() -> Weights:
 
 
 def make_project(
-    folder: Path, train: int = 12, runtime: dict[str, object] | None = None, **finetune: object
+    folder: Path,
+    train: int = 12,
+    runtime: dict[str, object] | None = None,
+    to_replay: int = 4,
+    **finetune: object,
 ) -> Params:
     """Write all that the finetune stage reads, and return its params."""
     images, annotations, categories = [], [], []
     random = np.random.default_rng(0)
-    for split, count in (("train", train), ("val", 4), ("replay", 4)):
+    for split, count in (("train", train), ("val", 4), ("replay", to_replay)):
         (folder / "data" / split).mkdir(parents=True)
         categories += [
             {"split": split, "category_id": key, "name": name}

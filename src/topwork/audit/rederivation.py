@@ -444,6 +444,12 @@ def _training(context: _Context) -> None:
     ran |= {"seed": record.seed} if record.seed is not None else {}  # records before had none
     stated = {key: stated.get(key) for key in ran}
     _none_differs(stated, ran, finetune_outs.RECORD)
+    if tried := record.interpolation.tried[-1:]:
+        mix = None if after.branches is None else after.branches.mix
+        chosen = {"alpha": record.interpolation.alpha, "mix": mix}
+        last = {key: tried[0].get(key, chosen[key]) for key in chosen}
+        if "retention" in tried[0] and last != chosen:
+            raise _Difference(f"the last share that was tried is {last}, the weights have {chosen}")
     for name, sha256 in record.inputs.items():
         paths = {
             "pretrained": PRETRAINED,

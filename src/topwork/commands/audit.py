@@ -23,6 +23,12 @@ ELSEWHERE = ("environment", "hardware", "nondeterminism")
 MARKS = {"holds": "holds", "broken": "BROKEN", "stale": "stale", "unchecked": "unchecked"}
 
 
+def _count(text: str) -> int:
+    if int(text) < 0:
+        raise ValueError
+    return int(text)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands."""
     parser.epilog = (
@@ -33,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser(
         "list", help="past experiments with params and metrics, newest first"
     )
-    listing.add_argument("--limit", type=int, default=None, help="at most so many commits")
+    listing.add_argument("--limit", type=_count, default=None, help="at most so many commits")
     listing.add_argument(
         "--columns",
         nargs="*",

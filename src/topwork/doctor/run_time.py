@@ -129,12 +129,12 @@ def count(
     a_step = training + (forward if finetune.distill else 0.0)
     epochs = finetune.epochs * images.get("train", 0) / (1 - replayed) * a_step
     validations = finetune.epochs // finetune.validate_every if finetune.validate_every else 0
-    if finetune.interpolation == "validation":
+    if finetune.interpolation == "validation" and finetune.protect == "weights":
         validations += TRIED_ALPHAS
     measured = 0.0
-    if finetune.by_retention:  # once before, then share by share
-        shares = 1 + TRIED_ALPHAS
-        measured = shares * images.get("replay", 0) * (0.5 if finetune.protect == "weights" else 1)
+    if finetune.by_retention and finetune.epochs:  # once before, then share by share
+        half = finetune.protect == "weights" and finetune.replay
+        measured = (1 + TRIED_ALPHAS) * images.get("replay", 0) * (0.5 if half else 1)
     held_out = sum(images.get(name, 0) for name in HELD_OUT)
     return RunTime(
         training=epochs + (validations * images.get("val", 0) + measured) * forward,

@@ -53,7 +53,8 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def computing_at(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Within the block, forward passes have this precision, and on one GPU the same bits each time.
+    """Within the block, forward passes have this precision, and on one GPU the same bits each time;
+    on the CPU the math library takes exactly as many threads as torch says.
 
     Args:
         precision: `float32`: every operation in full; `tf32`: products of matrices and convolutions
@@ -70,6 +71,8 @@ def computing_at(precision: Precision, device: torch.device) -> Iterator[None]:
         )
     matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
     tf32 = precision == "tf32"
+    if device.type == "cpu":
+        torch.set_num_threads(torch.get_num_threads())  # MKL's own choice of a number ends by this
     try:
         matmul.allow_tf32 = tf32
         with (

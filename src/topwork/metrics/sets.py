@@ -1,8 +1,8 @@
-"""What is evaluated on what: which classes a set is evaluated on, and what each model calls them.
+"""What is measured on what: which classes a set is evaluated on, and what each model calls them.
 
 The pretrained detector knows its own classes: only those that the plan keeps can be compared, and
-they are renamed to the target's names. The source set is evaluated on kept classes alone, since
-nobody annotated the new ones there.
+they are renamed to the target's names. The source set, and images to replay, are looked at for kept
+classes alone, since nobody annotated the new ones there.
 """
 
 import pandas as pd
@@ -16,10 +16,11 @@ from topwork.project.names import HELD_OUT
 def classes_of(plan: ClassPlan, tables: Tables, split: str) -> dict[str, tuple[str, ...]]:
     """Target class -> category names of a set that mean it.
 
-    On the custom set all target classes, by their own names. On the source set kept classes alone,
-    by the target's name or, where no category has that, by the pretrained detector's.
+    On the custom set all target classes, by their own names. On images of the source domain kept
+    classes alone, by the target's name or, where no category has that, by the pretrained
+    detector's.
     """
-    if split != "source":
+    if split not in ("source", "replay"):
         return {name: (name,) for name in plan.names}
     known = set(tables.split(split).categories["name"])
     named = {target: target if target in known else source for target, source in plan.kept.items()}

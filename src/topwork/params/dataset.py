@@ -54,7 +54,9 @@ class DatasetParams(Section):
     source: SetParams | None = None
     """Held-out images of the pretrained detector's own domain: where retention is measured."""
     replay: SetParams | None = None
-    """Training images of the source domain, mixed into fine-tuning."""
+    """Further images of the source domain: mixed into training, and where a share is chosen by what
+    it keeps, measured on. For that, rather such as the pretrained detector wasn't trained on.
+    """
     split: SplitParams | None = None
     """With `train` alone: how it is divided. With `val` or `test` given: the share that is named
     here for the other one is taken out of train, and no group by `group_by` may be in two of them.

@@ -88,8 +88,15 @@ def _check_exactness(params: Params, path: Path) -> None:
 
 
 def _check_replay(params: Params, path: Path) -> None:
-    if params.finetune.by_retention and params.dataset.replay is None:
-        way = "interpolation" if params.finetune.protect == "weights" else "branch.mix"
+    if not params.finetune.by_retention:
+        return
+    way = "interpolation" if params.finetune.protect == "weights" else "branch.mix"
+    if not params.surgery.plan().kept:
+        raise ParamsError(
+            f"{path}: finetune.{way}: retention chooses by what kept classes keep, and"
+            " surgery.classes keeps none. Write `validation`, or a number."
+        )
+    if params.dataset.replay is None:
         raise ParamsError(
             f"{path}: finetune.{way}: retention needs annotated images of the pretrained detector's"
             " own domain to measure on, and dataset.replay isn't given. Name some there, or write a"

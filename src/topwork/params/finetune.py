@@ -1,6 +1,6 @@
 """Section `finetune`: training, and what protects kept classes in it."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -21,9 +21,10 @@ class BranchParams(Section):
     """Kept classes' detections: the pretrained detector's bit for bit, or a mean of both branches
     (one-stage detectors only), which adapts them a little.
     """
-    mix: Literal["retention"] | Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """The branch's share in that mean: a number, or chosen at the end as the largest that keeps
-    `finetune.least_retention`."""
+    mix: Literal["retention"] | float = 0.05
+    """The branch's share in that mean: a number, or `retention`, the largest that keeps
+    `finetune.least_retention`.
+    """
 
     @property
     def share(self) -> float:
@@ -33,6 +34,14 @@ class BranchParams(Section):
         if self.kept == "exact":
             return 0.0
         return LEAST_MIX if self.mix == "retention" else self.mix
+
+    @model_validator(mode="after")
+    def _check_mix(self) -> "BranchParams":
+        if isinstance(self.mix, float) and not 0 < self.mix < 1:
+            raise ValueError(f"mix is {self.mix}, must lie between 0 and 1 (`kept: exact` is 0)")
+        if self.mix == "retention" and self.kept == "exact":
+            raise ValueError("mix: retention chooses a share; write `kept: mix` beside it")
+        return self
 
 
 class FinetuneParams(Section):
@@ -116,9 +125,10 @@ class FinetuneParams(Section):
     interpolation_tolerance: float = Field(default=0.02, ge=0, lt=1)
     """Share of the best validation mAP that counts as no cost."""
     least_retention: float = Field(default=0.97, gt=0, le=1)
-    """Where a share is chosen by retention: least AP of every kept class over its AP before
-    training, on images of dataset.replay that nothing is trained on (every second one where the
-    others are replayed). Ask a little more than the contract does: it's another set.
+    """Where a share is chosen by retention: least AP of every kept class over the pretrained
+    detector's, on images of dataset.replay that nothing is trained on (their second half, by id,
+    where the first is replayed). Where no share keeps that much, the smallest is taken, and noted
+    in the record. Ask a little more than the contract does: it's another set.
     """
     replay: float = Field(default=0.25, ge=0, lt=1)
     """Share of each batch taken from dataset.replay, where that is given."""

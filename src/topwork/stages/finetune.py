@@ -77,6 +77,7 @@ def work(params: TrainingParams) -> None:
         tables,
         starting_weights(params),
         pd.read_parquet(BOXES),
+        pretrained=read_weights(PRETRAINED, trust=True),
         device=device,
         inputs=inputs,
         curves=CURVES,

@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,10 @@ def scratch_key(inputs: dict[str, Any]) -> str:
 def sweep(scratch: Path) -> None:
     """Remove scratch folders of runs that nobody went on with."""
     for folder in scratch.iterdir() if scratch.is_dir() else ():
-        if (
-            KEY.fullmatch(folder.name)
-            and time.time() - folder.stat().st_mtime > ABANDONED_DAYS * 86400
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # its run ended meanwhile
+            age = time.time() - folder.stat().st_mtime
+            if KEY.fullmatch(folder.name) and age > ABANDONED_DAYS * 86400:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class Checkpoints:

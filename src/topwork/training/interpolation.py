@@ -58,12 +58,14 @@ def choose(
         masks: rows of class-dependent tensors.
         params: how to choose.
         validate: figures on validation images: `map`; None without such images.
-        measure_kept: AP by kept class on held-out images to replay; None where no share is chosen
-            by it.
+        measure_kept: AP over the pretrained detector's, by kept class, on held-out images to
+            replay; None where no share is chosen by it.
     """
     if measure_kept is not None:
         return _by_retention(detector, start, end, masks, params.least_retention, measure_kept)
     if isinstance(detector, Branched):
+        if params.by_retention:  # nothing was learned, so that nothing is mixed in
+            detector.branches = replace(detector.branches, mix=0.0)
         return Choice(Interpolation(alpha=1.0, tried=()))
     alpha, tried = choose_alpha(start, end, masks, params, validate)
     listed = ", ".join(f"{row['alpha']}: {row['map']:.4f}" for row in tried)
@@ -86,15 +88,13 @@ def _by_retention(
             detector.branches = replace(detector.branches, mix=share)
             return measure(end)
 
-        before = at(0.0)
     else:
         key, what, shares = "alpha", "alpha", (*ALPHAS, 1.0)
 
         def at(share: float) -> Mapping[str, float]:
             return measure(interpolate(start, end, share, masks))
 
-        before = measure(start)
-    share, tried = largest_that_keeps(shares, at, before, least)
+    share, tried = largest_that_keeps(shares, at, least)
     listed = ", ".join(f"{number}: {kept:.1%}" for number, kept in tried)
     told = [f"interpolation: {what} is {share} (retention on images to replay: {listed})"]
     notes = []
@@ -155,7 +155,7 @@ def choose_alpha(
     Returns:
         (alpha, rows of {alpha, map}); without validation images the rows are empty and alpha is 1.
     """
-    if params.interpolation == "off":
+    if params.interpolation in ("off", "retention"):
         return 1.0, []
     if isinstance(params.interpolation, float):
         return params.interpolation, []
@@ -177,24 +177,21 @@ def choose_alpha(
 def largest_that_keeps(
     shares: Sequence[float],
     measure: Callable[[float], Mapping[str, float]],
-    before: Mapping[str, float],
     least: float,
 ) -> tuple[float, list[tuple[float, float]]]:
     """The largest share at which every class keeps enough; the smallest where none does.
 
     Args:
         shares: candidates.
-        measure: share -> class -> AP.
-        before: class -> AP before training; classes without any (0) can't lose it.
-        least: least AP over the one before.
+        measure: share -> class -> AP over the pretrained detector's.
+        least: what is enough.
 
     Returns:
         (share, [(share tried, least retention)]).
     """
     tried: list[tuple[float, float]] = []
     for share in sorted(shares, reverse=True):
-        found = measure(share)
-        kept = min((found[name] / ap for name, ap in before.items() if ap), default=1.0)
+        kept = min(measure(share).values())
         tried.append((share, kept))
         if kept >= least:
             break

@@ -72,8 +72,9 @@ class Job:
         runtime: loader processes, steps between checkpoints.
         validate: detector in evaluation mode -> {"map": mAP, "ap/CLASS": AP...} on validation
             images; None where there are none.
-        measure_kept: detector in evaluation mode -> {class: AP} of kept classes, on images of the
-            pretrained detector's domain; None where no share is chosen by them.
+        measure_kept: detector in evaluation mode -> {kept class: AP over the pretrained
+            detector's}, on images of that one's domain; None where no share is chosen by them.
+        notes: for the record.
         scratch: folder of checkpoints, or None.
         check_images: raises where an image changed since the start; called before each checkpoint,
             so that none is kept of pixels that its key doesn't stand for.
@@ -91,6 +92,7 @@ class Job:
     runtime: RuntimeParams = field(default_factory=RuntimeParams)
     validate: Validate | None = None
     measure_kept: Validate | None = None
+    notes: tuple[str, ...] = ()
     scratch: Path | None = None
     check_images: Callable[[], None] = _unchecked
     curves: Path | None = None
@@ -148,6 +150,7 @@ class _Run:
             accumulate=params.accumulate,
         )
         self._unread: _Unread | None = None
+        self.state.notes += job.notes
         if params.distill and self.teacher is None and not self.branched:
             self.state.notes.append(self._why_no_teacher())
         unprotected = self.teacher is None and not self.branched and not self._replays()
