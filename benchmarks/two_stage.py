@@ -97,7 +97,8 @@ def pretrain(arguments: argparse.Namespace, file: Path) -> None:
         (image["id"], drawn / "pretrain/images" / image["file_name"]) for image in coco["images"]
     ]
     steps = arguments.epochs * (len(images) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps, pct_start=WARMUP / steps)
+    warmup = min(WARMUP / steps, 0.3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps, pct_start=warmup)
     began, total = time.perf_counter(), 0.0
     for step in range(steps):
         place = step % (len(images) // BATCH)

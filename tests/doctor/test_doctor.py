@@ -310,6 +310,12 @@ def test_an_extra_that_is_missing_is_named(
     }
 
 
+def test_doctor_needs_none_of_the_packages_that_it_names() -> None:
+    """Else it would end where it should say which is missing."""
+    code = "import sys; sys.modules['hotcoco'] = None; import topwork.doctor.project"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_disk_that_is_too_full_is_named() -> None:
     """14 copies of 2 GB and half a GB: 28.5 GB."""
     assert machine.room(2 * 10**9, 29 * 10**9) == "29.0 GB free, about 28.5 GB are needed"

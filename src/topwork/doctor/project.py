@@ -25,7 +25,6 @@ from topwork.evaluation.plan_fit import plan_fit
 from topwork.params.document import Params, check_tracked, parse_params
 from topwork.params.section import read_document
 from topwork.project.fetch import PRETRAINED, PROVENANCE, WEIGHTS_LOCK, ProvenanceRecord
-from topwork.training.measuring import held_truth
 from topwork.validation.gate import paragraph, stops, validate
 from topwork.weights.fit import check_fit
 from topwork.weights.format import Weights, read_weights
@@ -247,7 +246,9 @@ class Project:
         contracts = params.retention, params.learned
         check_measurable(*contracts, plan, self.tables)
         check_objects(*contracts, plan, self.tables)
-        if params.finetune.by_retention:
+        if params.finetune.by_retention and params.finetune.epochs:
+            from topwork.training.measuring import held_truth  # wants more than the base install
+
             held_truth(plan, self.tables, params.finetune)
         if not any(contracts):
             raise NoteError(
