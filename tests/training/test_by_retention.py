@@ -201,3 +201,28 @@ def test_a_pretrained_detector_that_hardly_finds_any_is_said(
     with chdir(tmp_path), pytest.raises(TrainingError, match=hardly):
         finetune.run(with_finetune(params, interpolation="retention", replay=0.0))
     assert not (tmp_path / FINETUNED).exists()
+
+
+def test_a_class_that_is_hardly_found_is_left_out(trained: tuple[Path, Params]) -> None:
+    """Boxes are annotated where none is."""
+    folder, params = trained
+    with chdir(folder):
+        tables = Tables.read(Path("out/validate"))
+        moved = tables.annotations.copy()
+        moved.loc[moved["category_id"] == 2, ["width", "height"]] = 2.0
+        pretrained = read_weights(PRETRAINED, trust=True)
+        kept = kept_measure(
+            ClassPlan.parse({"person": "keep", "box": "keep", "thing": "new"}),
+            Tables(tables.images, moved, tables.categories),
+            pretrained,
+            pretrained,
+            SplitImages(tables),
+            with_finetune(params, interpolation="retention").finetune,
+            params.predict,
+            training_device(params.finetune, "cpu"),
+        )
+        assert kept.measure is not None
+        assert kept.measure(load(pretrained)) == {"person": 1.0}
+    (note,) = kept.notes
+    assert note.startswith("what is kept isn't measured of classes that the pretrained detector")
+    assert "AP of box 0.0" in note

@@ -135,7 +135,7 @@ def kept_measure(
 
     Raises:
         TrainingError: no kept class has enough objects, or the pretrained detector hardly finds
-            one.
+            any.
     """
     if not finetune.by_retention or not finetune.epochs:
         return KeptMeasure()
@@ -155,12 +155,19 @@ def kept_measure(
     else:  # its stock is the pretrained detector, and hands classes on under the plan's names
         stock = replace(weights, branches=replace(weights.branches, mix=0.0))
         before = ap(load(stock, device.device), weights.columns, own_names=True)
-    if hardly := [f"{name} {found:.3f}" for name, found in before.items() if found < LEAST_AP]:
+    hardly = [f"{name} {found:.3f}" for name, found in before.items() if found < LEAST_AP]
+    before = {name: found for name, found in before.items() if found >= LEAST_AP}
+    if not before:
         raise TrainingError(
             f"dataset.replay: the pretrained detector hardly finds kept classes in the {len(held)}"
             f" images that are held out (AP of {', '.join(hardly)}), so that it can't be measured"
             " what is kept. Are they of its own domain, and their classes what it means by these"
             " names? Else write a number in place of `retention` in finetune."
+        )
+    if hardly:
+        notes += (
+            "what is kept isn't measured of classes that the pretrained detector hardly finds in"
+            f" the held-out images of dataset.replay: AP of {', '.join(hardly)}",
         )
 
     def measure(model: nn.Module) -> dict[str, float]:
