@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +20,12 @@ from pathlib import Path
 import psutil
 import pytest
 from flows.pipeline import pipeline
+from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
 
 from conftest import ROOT, done, run
 from flows_tiny import WEIGHTS, Served, epoch_mark, free_port, make_tiny, steps, until, weights
+from topwork.scaffold.template import REQUIREMENTS
 
 MACHINES = ROOT / "docs" / "machines"
 SHARING = {"revision": "origin/main", "pull": True, "push": True}
@@ -280,6 +283,26 @@ def register(served: Served, file: Path, kind: str) -> subprocess.CompletedProce
         if ended.returncode:
             break
     return ended
+
+
+def test_the_image_is_made_of_what_a_project_has() -> None:
+    """Read, not built: no Docker here."""
+    text = (MACHINES / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    assert {line[0] for line in lines} <= {"FROM", "RUN", "COPY", "ENV"}
+    of = {line[0]: line[1:] for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    image, _, tag = of["FROM"][0].partition(":")
+    assert image == "python"
+    assert SpecifierSet(project["requires-python"]).contains(tag.removesuffix("-slim"))
+    copied, target = of["COPY"]
+    assert copied == REQUIREMENTS
+    assert of["RUN"][-2:] == ["--requirement", target]
+    flows = (ROOT / "flows" / "__init__.py").read_text(encoding="utf-8")
+    for setting in of["ENV"]:
+        name, value = setting.split("=")
+        assert value in ("1", "false")
+        assert name == "DVC_NO_ANALYTICS" or name in flows, name
 
 
 @pytest.mark.long
