@@ -5,9 +5,12 @@
 
 DIR holds `hardhat/` and `coco128/` (docs/results.md says where they come from); the weights are
 those of docs/real_case.yaml. A training row is IMAGES/MODE: `naked` (a graft, trained without
-protection), `weights` (docs/real_case.yaml), `branch:CUT` (a second branch; measured again with
-each share of --mixes, from the same training) or `branch:CUT+remove` (a second branch whose head
-has no columns of dropped classes). `latency` compares the detectors on the CPU, in
+protection), `weights` (docs/real_case.yaml) or `branch:CUT` (a second branch; measured again with
+each share of --mixes, from the same training). To a branch may be added `+remove` (its head has no
+columns of dropped classes), and what becomes of persons that the pretrained detector finds and
+nobody annotated: `+ignore` leaves them out of the loss, `+label` makes them targets. `--choose N`
+measures each row on N training pictures besides which it wasn't trained on, by which one may
+choose between rows without looking at the test set. `latency` compares the detectors on the CPU, in
 rounds that take turns. Every row is printed as JSON when it's measured, and a table at the end.
 Needs neither DVC nor Prefect; AP is pycocotools'.
 """
@@ -33,6 +36,8 @@ import torch
 import torchvision
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models.detection.ssd import SSD
+from torchvision.ops import box_iou
 
 from topwork.classes import ClassPlan, category_set, label_of
 from topwork.detectors.branches import Branched
@@ -71,6 +76,9 @@ DEFAULT_ROWS = [
     for mode in ("naked", "branch:auto", "branch:backbone.features.0.7", "weights")
 ] + ["latency"]
 ROUNDS = 21
+UNLABELLED_SCORE, UNLABELLED_IOU = 0.6, 0.5
+IGNORED = -1
+"""Label of a box whose anchors are left out of the loss."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,9 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=600, help="seconds a row may take")
     parser.add_argument("--epochs", type=int, help="in place of the row's own (for a try)")
     parser.add_argument("--test-images", type=int, help="of each held-out set (for a try)")
+    parser.add_argument(
+        "--choose", type=int, default=0, metavar="N", help="other training pictures"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the latency row")
     parser.add_argument(
         "--latency",
@@ -212,9 +223,9 @@ def out_of_time(*_: Any) -> None:
 
 def trained(setting: Setting, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     arguments, mode = setting.arguments, str(row["mode"])
+    place, *options = mode.removeprefix("branch:").split("+")
     # a branch needs none of the other classes' columns, unless kept ones are mixed
-    place, _, dropped = mode.removeprefix("branch:").partition("+")
-    plan = ClassPlan.parse(PLAN, dropped=dropped or "absorb")
+    plan = ClassPlan.parse(PLAN, dropped="remove" if "remove" in options else "absorb")
     start = graft(setting.pretrained, plan).weights
     changes = PROTECTED if mode == "weights" else NAKED
     if mode.startswith("branch:"):
@@ -229,13 +240,30 @@ def trained(setting: Setting, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         }
     )
     device = training_device(params, arguments.device)
-    dataset = training_images(setting.splits["train"], row["images"], params)
+    train = setting.splits["train"]
+    chosen, others = by_name(train)[: row["images"]], by_name(train)[row["images"] :]
+    held = part_of(train, others[: arguments.choose])
+    unlabelled = {
+        "ignore": (IGNORED, unlabelled_persons),
+        "label": (label_of(("__background__", *PLAN))["person"], unlabelled_persons),
+    }
+    extra = [
+        (label, find(setting, part_of(train, chosen), device.device))
+        for option, (label, find) in unlabelled.items()
+        if option in options
+    ]
+    dataset = training_images(part_of(train, chosen), params, *extra)
+    row["unlabelled"] = sum(len(found) for _, by_image in extra for found in by_image.values())
     runtime = RuntimeParams(workers=arguments.workers)
     began = time.perf_counter()
     job = Job(start, ("person",), dataset, len(dataset), params, device, runtime, shown=False)
-    result = fine_tune(job).weights
+    with left_out_of_the_loss():
+        result = fine_tune(job).weights
     row["train_s"] = round(time.perf_counter() - began, 1)
     row["parameters"] = sum(tensor.numel() for tensor in result.state_dict.values())
+    if held.pixels:
+        found = average_precision(held, detections(load(result), held, device.device), tuple(PLAN))
+        row |= {f"choice/{name}": ap and round(ap, 4) for name, ap in found.items()}
     yield {**row, **measured(setting, result, device.device)}
     if result.branches is not None:
         for share in arguments.mixes:
@@ -247,24 +275,45 @@ def trained(setting: Setting, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
             }
 
 
-def training_images(split: Split, count: int, params: FinetuneParams) -> DetectionDataset:
-    """The first images by SHA-256 of their names, as in benchmarks/protection.py."""
+def by_name(split: Split) -> list[dict[str, Any]]:
+    """Its images by SHA-256 of their names, as in benchmarks/protection.py."""
+    return sorted(
+        split.coco["images"],
+        key=lambda item: hashlib.sha256(item["file_name"].encode()).hexdigest(),
+    )
+
+
+def part_of(split: Split, images: Sequence[dict[str, Any]]) -> Split:
+    """Some of its images."""
+    ids = {item["id"] for item in images}
+    annotations = [item for item in split.coco["annotations"] if item["image_id"] in ids]
+    ordered = sorted(images, key=lambda item: int(item["id"]))
+    return Split(
+        {**split.coco, "images": ordered, "annotations": annotations},
+        {item["id"]: split.pixels[item["id"]] for item in ordered},
+        split.folder,
+    )
+
+
+def training_images(
+    split: Split, params: FinetuneParams, *extra: tuple[int, Mapping[int, Tensor]]
+) -> DetectionDataset:
+    """What is trained on; `extra` are targets of a label by image, besides the annotated ones."""
     labels, names = label_of(("__background__", *PLAN)), split.names()
     by_image: dict[int, list[dict[str, Any]]] = {}
     for item in split.coco["annotations"]:
         wanted = names[item["category_id"]] in labels and not item["iscrowd"]
         if wanted and min(item["bbox"][2:]) > 0:
             by_image.setdefault(item["image_id"], []).append(item)
-    order = sorted(
-        split.coco["images"],
-        key=lambda item: hashlib.sha256(item["file_name"].encode()).hexdigest(),
-    )[:count]
-    chosen = sorted(order, key=lambda item: int(item["id"]))
     examples = []
-    for image in chosen:
+    for image in split.coco["images"]:
         own = by_image.get(image["id"], [])
         boxes = np.array([item["bbox"] for item in own], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
+        targets = [labels[names[item["category_id"]]] for item in own]
+        for label, found in extra:
+            more = found[image["id"]].double().numpy()
+            boxes, targets = np.concatenate([boxes, more]), targets + [label] * len(more)
         examples.append(
             Example(
                 "train",
@@ -274,8 +323,8 @@ def training_images(split: Split, count: int, params: FinetuneParams) -> Detecti
                 image["height"],
                 image["width"],
                 boxes,
-                np.array([labels[names[item["category_id"]]] for item in own], dtype=np.int64),
-                (None,) * len(own),
+                np.array(targets, dtype=np.int64),
+                (None,) * len(targets),
             )
         )
     dataset = DetectionDataset(
@@ -283,6 +332,64 @@ def training_images(split: Split, count: int, params: FinetuneParams) -> Detecti
     )
     dataset._pixels = {place: split.pixels[item.image_id] for place, item in enumerate(examples)}
     return dataset
+
+
+def unlabelled_persons(setting: Setting, split: Split, device: torch.device) -> dict[int, Tensor]:
+    """Image id -> boxes float[M, 4] of persons that the pretrained detector is sure of and that
+    overlap no annotated one.
+    """
+    person = label_of(setting.pretrained.columns)["person"]
+    (category,) = [key for key, name in split.names().items() if name == "person"]
+    known: dict[int, list[list[float]]] = {key: [] for key in split.pixels}
+    for item in split.coco["annotations"]:
+        if item["category_id"] == category:
+            x, y, width, height = item["bbox"]
+            known[item["image_id"]].append([x, y, x + width, y + height])
+    result = {}
+    for key, found in detections(load(setting.pretrained), split, device).items():
+        sure = (found["labels"] == person) & (found["scores"] >= UNLABELLED_SCORE)
+        boxes, own = found["boxes"][sure], torch.tensor(known[key]).reshape(-1, 4)
+        overlap = box_iou(boxes, own).amax(1) if len(own) else torch.zeros(len(boxes))
+        result[key] = boxes[overlap < UNLABELLED_IOU]
+    return result
+
+
+@contextlib.contextmanager
+def left_out_of_the_loss() -> Iterator[None]:
+    """Within the block, SSD's loss takes no account of anchors that belong to IGNORED boxes: they
+    become background that is sure of itself, so that hard negatives are found elsewhere.
+    """
+    whole = SSD.compute_loss
+
+    def compute_loss(
+        self: SSD,
+        targets: list[dict[str, Tensor]],
+        outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched: list[Tensor],
+    ) -> dict[str, Tensor]:
+        logits = outputs["cls_logits"]
+        sure = torch.full_like(logits[0, 0], -50.0)
+        sure[0] = 50.0
+        out = []
+        for index, (target, places) in enumerate(zip(targets, matched, strict=True)):
+            padded = torch.cat([target["labels"], target["labels"].new_zeros(1)])  # [-1]: none
+            out.append(padded[places] == IGNORED)
+            matched[index] = places.masked_fill(out[index], -1)
+        ignored = torch.stack(out)[..., None]
+        return whole(
+            self,
+            targets,
+            {**outputs, "cls_logits": torch.where(ignored, sure, logits)},
+            anchors,
+            matched,
+        )
+
+    SSD.compute_loss = compute_loss  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        SSD.compute_loss = whole  # type: ignore[method-assign]
 
 
 def measured(setting: Setting, weights: Weights, device: torch.device) -> dict[str, Any]:
