@@ -1,5 +1,6 @@
 """A share chosen by what it keeps on images to replay that nothing was trained on."""
 
+import shutil
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from topwork.project.fetch import PRETRAINED
 from topwork.project.finetune import FINETUNED, RECEIPT, RECORD, KeepingReceipt, RunRecord
 from topwork.stages import finetune
 from topwork.training.device import training_device
+from topwork.training.held_out import held_truth, replay_halves
 from topwork.training.interpolation import ALPHAS, MIXES, largest_that_keeps
-from topwork.training.measuring import held_images, held_truth, kept_measure
+from topwork.training.measuring import kept_measure
 from topwork.training.setup import training_set
 from topwork.weights.format import read_weights
 from training.test_branch_stage import PLAIN, planned
@@ -145,12 +147,34 @@ def test_images_that_are_measured_on_are_not_trained_on(trained: tuple[Path, Par
         grafted = read_weights(Path("out/surgery/grafted.safetensors"), trust=True)
         asked = with_finetune(params, interpolation="retention")
         data, train = training_set(asked, asked.surgery.plan(), tables, grafted)  # type: ignore[arg-type]
-    held = held_images(tables, asked.finetune)
-    assert held == set(range(12, 24))
+    halves = frozenset(range(12)), frozenset(range(12, 24))
+    assert replay_halves(tables, asked.finetune) == halves
     names = [data.name(index) for index in range(train, len(data))]
     assert names == [f"replay {number}" for number in range(12)]
-    assert not held_images(tables, params.finetune)
-    assert held_images(tables, with_finetune(asked, replay=0.0).finetune) == set(range(24))
+    every, none = frozenset(range(24)), frozenset[int]()
+    assert replay_halves(tables, params.finetune) == (every, none)
+    assert replay_halves(tables, with_finetune(asked, replay=0.0).finetune) == (none, every)
+
+
+def test_a_held_out_picture_that_is_trained_on_is_not_measured_on(
+    trained: tuple[Path, Params], tmp_path: Path
+) -> None:
+    """20 is the same picture as one of train, 22 as one that is replayed, in an archive."""
+    folder, params = trained
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with chdir(tmp_path):
+        shutil.copyfile("data/train/5.png", "data/replay/20.png")
+        shutil.copyfile("data/replay/3.png", "data/replay/22.png")
+        shutil.make_archive("packed", "zip", "data/replay")
+        shutil.rmtree("data/replay")
+        Path("packed.zip").rename("data/replay")
+        finetune.run(with_finetune(params, interpolation="retention", epochs=1))
+        record = RunRecord.read(RECORD)
+    assert record.images == {"train": 12, "replay": 12}
+    assert record.notes == (
+        "2 of the 12 images of dataset.replay that are held out are copies of images that are"
+        " trained on, and what is kept isn't measured on them: 20.png, 22.png",
+    )
 
 
 def test_what_is_missing_is_said_before_training(trained: tuple[Path, Params]) -> None:

@@ -1,9 +1,10 @@
 """The images of a data set's splits: opened one by one, recognized again, hashed."""
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 from PIL import Image
@@ -59,7 +60,42 @@ class SplitImages:
                 f"{image_root}\0{name}\0{found}\n"
                 for (image_root, name), found in zip(names, hashes, strict=True)
             ]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return sha256("".join(lines).encode()).hexdigest()
+
+    def copies(
+        self, split: str, ids: Collection[int], among: Mapping[str, Collection[int]]
+    ) -> frozenset[int]:
+        """Which images of a split have the very bytes of one among others. Only images of the same
+        size in bytes are read.
+
+        Args:
+            split: theirs.
+            ids: which of its images are asked about.
+            among: split -> ids of the others.
+        """
+        others = self._by_size(among)
+        return frozenset(
+            image_id
+            for size, asked in self._by_size({split: ids}).items()
+            if (known := {sha256(read()).digest() for _, read in others.get(size, ())})
+            for image_id, read in asked
+            if sha256(read()).digest() in known
+        )
+
+    def _by_size(
+        self, wanted: Mapping[str, Collection[int]]
+    ) -> dict[int, list[tuple[int, Callable[[], bytes]]]]:
+        """Size in bytes -> ids of the images, and functions that read them."""
+        found: dict[int, list[tuple[int, Callable[[], bytes]]]] = defaultdict(list)
+        for split, ids in wanted.items():
+            rows = self.tables.split(split).images
+            for image_id, (image_root, name) in zip(
+                rows["image_id"], self._names(split), strict=True
+            ):
+                store = self._store(image_root)
+                if image_id in ids and (stamp := store.stamp(name)) is not None:
+                    found[stamp[0]].append((int(image_id), partial(store.read, name)))
+        return found
 
     def _names(self, split: str) -> list[tuple[str, str]]:
         rows = self.tables.split(split).images

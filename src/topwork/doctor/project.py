@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from topwork import __version__
 from topwork.dataset.images import ImageStore
+from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
 from topwork.detectors.builders import shapes_of
 from topwork.doctor.findings import Check, NoteError
@@ -25,6 +26,7 @@ from topwork.evaluation.plan_fit import plan_fit
 from topwork.params.document import Params, check_tracked, parse_params
 from topwork.params.section import read_document
 from topwork.project.fetch import PRETRAINED, PROVENANCE, WEIGHTS_LOCK, ProvenanceRecord
+from topwork.training.held_out import check_held_out
 from topwork.validation.gate import paragraph, stops, validate
 from topwork.weights.fit import check_fit
 from topwork.weights.format import Weights, read_weights
@@ -246,10 +248,7 @@ class Project:
         contracts = params.retention, params.learned
         check_measurable(*contracts, plan, self.tables)
         check_objects(*contracts, plan, self.tables)
-        if params.finetune.by_retention and params.finetune.epochs:
-            from topwork.training.measuring import held_truth  # wants more than the base install
-
-            held_truth(plan, self.tables, params.finetune)
+        check_held_out(plan, self.tables, params.finetune, SplitImages(self.tables))
         if not any(contracts):
             raise NoteError(
                 "none: nothing fails however much is lost. Write"

@@ -127,8 +127,9 @@ class FinetuneParams(Section):
     least_retention: float = Field(default=0.95, gt=0, le=1)
     """Where a share is chosen by retention: least AP of every kept class over the pretrained
     detector's, on images of dataset.replay that nothing is trained on (their second half, by id,
-    where the first is replayed). Where no share keeps that much, the smallest is taken, and noted
-    in the record. It's another set than the contract's: a little more or less is luck.
+    where the first is replayed; copies of what is trained on are left out). Where no share keeps
+    that much, the smallest is taken, and noted in the record. It's another set than the contract's:
+    a little more or less is luck.
     """
     replay: float = Field(default=0.25, ge=0, lt=1)
     """Share of each batch taken from dataset.replay, where that is given."""

@@ -14,17 +14,16 @@ from topwork.detectors.builders import load
 from topwork.errors import TrainingError
 from topwork.inference.prediction import predict
 from topwork.metrics.coco import Scores, score
-from topwork.metrics.sets import classes_of, rename_kept
+from topwork.metrics.sets import rename_kept
 from topwork.metrics.truth import Truth, detections_of, truth_of
 from topwork.params.finetune import FinetuneParams
 from topwork.params.predict import PredictParams
 from topwork.training.device import Device
+from topwork.training.held_out import held_truth
 from topwork.weights.format import Weights
 
-LEAST_OBJECTS = 10
-"""Of a class, on the held-out images: with fewer its AP is mostly luck."""
 LEAST_AP = 0.05
-"""Of the pretrained detector there: what is kept of less is luck as well."""
+"""Of the pretrained detector on held-out images: what is kept of less is luck."""
 
 Measure = Callable[[nn.Module], Mapping[str, float]]
 
@@ -64,50 +63,6 @@ def validation(
     return validate
 
 
-def held_images(tables: Tables, params: FinetuneParams) -> frozenset[int]:
-    """Ids of the images of `replay` that nothing is trained on, since a share is chosen on them:
-    the second half by id where the first is replayed (every other one would leave neighbours of a
-    film on both sides), else all.
-    """
-    if not params.by_retention:
-        return frozenset()
-    ids = sorted(int(number) for number in tables.split("replay").images["image_id"])
-    replayed = params.protect == "weights" and params.replay > 0
-    return frozenset(ids[len(ids) // 2 :] if replayed else ids)
-
-
-def held_truth(
-    plan: ClassPlan, tables: Tables, params: FinetuneParams
-) -> tuple[Truth, tuple[str, ...]]:
-    """Kept classes on those images, and a note on those that are left out.
-
-    Raises:
-        TrainingError: no kept class has enough objects there.
-    """
-    held = held_images(tables, params)
-    split, named = tables.split("replay"), classes_of(plan, tables, "replay")
-    part = Tables(
-        split.images[split.images["image_id"].isin(held)],
-        split.annotations[split.annotations["image_id"].isin(held)],
-        split.categories,
-    )
-    truth = truth_of(part, "replay", named) if named else None
-    objects = {} if truth is None else truth.objects
-    enough = [name for name, count in objects.items() if count >= LEAST_OBJECTS]
-    lacking = [f"{name} ({objects.get(name, 0)})" for name in plan.kept if name not in enough]
-    if truth is None or not enough:
-        raise TrainingError(
-            f"dataset.replay: a share is to be chosen by what kept classes keep on {len(held)} of"
-            f" its images, and none has {LEAST_OBJECTS} objects there: {', '.join(lacking)}. Name"
-            " more images, or write a number in place of `retention` in finetune."
-        )
-    note = (
-        f"what is kept isn't measured for {', '.join(lacking)}: fewer than {LEAST_OBJECTS} objects"
-        f" in the {len(held)} images of dataset.replay that are held out"
-    )
-    return truth.only(enough), (note,) if lacking else ()
-
-
 def kept_measure(
     plan: ClassPlan,
     tables: Tables,
@@ -139,7 +94,7 @@ def kept_measure(
     """
     if not finetune.by_retention or not finetune.epochs:
         return KeptMeasure()
-    truth, notes = held_truth(plan, tables, finetune)
+    truth, notes = held_truth(plan, tables, finetune, images)
     held = set(truth.image_ids.tolist())
     pictures = [picture for picture in images.openers("replay") if picture[0] in held]
     if not first:

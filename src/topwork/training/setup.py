@@ -24,9 +24,10 @@ from topwork.training.batches import ProcessRank
 from topwork.training.checkpoint import SCRATCH, scratch_key, sweep
 from topwork.training.dataset import DetectionDataset, Example, examples
 from topwork.training.device import Device, machine
+from topwork.training.held_out import replay_halves
 from topwork.training.imports import code_hash
 from topwork.training.loop import Job
-from topwork.training.measuring import held_images, kept_measure, validation
+from topwork.training.measuring import kept_measure, validation
 from topwork.weights.branches import learning_weights
 from topwork.weights.format import Weights
 
@@ -140,8 +141,8 @@ def training_set(
     if finetune.replay and weights.branches is None and "replay" in tables.splits:
         named = classes_of(plan, tables, "replay").items()
         names = {name: labels[target] for target, own in named for name in own}
-        held = held_images(tables, finetune)
-        replay = [item for item in examples(tables, "replay", names) if item.image_id not in held]
+        replayed, _ = replay_halves(tables, finetune)
+        replay = [item for item in examples(tables, "replay", names) if item.image_id in replayed]
     mask_head = head_spec_of(learning).family.mask_head
     dataset = DetectionDataset(
         [*train, *replay],
