@@ -139,6 +139,24 @@ def _no_test_set(project: Path) -> None:
     (project / "params.yaml").write_text(re.sub(r"  test: .*\n", "", text, count=1))
 
 
+def _replay(split: str, images: int | None = None) -> Callable[[Path], None]:
+    """A share is to be chosen on images to replay, which are those of another split."""
+
+    def plant(project: Path) -> None:
+        content = json.loads((project / f"data/mine/{split}.json").read_text())
+        content["images"] = content["images"][:images]
+        ids = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+        (project / "data/mine/replay.json").write_text(json.dumps(content))
+        replay = {"annotations": "replay.json", "images": f"{split}/images"}
+        edit_params(
+            project,
+            {"dataset": {"replay": replay}, "finetune": {"interpolation": "retention"}},
+        )
+
+    return plant
+
+
 @pytest.mark.parametrize(
     ("plant", "check", "found", "mend"),
     [
@@ -208,6 +226,14 @@ def _no_test_set(project: Path) -> None:
         ),
         (_remove_people_of_the_test_set, "contracts", "no object of person", "Ask on another set"),
         (_no_test_set, "contracts", "no test set", "let dataset.split take one"),
+        (_replay("test", 2), "contracts", "none has 10 objects there", "Name more images"),
+        (
+            _replay("train"),
+            "contracts",
+            "3 of the 3 images of dataset.replay that are held out are copies",
+            "Name more images",
+        ),
+        (_replay("test", 1), "contracts", "1 image, expected 2 or more", "write `replay: 0`"),
         (
             _params(runtime={"device": "cuda:7"}),
             "device",
@@ -240,6 +266,9 @@ def _no_test_set(project: Path) -> None:
         "learning contract on a kept class",
         "no object in the contract's set",
         "no test set",
+        "too few objects to choose a share on",
+        "what a share is chosen on is trained on",
+        "one image to choose a share on",
         "device that isn't there",
         "no git",
         "no dvc",

@@ -216,6 +216,24 @@ def test_classes_with_too_few_objects_are_left_out_or_refused(
         held_truth(plan, Tables(tables.images, few, tables.categories), asked)
 
 
+def test_one_image_is_not_replayed_and_measured_on_at_once(tmp_path: Path) -> None:
+    params = make_project(tmp_path, to_replay=1, **PLAIN)
+    asked = with_finetune(params, interpolation="retention")
+    message = (
+        r"dataset\.replay: 1 image, expected 2 or more: .* half .* is replayed .* other half"
+        r".*`replay: 0`"
+    )
+    with chdir(tmp_path):
+        with pytest.raises(TrainingError, match=message):
+            finetune.run(asked)
+        tables = Tables.read(Path("out/validate"))
+        with pytest.raises(TrainingError, match=message):
+            held_truth(asked.surgery.plan(), tables, asked.finetune)
+    assert not (tmp_path / FINETUNED).exists()
+    alone = with_finetune(asked, replay=0.0).finetune
+    assert replay_halves(tables, alone) == (frozenset(), frozenset({0}))
+
+
 def test_a_pretrained_detector_that_hardly_finds_any_is_said(
     tmp_path: Path,
 ) -> None:

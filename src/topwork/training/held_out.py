@@ -21,6 +21,9 @@ def replay_halves(tables: Tables, params: FinetuneParams) -> tuple[frozenset[int
 
     Where a share is chosen by retention, the second half by id is held out if the first is replayed
     (every other one would leave neighbours of a film on both sides), else all.
+
+    Raises:
+        TrainingError: there are too few images for two halves.
     """
     ids = sorted(int(number) for number in tables.split("replay").images["image_id"])
     replayed = params.protect == "weights" and params.replay > 0
@@ -28,6 +31,13 @@ def replay_halves(tables: Tables, params: FinetuneParams) -> tuple[frozenset[int
         return frozenset(ids if replayed else ()), frozenset()
     if not replayed:
         return frozenset(), frozenset(ids)
+    if len(ids) < 2:
+        raise TrainingError(
+            f"dataset.replay: {len(ids)} image{'' if len(ids) == 1 else 's'}, expected 2 or more:"
+            " one half of them is replayed (finetune.replay), and a share is chosen by what kept"
+            " classes keep on the other half. Name more images, or write `replay: 0` in finetune,"
+            " which holds all of them out, or a number in place of `retention`."
+        )
     half = len(ids) // 2
     return frozenset(ids[:half]), frozenset(ids[half:])
 
@@ -57,7 +67,7 @@ def held_truth(
             as they are.
 
     Raises:
-        TrainingError: no kept class has enough objects there.
+        TrainingError: no kept class has enough objects there, or there are too few images.
     """
     replayed, held = replay_halves(tables, params)
     split, notes = tables.split("replay"), []
