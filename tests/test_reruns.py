@@ -27,7 +27,7 @@ EVERYTHING = {
     "report",
     "gate",
 }
-AFTER_TRAINING = {"finetune", "predict", "evaluate", "report", "gate"}
+TRAINED_ANEW = {"check", "finetune", "predict", "evaluate", "report", "gate"}
 RERUNS: dict[str, set[str]] = {
     "errors.py": set(),
     "environment.py": set(),
@@ -40,7 +40,7 @@ RERUNS: dict[str, set[str]] = {
     "params/demo.py": {"demo", "report"},
     "params/report.py": {"report"},
     "params/document.py": {"report"},
-    "params/finetune.py": {"finetune", "report"},
+    "params/finetune.py": {"check", "finetune", "report"},
     "params/learned.py": {"check", "evaluate", "report", "gate"},
     "project/record.py": EVERYTHING,
     "project/report.py": {"report", "gate"},
@@ -65,6 +65,7 @@ RERUNS: dict[str, set[str]] = {
     "metrics/bootstrap.py": {"evaluate"},
     "inference/prediction.py": {"baseline", "finetune", "predict"},
     "inference/latency.py": set(),
+    "training/held_out.py": {"check", "finetune"},
     "training/loop.py": {"finetune"},
     "evaluation/console.py": {"evaluate"},
     "evaluation/exactness.py": {"evaluate"},
@@ -170,7 +171,7 @@ def test_an_edit_makes_stale_what_it_can_change(clone: Path) -> None:
             set(),
         ),
         ({"evaluate": {"bootstrap": 7}}, {"evaluate", "report"}),
-        ({"finetune": {"lr": 0.0007}}, {"finetune", "report"}),
+        ({"finetune": {"lr": 0.0007}}, {"check", "finetune", "report"}),
         ({"unlabelled": {"min_score": 0.5}}, {"unlabelled", "report"}),
         ({"report": {"pictures": 1}}, {"report"}),
         ({"retention": {"person": {"min": 0.02}}}, {"check", "evaluate", "report", "gate"}),
@@ -227,13 +228,13 @@ def test_a_learning_rate_runs_training_and_what_follows_and_ends_alike_everywher
     """In the workspace, in a temporary copy, and from the queue: the same hashes."""
     common = ("--set-param", "finetune.lr=0.0007")
     output = done(clone, "dvc", "exp", "run", "--name", "plain", *common)
-    assert set(ran(output)) == AFTER_TRAINING
+    assert set(ran(output)) == TRAINED_ANEW
     done(clone, "git", "checkout", "--quiet", "--force", ".")
     done(clone, "dvc", "checkout", "--quiet")
     assert changed(clone) == set()
     forget_runs(clone)
     output = done(clone, "dvc", "exp", "run", "--temp", "--name", "temporary", *common)
-    assert set(ran(output)) == AFTER_TRAINING
+    assert set(ran(output)) == TRAINED_ANEW
     forget_runs(clone)
     done(clone, "dvc", "exp", "run", "--queue", "--name", "queued", *common)
     done(clone, "dvc", "exp", "run", "--run-all")

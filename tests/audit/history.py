@@ -52,7 +52,7 @@ STAGES = (
     "report",
     "gate",
 )
-AFTER_TRAINING = STAGES[STAGES.index("finetune") :]
+TRAINED_ANEW = ("check", *STAGES[STAGES.index("finetune") :])
 RUN = """
 import subprocess, sys
 from importlib import import_module
@@ -149,7 +149,7 @@ def build(folder: Path) -> None:
     assert not any(run_stages(folder, *STAGES))
     commit(folder, "first run")
     edit_params(folder, {"finetune": {"lr": 0.02}})
-    assert not any(run_stages(folder, *AFTER_TRAINING))
+    assert not any(run_stages(folder, *TRAINED_ANEW))
     commit(folder, "a higher rate")
     edit_params(folder, {"retention": {"person": {"min": 99.0, "on": "test"}}})
     assert run_stages(folder, "check", "evaluate", "report", "gate") == [0, 0, 0, 1]
@@ -158,7 +158,7 @@ def build(folder: Path) -> None:
     assert not any(run_stages(folder, "check", "evaluate", "report", "gate"))
     commit(folder, "mended")
     edit_params(folder, {"finetune": {"seed": 1}})
-    assert not any(run_stages(folder, *AFTER_TRAINING))
+    assert not any(run_stages(folder, *TRAINED_ANEW))
     done(folder, "dvc", "exp", "save", "--quiet", "--name", "bold")
     done(folder, "git", "checkout", "--quiet", "--force", ".")
     done(folder, "dvc", "checkout", "--quiet", "--force")

@@ -3,6 +3,7 @@
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import pytest
 from evaluation.colours import colour_weights
 from topwork.classes import ClassPlan
 from topwork.cli import main
-from topwork.errors import ClassPlanError
+from topwork.errors import ClassPlanError, TrainingError
 from topwork.evaluation.plan_fit import PlanFit, plan_fit
 from topwork.project.check import VERDICT
 from topwork.project.fetch import PRETRAINED
 from topwork.stages import check
 from topwork.weights.format import write_weights
+from training.tiny import BUILDER, pretrained
 from validation.scene import Scene
 
 
@@ -111,6 +113,39 @@ def test_the_stage_stops_or_tells(tmp_path: Path, capsys: pytest.CaptureFixture[
             check.run(params, tmp_path)
             assert (tmp_path / VERDICT).is_file()
         assert "note: forklift: a category with 12 boxes" in capsys.readouterr().out or not fits
+
+
+def test_a_share_that_cannot_be_chosen_stops_the_stage_and_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too few objects of kept classes in the images to replay that are held out."""
+    monkeypatch.chdir(tmp_path)
+    tables = Scene(tmp_path).other("test").other("replay").run().tables
+    (tmp_path / "out" / "validate").mkdir(parents=True)
+    tables.write(tmp_path / "out" / "validate")
+    write_weights(tmp_path / PRETRAINED, pretrained())
+    split = {"annotations": "train.json"}
+    document = {
+        "dataset": {"root": ".", "train": split, "replay": split},
+        "surgery": {"classes": {"person": "keep", "helmet": "new"}},
+        "finetune": {"interpolation": "retention"},
+    }
+    message = (
+        r"dataset\.replay: a share is to be chosen .* none has 10 objects there: person \(\d\)"
+    )
+    params = check.Params.model_validate({k: document[k] for k in ("surgery", "finetune")})
+    with pytest.raises(TrainingError, match=message):
+        check.run(params)
+    assert not VERDICT.exists()
+    Path("params.yaml").write_text(json.dumps(document))
+    assert main(["plan", "--builder", BUILDER]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+    document["finetune"] = {"interpolation": 0.5}
+    params = check.Params.model_validate({k: document[k] for k in ("surgery", "finetune")})
+    check.run(params)
+    Path("params.yaml").write_text(json.dumps(document))
+    assert main(["plan", "--builder", BUILDER]) == 0
 
 
 def test_validate_holds_the_project_s_plan(

@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from topwork.project.validate import FOLDER, IMAGES
     from topwork.surgery.cost import cost_of
     from topwork.surgery.preview import preview
+    from topwork.training.held_out import check_held_out
     from topwork.weights.branches import own_plan, stock_of
 
     params = load_params(arguments.params)
@@ -63,11 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
     own = own_plan(weights, plan)
     shown = preview(stock_of(weights), own, builder=arguments.builder)
     project = arguments.params.parent
-    fit = PlanFit()
+    tables = None
     if (project / IMAGES).is_file():
         from topwork.dataset.tables import Tables
 
-        fit = plan_fit(plan, Tables.read(project / FOLDER, segmentation=False))
+        tables = Tables.read(project / FOLDER, segmentation=False)
+    fit = PlanFit() if tables is None else plan_fit(plan, tables)
     branch = params.finetune.branch
     wanted = arguments.branch or params.finetune.protect == "branch"
     cost = (
@@ -101,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"\n{cost.sentence}")
         print(f"\n{advice.sentence}")
     fit.check()
+    if tables is not None:
+        check_held_out(plan, tables, params.finetune)
     return 0
 
 

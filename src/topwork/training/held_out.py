@@ -3,13 +3,19 @@
 By the tables alone, apart from copies, which take a look at the images' bytes.
 """
 
+from typing import TYPE_CHECKING
+
 from topwork.classes import ClassPlan
-from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
 from topwork.errors import TrainingError
 from topwork.metrics.sets import classes_of
 from topwork.metrics.truth import Truth, truth_of
 from topwork.params.finetune import FinetuneParams
+
+if (
+    TYPE_CHECKING
+):  # so that the stage `check`, which looks at no image, doesn't depend on their code
+    from topwork.dataset.split_images import SplitImages
 
 LEAST_OBJECTS = 10
 """Of a class, on the held-out images: with fewer its AP is mostly luck."""
@@ -43,7 +49,7 @@ def replay_halves(tables: Tables, params: FinetuneParams) -> tuple[frozenset[int
 
 
 def check_held_out(
-    plan: ClassPlan, tables: Tables, params: FinetuneParams, images: SplitImages | None = None
+    plan: ClassPlan, tables: Tables, params: FinetuneParams, images: "SplitImages | None" = None
 ) -> None:
     """Refuse to choose a share by what kept classes keep where that can't be measured.
 
@@ -55,7 +61,7 @@ def check_held_out(
 
 
 def held_truth(
-    plan: ClassPlan, tables: Tables, params: FinetuneParams, images: SplitImages | None = None
+    plan: ClassPlan, tables: Tables, params: FinetuneParams, images: "SplitImages | None" = None
 ) -> tuple[Truth, tuple[str, ...]]:
     """Kept classes on the held-out images, and notes on what is left out.
 
@@ -105,7 +111,9 @@ def held_truth(
     return truth.only(enough), tuple(notes)
 
 
-def _copies(images: SplitImages, replayed: frozenset[int], held: frozenset[int]) -> frozenset[int]:
+def _copies(
+    images: "SplitImages", replayed: frozenset[int], held: frozenset[int]
+) -> frozenset[int]:
     """Held-out images with the bytes of one that is trained on."""
     trained = {"replay": replayed}
     if "train" in images.tables.splits:
