@@ -184,7 +184,11 @@ def test_what_is_missing_is_said_before_training(trained: tuple[Path, Params]) -
     raw["dataset"]["replay"] = None
     with pytest.raises(ParamsError, match=r"finetune\.interpolation: retention needs annotated"):
         parse_params(raw)
-    raw["finetune"] |= {"protect": "branch", "branch": {"kept": "mix", "mix": "retention"}}
+    raw["finetune"] |= {
+        "protect": "branch",
+        "branch": {"kept": "mix", "mix": "retention"},
+        "interpolation": "validation",
+    }
     with pytest.raises(ParamsError, match=r"finetune\.branch\.mix: retention needs annotated"):
         parse_params(raw)
     raw["surgery"]["classes"] = {"person": {"like": "person"}, "box": "new"}
@@ -194,6 +198,30 @@ def test_what_is_missing_is_said_before_training(trained: tuple[Path, Params]) -
         parse_params({**raw, "finetune": {"branch": {"mix": "retention"}}})
     with pytest.raises(ParamsError, match=r"mix is 0.0, must lie between 0 and 1"):
         parse_params({**raw, "finetune": {"branch": {"mix": 0}}})
+
+
+def test_a_choice_that_the_other_way_of_protecting_makes_is_refused(
+    trained: tuple[Path, Params],
+) -> None:
+    """Asked for, and never made: what is kept would be whatever it is."""
+    _, params = trained
+    raw = params.model_dump(mode="json")
+    raw["dataset"]["replay"] = raw["dataset"]["train"]
+    mixed = {"kept": "mix", "mix": "retention"}
+    raw["finetune"] = {"protect": "branch", "interpolation": "retention"}
+    with pytest.raises(ParamsError, match=r"interpolation: retention .*protect: branch.*mix: rete"):
+        parse_params(raw)
+    raw["finetune"]["branch"] = mixed
+    with pytest.raises(ParamsError, match=r"interpolation: retention .*protect: branch"):
+        parse_params(raw)
+    raw["finetune"] = {"protect": "weights", "branch": mixed}
+    with pytest.raises(ParamsError, match=r"mix: retention .*protect: weights.*interpolation: ret"):
+        parse_params(raw)
+    for fine in (
+        {"protect": "branch", "branch": mixed, "interpolation": 0.5},
+        {"protect": "weights", "branch": {"kept": "mix", "mix": 0.1}},
+    ):
+        assert parse_params({**raw, "finetune": fine}).finetune.protect == fine["protect"]
 
 
 def test_classes_with_too_few_objects_are_left_out_or_refused(

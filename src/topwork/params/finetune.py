@@ -164,3 +164,23 @@ class FinetuneParams(Section):
         if self.epochs and self.head_epochs > self.epochs:
             raise ValueError(f"head_epochs is {self.head_epochs}, more than epochs ({self.epochs})")
         return self
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> "FinetuneParams":
+        """What is left out under the other way of protecting is a setting of something that isn't
+        there; a choice by retention is a promise, which would be broken without a word.
+        """
+        branched = self.protect == "branch"
+        if branched and self.interpolation == "retention":
+            raise ValueError(
+                "interpolation: retention chooses how far the weights go, and under `protect:"
+                " branch` the pretrained ones stay. Leave it out; to choose the branch's share in"
+                " kept classes, write `branch: {kept: mix, mix: retention}`"
+            )
+        if not branched and self.branch.mix == "retention":
+            raise ValueError(
+                "branch.mix: retention chooses a branch's share, and under `protect: weights` there"
+                " is no branch. Leave it out; to choose how far the weights go, write"
+                " `interpolation: retention`"
+            )
+        return self
