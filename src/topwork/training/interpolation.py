@@ -21,7 +21,7 @@ from topwork.training.protection import RowMasks
 ALPHAS: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MIXES: tuple[float, ...] = (LEAST_MIX, 0.05, 0.1, 0.15, 0.2, 0.3)
 
-Measure = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
+MeasureTensors = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
 """Tensors of the learning part -> figures of the detector with them."""
 
 
@@ -46,8 +46,8 @@ def choose(
     end: Mapping[str, Tensor],
     masks: Mapping[str, RowMasks],
     params: FinetuneParams,
-    validate: Measure | None,
-    measure_kept: Measure | None,
+    validate: MeasureTensors | None,
+    measure_kept: MeasureTensors | None,
 ) -> Choice:
     """Choose alpha, or a branch's share in kept classes, which is then set in the detector.
 
@@ -79,7 +79,7 @@ def _by_retention(
     end: Mapping[str, Tensor],
     masks: Mapping[str, RowMasks],
     least: float,
-    measure: Measure,
+    measure: MeasureTensors,
 ) -> Choice:
     if isinstance(detector, Branched):
         key, what, shares = "mix", "the branch's share", MIXES
@@ -148,7 +148,7 @@ def choose_alpha(
     end: Mapping[str, Tensor],
     masks: Mapping[str, RowMasks],
     params: FinetuneParams,
-    validate: Measure | None,
+    validate: MeasureTensors | None,
 ) -> tuple[float, list[dict[str, Any]]]:
     """The fraction of the way to keep by validation, and the mAP of each candidate.
 

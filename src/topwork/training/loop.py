@@ -37,7 +37,8 @@ from topwork.training.distillation import Teacher
 from topwork.training.distributed import broadcast_from_rank0, mean_over_processes, wrap
 from topwork.training.features import FeatureBank
 from topwork.training.frozen_norm import fold_frozen_norms
-from topwork.training.interpolation import choose, interpolate
+from topwork.training.interpolation import MeasureTensors, choose, interpolate
+from topwork.training.measuring import MeasureDetector
 from topwork.training.objective import Objective
 from topwork.training.progress import RunProgress
 from topwork.training.protection import Protection, row_masks
@@ -50,7 +51,6 @@ from topwork.training.versions import installed_versions
 from topwork.weights.branches import learning_weights, with_learned
 from topwork.weights.format import Weights
 
-Validate = Callable[[nn.Module], Mapping[str, float]]
 Batch = tuple[list[Key], tuple[list[Tensor], list[Target]]]
 
 
@@ -90,8 +90,8 @@ class Job:
     params: FinetuneParams
     device: Device
     runtime: RuntimeParams = field(default_factory=RuntimeParams)
-    validate: Validate | None = None
-    measure_kept: Validate | None = None
+    validate: MeasureDetector | None = None
+    measure_kept: MeasureDetector | None = None
     notes: tuple[str, ...] = ()
     scratch: Path | None = None
     check_images: Callable[[], None] = _unchecked
@@ -485,7 +485,7 @@ class _Run:
                 self.state.epoch * self.schedule.steps + self.state.step, self.state.dump()
             )
 
-    def _figures(self, measure: Validate, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    def _figures(self, measure: MeasureDetector, tensors: Mapping[str, Tensor]) -> dict[str, float]:
         """What is measured of other tensors than the model's own, which it gets back afterwards."""
         found: dict[str, float] = {}
         if self.first:
@@ -517,9 +517,7 @@ class _Run:
         state.notes.extend(choice.notes)
         return choice.kept
 
-    def _of_tensors(
-        self, measure: Validate | None
-    ) -> Callable[[Mapping[str, Tensor]], Mapping[str, float]] | None:
+    def _of_tensors(self, measure: MeasureDetector | None) -> MeasureTensors | None:
         if measure is None:
             return None
         return lambda tensors: self._figures(measure, tensors)

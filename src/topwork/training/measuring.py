@@ -25,7 +25,8 @@ from topwork.weights.format import Weights
 LEAST_AP = 0.05
 """Of the pretrained detector on held-out images: what is kept of less is luck."""
 
-Measure = Callable[[nn.Module], Mapping[str, float]]
+MeasureDetector = Callable[[nn.Module], Mapping[str, float]]
+"""Detector in evaluation mode -> figures."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class KeptMeasure:
         notes: which kept classes are left out, and why.
     """
 
-    measure: Measure | None = None
+    measure: MeasureDetector | None = None
     notes: tuple[str, ...] = ()
 
 
 def validation(
     tables: Tables, weights: Weights, images: SplitImages, params: PredictParams, device: Device
-) -> Measure | None:
+) -> MeasureDetector | None:
     """COCO figures of a detector on the validation images, or None where there are none."""
     if "val" not in tables.splits:
         return None
