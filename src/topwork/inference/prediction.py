@@ -128,8 +128,11 @@ def detect(
 
     A model's first batch on the CPU is computed twice, and the second result taken: in a process's
     first pass one thread's share of the images can differ in the last digits (the math library
-    picks its kernels at their first call, while other threads wait: pytorch issue 188792; seen in
-    one run of some sixty).
+    picks a function's kernel at that function's first call in the process, while other threads call
+    it: pytorch issue 188792; seen in one run of some sixty). It picks by function, instruction set
+    and accuracy, not by shape: a smaller last batch, or images of another size, call what was
+    called before. A guard by shape would compute nearly every batch of a two-stage detector twice.
+    By precision there is none either, since a process predicts at one (`predict.precision`).
 
     Args:
         model: a torchvision-style detector; it is moved to the device, run in evaluation mode, and
