@@ -5,6 +5,7 @@ DDP.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +15,14 @@ from topwork.errors import TrainingError
 from topwork.training.batches import ProcessRank
 
 RENDEZVOUS = "127.0.0.1:0"
+LONGEST_MEASURE = timedelta(hours=6)
+"""How long processes wait for one another. Process 0 measures (the pretrained detector at the
+start, validation, each share that is tried) while the others wait for its figures: a Faster R-CNN
+at one image a second looks at COCO's 5000 validation images for 84 minutes. By torch's defaults
+(10 minutes for NCCL, 30 for others: `init_process_group`, torch 2.14) the run would end there. A
+process that died is noticed without it, by its launcher and by gloo's connections; between machines
+with NCCL it may take as long as this.
+"""
 
 
 def process_of_environment() -> ProcessRank:
@@ -36,7 +45,8 @@ def process_group(process: ProcessRank, device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=LONGEST_MEASURE)
     try:
         yield
     finally:
