@@ -13,6 +13,7 @@ import pytest
 from evaluation.colours import colour_weights
 from topwork.classes import ClassPlan
 from topwork.cli import main
+from topwork.dataset.tables import Tables
 from topwork.errors import ClassPlanError, TrainingError
 from topwork.evaluation.plan_fit import PlanFit, plan_fit
 from topwork.project.check import VERDICT
@@ -140,6 +141,10 @@ def test_a_share_that_cannot_be_chosen_stops_the_stage_and_the_command(
     Path("params.yaml").write_text(json.dumps(document))
     assert main(["plan", "--builder", BUILDER]) == 1
     assert re.search(message, capsys.readouterr().err)
+    frames = (tables.images, tables.annotations, tables.categories)
+    older = Tables(*(frame[frame["split"] != "replay"] for frame in frames))
+    older.write(tmp_path / "out" / "validate")
+    assert main(["plan", "--builder", BUILDER]) == 0, "validate has to run again first"
 
     document["finetune"] = {"interpolation": 0.5}
     params = check.Params.model_validate({k: document[k] for k in ("surgery", "finetune")})

@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"\n{cost.sentence}")
         print(f"\n{advice.sentence}")
     fit.check()
-    if tables is not None:
+    if tables is not None and "replay" in tables.splits:  # else `validate` has to run again first
         check_held_out(plan, tables, params.finetune)
     return 0
 

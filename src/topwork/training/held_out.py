@@ -1,6 +1,7 @@
 """Images to replay that a share is chosen on: held out, so that nothing is trained on them.
 
-By the tables alone, apart from copies, which take a look at the images' bytes.
+By the tables alone, so that the stage `check`, which imports this, doesn't depend on the code that
+reads images; copies are looked for where a caller has the images.
 """
 
 from typing import TYPE_CHECKING
@@ -12,9 +13,7 @@ from topwork.metrics.sets import classes_of
 from topwork.metrics.truth import Truth, truth_of
 from topwork.params.finetune import FinetuneParams
 
-if (
-    TYPE_CHECKING
-):  # so that the stage `check`, which looks at no image, doesn't depend on their code
+if TYPE_CHECKING:
     from topwork.dataset.split_images import SplitImages
 
 LEAST_OBJECTS = 10
