@@ -290,8 +290,8 @@ def redo_folder(copy: Copy, folder: str) -> None:
 
 def rate_everywhere(copy: Copy) -> None:
     copy.edit("params.yaml", "lr: 0.02", "lr: 0.01")
-    copy.lock(lambda s: s["finetune"]["params"]["params.yaml"]["finetune"].update(lr=0.01))
-    copy.lock(lambda s: s["report"]["params"]["params.yaml"]["finetune"].update(lr=0.01))
+    for stage in ("check", "finetune", "report"):
+        copy.lock(lambda s, at=stage: s[at]["params"]["params.yaml"]["finetune"].update(lr=0.01))
     redraw(copy)
 
 
