@@ -26,7 +26,8 @@ from topwork.training.device import training_device
 from topwork.training.distillation import Teacher
 from topwork.training.features import FeatureBank
 from topwork.training.frozen_norm import fold_frozen_norms
-from topwork.training.loop import Job, Outcome, fine_tune
+from topwork.training.loop import Job, fine_tune
+from topwork.training.outcome import Outcome
 from topwork.training.setup import training_set
 from topwork.weights.format import Weights
 from training.tiny import make_project
