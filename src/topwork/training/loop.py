@@ -193,12 +193,16 @@ class _Run:
         state, params = self.state, self.params
         loaded: Iterator[Batch] | None = None
         stream: Iterator[Batch] | None = None
+        state.model.train()
+        bank = self._bank() if self.branched else None  # what lies below the cut never learns
         try:
             while state.epoch < params.epochs and not state.is_stale(params.early_stop):
                 thawed = state.epoch >= params.head_epochs and params.trunk_lr > 0
                 state.model.train()
                 self.protection.freeze(state.model, trunk=thawed)
-                self.objective.bank = bank = None if thawed else self._bank()
+                if not self.branched:
+                    bank = None if thawed else self._bank()
+                self.objective.bank = bank
                 module = wrap(self.objective, self.job.process, self.device.device)
                 until = self._next_thaw()
                 if bank is not None:
@@ -226,11 +230,9 @@ class _Run:
             stream = loaded = None
 
     def _bank(self) -> FeatureBank | None:
-        """The frozen trunk's features, where keeping them pays."""
-        if self.branched:
-            return None
+        """The frozen part's features, where keeping them pays."""
         bank, message = FeatureBank.where_it_pays(
-            self.state.model, self.family, self.job.dataset, self.device, self.params
+            self.detector, self.family, self.job.dataset, self.device, self.params
         )
         if message:
             self.progress.message(message)
