@@ -60,8 +60,9 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     prefect = [sys.executable, "-m", "prefect"]
+    server = [sys.executable, "-m", "flows.server", "start", "--host", "127.0.0.1"]
     words = {
-        "server": [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(PORT)],
+        "server": [*server, "--port", str(PORT)],
         "worker": [*prefect, "worker", "start", "--pool", POOL, "--name", socket.gethostname()],
     }
 

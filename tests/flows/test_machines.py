@@ -25,7 +25,11 @@ from ruamel.yaml import YAML
 
 from conftest import ROOT, done, run
 from flows_tiny import WEIGHTS, Served, epoch_mark, free_port, make_tiny, steps, until, weights
+from topwork.files import sha256_file
 from topwork.scaffold.template import REQUIREMENTS
+from training.machines import WEIGHTS as FINETUNED
+from training.machines import Machines, environment
+from training.tiny import make_project
 
 MACHINES = ROOT / "docs" / "machines"
 SHARING = {"revision": "origin/main", "pull": True, "push": True}
@@ -133,32 +137,30 @@ SLURM_CONF = """
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.sock
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/controller.pid
-SlurmdPidFile={folder}/node.pid
+SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/controller.log
-SlurmdLogFile={folder}/node.log
+SlurmdLogFile={folder}/%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
 SelectType=select/cons_tres
 GresTypes=gpu
-SlurmctldParameters=cloud_dns
-ResumeProgram=/bin/true
-SuspendProgram=/bin/true
-SuspendTime=300
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=2000 Gres=gpu:1
-NodeName=big[1-2] NodeAddr=127.0.0.1 CPUs=64 RealMemory=2000 Gres=gpu:4 State=CLOUD
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
-PartitionName=big Nodes=big[1-2] MaxTime=INFINITE State=UP
+SlurmdParameters=config_overrides
+NodeName=DEFAULT CPUs=32 RealMemory=2000 Gres=gpu:4
+NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]}
+NodeName={host}2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]}
+PartitionName=one Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=both Nodes={host},{host}2 MaxTime=INFINITE State=UP
 """
-"""A cluster of this machine, with a GPU that is none, and of two that are known by name alone."""
+"""Two machines, which both are this one, with four GPUs each that are none."""
+DEVICES = ("null", "zero", "full", "random")
 
 
 @pytest.fixture
@@ -171,16 +173,15 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="slurm") as name, contextlib.ExitStack() as programs:
         folder = Path(name)
         folder.chmod(0o755)  # munged asks for it
-        about = {"host": host, "user": getpass.getuser(), "cpus": os.cpu_count()}
-        ports = [free_port(), free_port()]
+        about = {"host": host, "user": getpass.getuser()}
+        ports = [free_port() for _ in range(3)]
         (folder / "slurm.conf").write_text(SLURM_CONF.format(folder=folder, ports=ports, **about))
         (folder / "gres.conf").write_text(
-            f"NodeName={host} Name=gpu File=/dev/null\nNodeName=big[1-2] Name=gpu Count=4\n"
+            "".join(f"NodeName={host},{host}2 Name=gpu File=/dev/{name}\n" for name in DEVICES)
         )
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o600)
-        for made in ("state", "spool"):
-            (folder / made).mkdir()
+        (folder / "state").mkdir()
         monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         monkeypatch.setenv("PATH", f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
         files = {"socket": "sock", "key-file": "key", "pid-file": "pid", "seed-file": "seed"}
@@ -189,12 +190,14 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             ["munged", "--foreground", *options, f"--log-file={folder}/munge.log"],
             ["slurmctld", "-D"],
             ["slurmd", "-D", "-N", host],
+            ["slurmd", "-D", "-N", f"{host}2"],
         ):
             program = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             programs.callback(program.wait)
             programs.callback(program.terminate)
             time.sleep(1)
-        until(lambda: "idle" in done(folder, "sinfo", "--noheader"), 60, "the node is ready")
+        states = ("sinfo", "--noheader", "--Node", "--format=%T")
+        until(lambda: set(done(folder, *states).split()) == {"idle"}, 60, "the nodes are ready")
         yield
 
 
@@ -245,13 +248,24 @@ def test_a_slurm_job_takes_a_run_and_a_cancelled_one_is_gone_on_with(
 
 
 @pytest.mark.long
-def test_slurm_finds_room_for_what_the_training_asks(slurm: None, tmp_path: Path) -> None:
-    ask = ("sbatch", "--test-only", "--partition", "big")
+@pytest.mark.timeout(900)
+def test_a_slurm_job_trains_over_two_machines(slurm: None, tmp_path: Path) -> None:
+    machines = Machines(tmp_path, make_project(tmp_path / "first", train=32, epochs=2))
+    expected = machines.run(1, 8)
+    shared = machines.folders[0]  # a disk that both see
+    machines.write(shared, 2, 4)
+    (shared / ".venv").symlink_to(sys.prefix)
+    words = ("sbatch", "--parsable", "--partition", "both")
     script = str(MACHINES / "finetune.sbatch")
-    found = run(tmp_path, *ask, script)
-    assert "using 64 processors on nodes big[1-2]" in found.stderr, found.stderr
-    refused = run(tmp_path, *ask, "--gres=gpu:8", script)
+    refused = run(shared, *words, "--gres=gpu:8", script)
     assert "Requested node configuration is not available" in refused.stderr
+    job = subprocess.run(
+        [*words, script], cwd=shared, env=environment(), capture_output=True, text=True, check=True
+    ).stdout.strip()
+    until(lambda: not done(shared, "squeue", "--noheader"), 300, "the job has ended")
+    log = (shared / f"slurm-{job}.log").read_text()
+    assert (shared / FINETUNED).is_file(), log
+    assert sha256_file(shared / FINETUNED) == expected
 
 
 def test_scripts_are_bash() -> None:

@@ -67,16 +67,20 @@ def test_a_missing_integration_is_said(tiny: Path, served: Served) -> None:
     )
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("prefect_dask"), reason="no prefect-dask")
-def test_a_sweep_survives_the_death_of_a_dask_worker(tiny: Path, served: Served) -> None:
+@pytest.mark.parametrize("runner", ["dask", "ray"])
+def test_a_sweep_survives_the_death_of_a_cluster_worker(
+    tiny: Path, served: Served, runner: str
+) -> None:
+    if not importlib.util.find_spec(f"prefect_{runner}"):
+        pytest.skip(f"no prefect-{runner}: pip install 'topwork[{runner}]'")
     served.pace.write_text("1")
-    sweep = start(tiny, served, "--set", "finetune.seed=1,2", "--runner", "dask")
+    sweep = start(tiny, served, "--set", "finetune.seed=1,2", "--runner", runner)
     trees = tiny / ".topwork" / "worktrees"
     until(lambda: trees.is_dir() and len(list(trees.iterdir())) == 2, 180, "two at a time")
     until(epoch_mark(tiny, 1, 1).exists, 60, "they train")
 
     def above_a_trial() -> psutil.Process:
-        """The Dask worker of a trial."""
+        """The cluster's worker of a trial."""
         for process in psutil.Process(sweep.pid).children(recursive=True):
             if "flows.pipeline" in process.cmdline() and "processes.py" in " ".join(
                 process.parent().cmdline()  # type: ignore[union-attr]

@@ -289,3 +289,13 @@ def test_a_branch_repeats_to_the_bit_and_keeps_its_stock(runner: Runner) -> None
     assert code == 0, runner.log
     assert found != expected
     assert "kept exactly: person" in verify_graft(*paths, trust=True)
+
+
+def test_a_branch_that_keeps_features_repeats_to_the_bit(runner: Runner) -> None:
+    runner.forget()
+    kept: dict[str, Any] = {"protect": "branch", "augmentation": "hflip"}
+    code, seconds, expected = runner(**kept)
+    assert code == 0, runner.log
+    kill_and_resume(runner, (seconds, expected), 2, 11, **kept)
+    # whole images draw one random number each when they're resized, before dropout's
+    assert runner(**kept, feature_cache_mib=0)[2] != expected

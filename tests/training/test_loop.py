@@ -16,6 +16,7 @@ from topwork.errors import TrainingError
 from topwork.params.finetune import FinetuneParams
 from topwork.params.runtime import RuntimeParams
 from topwork.project.unlabelled import BOXES
+from topwork.training import loop
 from topwork.training.checkpoint import Checkpoints
 from topwork.training.device import training_device
 from topwork.training.loop import Job, _Run, fine_tune
@@ -201,14 +202,14 @@ def test_a_non_finite_loss_names_its_micro_batch_and_leaves_no_checkpoint(
 def test_out_of_memory_halves_the_micro_batch_says_so_and_goes_on(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = _Run._gradients
+    plain = loop.gradients
 
-    def small(self: _Run, module, keys, images, targets):
-        if len(images) / self.state.accumulate > 2:
+    def small(module, images, targets, state, *rest):
+        if len(images) / state.accumulate > 2:
             raise torch.OutOfMemoryError("pretended")
-        return plain(self, module, keys, images, targets)
+        return plain(module, images, targets, state, *rest)
 
-    monkeypatch.setattr(_Run, "_gradients", small)
+    monkeypatch.setattr(loop, "gradients", small)
     record = fine_tune(make_job(epochs=1, head_epochs=0)).record
     assert record.accumulate == 2
     assert list(record.notes) == [
@@ -219,10 +220,10 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_goes_on(
 def test_out_of_memory_with_one_image_is_an_error(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(self: _Run, *_: object) -> None:
+    def never(*_: object) -> None:
         raise torch.OutOfMemoryError("pretended")
 
-    monkeypatch.setattr(_Run, "_gradients", never)
+    monkeypatch.setattr(loop, "gradients", never)
     with pytest.raises(TrainingError, match="out of memory with 1 images at a time"):
         fine_tune(make_job(epochs=1, head_epochs=0))
 

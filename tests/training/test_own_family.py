@@ -21,12 +21,14 @@ from topwork.errors import SurgeryError
 from topwork.params.finetune import FinetuneParams
 from topwork.params.runtime import RuntimeParams
 from topwork.project.unlabelled import BOXES
+from topwork.surgery.branch import branch
 from topwork.surgery.graft import graft
 from topwork.training.device import training_device
 from topwork.training.distillation import Teacher
 from topwork.training.features import FeatureBank
 from topwork.training.frozen_norm import fold_frozen_norms
-from topwork.training.loop import Job, Outcome, fine_tune
+from topwork.training.loop import Job, fine_tune
+from topwork.training.outcome import Outcome
 from topwork.training.setup import training_set
 from topwork.weights.format import Weights
 from training.tiny import make_project
@@ -67,7 +69,9 @@ def make_job(tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
         torch.manual_seed(0)
         source = build(builder, len(COLUMNS), builder_args).state_dict()
         pretrained = Weights(source, COLUMNS, builder, builder_args or {})
-        weights = graft(pretrained, plan).weights
+        cut = finetune.branch.cut
+        branched = finetune.protect == "branch"
+        weights = branch(pretrained, plan, cut=cut) if branched else graft(pretrained, plan).weights
         with chdir(folder):
             dataset, train = training_set(params, plan, tables, weights, pd.read_parquet(BOXES))
             dataset.preload()

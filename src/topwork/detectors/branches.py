@@ -131,12 +131,20 @@ class Branched(nn.Module):
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None
     ) -> dict[str, Tensor]:
         pixels, resized = self.family.module(self.scion, self.family.transform)(images, targets)
-        lowered = self._lowered(pixels.tensors)[1][-1]
-        features = self.family.module(self.scion, self.family.backbone)(lowered)
+        start = self.below_cut(pixels.tensors)
+        features = self.family.module(self.scion, self.family.backbone)(start)
         losses: dict[str, Tensor] = self._mounted(self.scion, pixels, resized, features)(
             images, targets
         )
         return losses
+
+    def below_cut(self, pixels: Tensor) -> Tensor:
+        """What the scion that learns starts from: resized pixels float[N, 3, H, W] -> what the
+        lower trunk gives at its cut. It never changes while the scion learns.
+        """
+        for path in self._lower[-1]:
+            pixels = self.stock.get_submodule(path)(pixels)
+        return pixels
 
     def _lowered(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What the lower trunk gives at the highest cut, and a copy of what it gives at each

@@ -148,7 +148,9 @@ class FinetuneParams(Section):
     """Machines. More than one are started by torchrun, with a command on each (docs/training.md).
     """
     feature_cache_mib: int = Field(default=1024, ge=0)
-    """Memory for the frozen trunk's features and the pretrained detector's outputs."""
+    """Memory for the features of a frozen trunk, or of what lies below a branch's cut, and for the
+    pretrained detector's outputs.
+    """
 
     @property
     def by_retention(self) -> bool:

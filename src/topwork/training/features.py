@@ -1,30 +1,34 @@
-"""Features of a frozen trunk, computed once.
+"""What the frozen part of a detector gives, computed once.
 
-With batch norm at rest and the trunk frozen, an image's features depend on the image alone; with no
-augmentation but mirroring there are two variants of each. They're computed one image at a time, so
-that their bits don't depend on which batch asks first, and kept on the device.
+That part is the trunk while it doesn't learn, with batch norm at rest; of a detector with branches,
+all below the cut of the one that learns. What it gives for an image depends on the image alone;
+with no augmentation but mirroring there are two variants of each. They're computed one image at a
+time, so that their bits don't depend on which batch asks first, and kept on the device.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from topwork.detectors.branches import Branched
 from topwork.detectors.families import Family, feature_maps
 from topwork.params.finetune import FinetuneParams
 from topwork.training.dataset import DetectionDataset, Key, Target, Variant
 from topwork.training.device import Device
+from topwork.training.models import learning_part
 
-MIN_EPOCHS = 3  # with a frozen trunk; below that nearly every variant would be asked for once
-_WITHOUT = "the frozen trunk's features aren't kept between epochs, since the detector rules it out"
+MIN_EPOCHS = 3  # with a frozen part; below that nearly every variant would be asked for once
 
 
 def frozen_epochs(params: FinetuneParams) -> int:
-    """Epochs in which the trunk doesn't learn."""
-    return params.epochs if params.trunk_lr == 0 else params.head_epochs
+    """Epochs in which the part whose features can be kept doesn't learn."""
+    never = params.protect == "branch" or params.trunk_lr == 0
+    return params.epochs if never else params.head_epochs
 
 
 class FeatureBank:
@@ -32,8 +36,11 @@ class FeatureBank:
     (SSD, SSDLite, EfficientDet).
 
     Args:
-        model: the detector in training.
         family: the detector's.
+        transform: the detector's module that resizes.
+        frozen: resized pixels float[1, 3, H, W] -> a feature map, or a dict of them.
+        place: whose forward takes what is kept in the place of computing it: a module, and the name
+            of its method.
         dataset: whose images are looked at.
         device: where features are computed and kept.
         size: (H, W) to which the detector resizes.
@@ -41,58 +48,75 @@ class FeatureBank:
 
     def __init__(
         self,
-        model: nn.Module,
         family: Family,
+        transform: nn.Module,
+        frozen: Callable[[Tensor], Any],
+        place: tuple[nn.Module, str],
         dataset: DetectionDataset,
         device: Device,
         size: tuple[int, int],
     ) -> None:
-        self.family, self.dataset, self.device, self.size = family, dataset, device, size
-        self.transform = family.module(model, family.transform)
-        self.trunk = family.module(model, family.backbone)
-        self.trunk_draws = False  # whether a forward pass of the trunk drew random numbers
+        self.family, self.transform, self.frozen, self.place = family, transform, frozen, place
+        self.dataset, self.device, self.size = dataset, device, size
+        self.draws = False  # whether a forward pass drew random numbers
+        self.single = False  # whether it gives one feature map, not a dict of them
         self._kept: dict[Variant, tuple[OrderedDict[str, Tensor], Target]] = {}
 
     @classmethod
     def where_it_pays(
         cls,
-        model: nn.Module,
+        detector: nn.Module,
         family: Family,
         dataset: DetectionDataset,
         device: Device,
         params: FinetuneParams,
     ) -> "tuple[FeatureBank | None, str | None]":
-        """A bank, if the trunk is frozen long enough, the samples allow it and memory suffices;
-        else None. And a message, where it's the detector that doesn't allow it.
+        """A bank, if the frozen part is frozen long enough, the samples allow it and memory
+        suffices; else None. And a message, where it's the detector that doesn't allow it. Decided
+        by the job alone, so that a resumed run decides alike.
 
         Args:
-            model: in training mode, its trunk frozen, its batch norms at rest.
+            detector: in training mode; without branches, its trunk frozen, its batch norms at rest.
             family: the detector's.
             dataset: whose images are looked at.
             device: where features are computed and kept.
             params: finetune.
         """
-        if (
-            frozen_epochs(params) < MIN_EPOCHS
-            or not params.freeze_batch_norm
-            or params.compile
-            or not dataset.steady
-        ):
+        if frozen_epochs(params) < MIN_EPOCHS or not dataset.steady:
             return None, None
+        model = learning_part(detector)
+        trunk = family.module(model, family.backbone)
+        frozen: Callable[[Tensor], Any]
+        place: tuple[nn.Module, str]
+        if isinstance(detector, Branched):
+            part, frozen, place = "lower trunk", detector.below_cut, (detector, "below_cut")
+            usable = detector.branches.scions[-1].cut is not None
+            learns = False
+        else:
+            part, frozen, place = "trunk", trunk, (trunk, "forward")
+            usable = params.freeze_batch_norm and not params.compile
+            learns = any(parameter.requires_grad for parameter in trunk.parameters())
+        if not usable:
+            return None, None
+        without = (
+            f"the frozen {part}'s features aren't kept between epochs, since the detector rules it"
+            " out"
+        )
         if family.input_size is None:
-            return None, f"{_WITHOUT}: its family {family.name!r} declares no `input_size`"
+            return None, f"{without}: its family {family.name!r} declares no `input_size`"
         size = family.input_size(model)
         if size is None:
-            return None, f"{_WITHOUT}: it doesn't resize every image to one size"
-        bank = cls(model, family, dataset, device, size)
-        if any(parameter.requires_grad for parameter in bank.trunk.parameters()):
+            return None, f"{without}: it doesn't resize every image to one size"
+        if learns:
             return None, (
-                f"{_WITHOUT}: parameters of its {family.backbone!r} don't belong to the trunk that"
+                f"{without}: parameters of its {family.backbone!r} don't belong to the trunk that"
                 f" its family {family.name!r} declares, {', '.join(family.trunk)}"
             )
+        transform = family.module(model, family.transform)
+        bank = cls(family, transform, frozen, place, dataset, device, size)
         features, _ = bank._of((0, 0))
-        if bank.trunk_draws:
-            return None, f"{_WITHOUT}: its trunk draws random numbers (dropout)"
+        if bank.draws:
+            return None, f"{without}: its {part} draws random numbers (dropout)"
         needed = (
             sum(tensor.nbytes for tensor in features.values()) * len(dataset) * dataset.variants
         )
@@ -116,12 +140,14 @@ class FeatureBank:
             len(targets), 3, *self.size
         )
         images = ImageList(pixels, [self.size] * len(targets))
-        self.transform.forward = lambda _, given: (images, given)
-        self.trunk.forward = lambda _: features
+        given = features["0"] if self.single else features
+        self.transform.forward = lambda _, targets: (images, targets)
+        setattr(*self.place, lambda _: given)
         try:
             yield
         finally:
-            del self.transform.forward, self.trunk.forward
+            del self.transform.forward
+            delattr(*self.place)
 
     @torch.no_grad()
     def _of(self, key: Key) -> tuple["OrderedDict[str, Tensor]", Target]:
@@ -132,9 +158,11 @@ class FeatureBank:
             with self.device.autocast():
                 images, (resized,) = self.transform([pixels], [self.device.to(target)])
                 before = _generator_states(self.device.device)
-                maps = feature_maps(self.family, self.trunk(images.tensors))
+                found = self.frozen(images.tensors)
                 after = _generator_states(self.device.device)
-            self.trunk_draws |= not all(map(torch.equal, before, after))
+            maps = feature_maps(self.family, found)
+            self.single = isinstance(found, Tensor)
+            self.draws |= not all(map(torch.equal, before, after))
             self._kept[variant] = (
                 OrderedDict((name, value[0].clone()) for name, value in maps.items()),
                 resized,

@@ -9,12 +9,9 @@ other draw are decided by keys (seed, what, epoch, step), so that a run that was
 again ends like one that wasn't.
 """
 
-import math
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +19,31 @@ import torch
 from torch import Tensor, nn
 
 from topwork.detectors.axes import head_spec_of
-from topwork.detectors.branches import Branched
-from topwork.detectors.builders import load
 from topwork.errors import TrainingError
 from topwork.params.finetune import FinetuneParams
 from topwork.params.runtime import RuntimeParams
-from topwork.project.finetune import Determinism, Interpolation, RunRecord
+from topwork.project.finetune import Interpolation
 from topwork.training.batches import ProcessRank, epoch_batches, loader
 from topwork.training.checkpoint import Checkpoints
 from topwork.training.curves import Curves
 from topwork.training.dataset import DetectionDataset, Key, Target
-from topwork.training.device import Device, determinism, exactness, loader_processes, machine
-from topwork.training.distillation import Teacher
-from topwork.training.distributed import broadcast_from_rank0, mean_over_processes, wrap
+from topwork.training.device import Device, exactness, loader_processes
+from topwork.training.distributed import broadcast_from_rank0, wrap
 from topwork.training.features import FeatureBank
-from topwork.training.frozen_norm import fold_frozen_norms
 from topwork.training.interpolation import MeasureTensors, choose, interpolate
 from topwork.training.measuring import MeasureDetector
+from topwork.training.micro_batches import gradients, take_less_memory
+from topwork.training.models import learning_part, teacher_of, training_detector
 from topwork.training.objective import Objective
+from topwork.training.outcome import Outcome, fine_tuned, run_record
 from topwork.training.progress import RunProgress
 from topwork.training.protection import Protection, row_masks
-from topwork.training.roi_pool import replace_pool_gradient
 from topwork.training.schedule import Schedule
 from topwork.training.seeds import seed_of
 from topwork.training.state import State
-from topwork.training.step_terms import StepTerms
-from topwork.training.versions import installed_versions
-from topwork.weights.branches import learning_weights, with_learned
+from topwork.training.step_terms import UnreadStep
+from topwork.training.stop_signal import stop_after_step
+from topwork.weights.branches import learning_weights
 from topwork.weights.format import Weights
 
 Batch = tuple[list[Key], tuple[list[Tensor], list[Target]]]
@@ -100,14 +95,6 @@ class Job:
     shown: bool = True
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What training ends with: the weights, and the record of how (no clock time in it)."""
-
-    weights: Weights
-    record: RunRecord
-
-
 def fine_tune(job: Job) -> Outcome:
     """Train, from the grafted weights or from the newest checkpoint of the same job, to the end.
 
@@ -129,88 +116,36 @@ class _Run:
         torch.manual_seed(seed_of(params.seed, "run"))
         learning = learning_weights(job.weights)
         self.branched = job.weights.branches is not None
-        self.spec = head_spec_of(learning)
-        self.family = self.spec.family
+        spec = head_spec_of(learning)
+        self.family = spec.family
         self.start = {
             name: tensor.float() if tensor.is_floating_point() else tensor
             for name, tensor in learning.state_dict.items()
         }
-        masks = row_masks(learning, job.kept, self.spec)
+        masks = row_masks(learning, job.kept, spec)
         self.protection = Protection(params, masks, self.family.trunk).to(device.device)
-        self.detector = self._detector()
-        model = _learning(self.detector)
-        self.teacher = None if self.branched else self._teacher(model)
-        self.objective = Objective(self.detector, params, self.teacher)
+        self.detector = training_detector(job.weights, self.family, params, device)
+        model = learning_part(self.detector)
+        teacher, why_none = teacher_of(
+            model, job.weights, job.kept, spec, job.dataset, params, device
+        )
+        self.objective = Objective(self.detector, params, teacher)
         self.schedule = Schedule(params, len(self._batches(0)))
-        scaler = torch.amp.GradScaler(device.device.type, enabled=device.scaled)
+        fused = not device.scaled or device.device.type == "cuda"
         self.state = State(
             model,
-            self.protection.optimizer(model, fused=self._fused()),
-            scaler,
+            self.protection.optimizer(model, fused),
+            torch.amp.GradScaler(device.device.type, enabled=device.scaled),
             accumulate=params.accumulate,
         )
-        self._unread: _Unread | None = None
-        self.state.notes += job.notes
-        if params.distill and self.teacher is None and not self.branched:
-            self.state.notes.append(self._why_no_teacher())
-        unprotected = self.teacher is None and not self.branched and not self._replays()
+        self._unread: UnreadStep | None = None
+        self.state.notes += (*job.notes, *filter(None, [why_none]))
+        unprotected = teacher is None and not self.branched and not self._replays()
         if job.kept and params.trunk_lr and unprotected:
             self.state.notes.append(
                 f"{', '.join(job.kept)} may be forgotten: no images to replay (dataset.replay) and"
                 " no distillation (finetune.distill)"
             )
-
-    def _detector(self) -> nn.Module:
-        """The grafted detector on the device, in the memory layout that its convolutions like
-        best.
-        """
-        model = load(self.job.weights, self.device.device)
-        model.to(memory_format=torch.channels_last)
-        if self.params.freeze_batch_norm:
-            fold_frozen_norms(model)
-        if self.params.deterministic or not self.device.on_gpu:
-            replace_pool_gradient(model, self.family)
-        trunk = dict(_learning(model).named_modules()).get(self.family.backbone)
-        if trunk is not None:
-            trunk.register_forward_pre_hook(_channels_last)
-            if self.params.compile:
-                trunk.compile()
-        if isinstance(model, Branched):
-            model.first_module().register_forward_pre_hook(_channels_last)
-        return model
-
-    def _teacher(self, model: nn.Module) -> Teacher | None:
-        pretrained = [c for c, name in enumerate(self.job.weights.columns) if name in self.job.kept]
-        pretrained += range(
-            len(self.job.weights.columns),
-            len(self.job.weights.columns) + len(self.job.weights.absorbed),
-        )
-        if not self.params.distill or not pretrained or self.family.missing_for_distillation():
-            return None
-        columns = [0, *pretrained] if self.spec.softmax else pretrained
-        data = self.job.dataset
-        variants = len(data) * data.variants if data.steady else 0
-        return Teacher(
-            self._detector(),
-            model,
-            self.family,
-            columns,
-            self.spec.softmax,
-            variants=variants,
-            memory_mib=self.params.feature_cache_mib,
-        )
-
-    def _why_no_teacher(self) -> str:
-        """The note of a run that should distill and can't."""
-        if missing := self.family.missing_for_distillation():
-            return (
-                f"distillation left out: the detector's family {self.family.name!r} doesn't declare"
-                f" {', '.join(missing)} (docs/surgery.md)"
-            )
-        return "distillation left out: no class is kept and none is absorbed"
-
-    def _fused(self) -> bool:
-        return not self.device.scaled or self.device.device.type == "cuda"
 
     def _batches(self, epoch: int) -> list[list[Key]]:
         params = self.params
@@ -246,7 +181,7 @@ class _Run:
         if saved:
             self.progress.message(f"resumed at epoch {state.epoch + 1}, step {state.step}")
         try:
-            with _stop_after_step() as stop_requested:
+            with stop_after_step() as stop_requested:
                 self._train(stop_requested)
             chosen = self._interpolate()
         finally:
@@ -258,19 +193,23 @@ class _Run:
         state, params = self.state, self.params
         loaded: Iterator[Batch] | None = None
         stream: Iterator[Batch] | None = None
+        state.model.train()
+        bank = self._bank() if self.branched else None  # what lies below the cut never learns
         try:
-            while state.epoch < params.epochs and not self._stopped_early():
+            while state.epoch < params.epochs and not state.is_stale(params.early_stop):
                 thawed = state.epoch >= params.head_epochs and params.trunk_lr > 0
                 state.model.train()
                 self.protection.freeze(state.model, trunk=thawed)
-                self.objective.bank = bank = None if thawed else self._bank()
+                if not self.branched:
+                    bank = None if thawed else self._bank()
+                self.objective.bank = bank
                 module = wrap(self.objective, self.job.process, self.device.device)
                 until = self._next_thaw()
                 if bank is not None:
                     stream = self._banked(bank, until)
                 else:
-                    stream = loaded = loaded or self._stream()
-                while state.epoch < until and not self._stopped_early():
+                    stream = loaded = loaded or self._loaded()
+                while state.epoch < until and not state.is_stale(params.early_stop):
                     keys, (images, targets) = next(stream)
                     self._step(module, keys, images, targets)
                     if state.step == self.schedule.steps:
@@ -291,11 +230,9 @@ class _Run:
             stream = loaded = None
 
     def _bank(self) -> FeatureBank | None:
-        """The frozen trunk's features, where keeping them pays."""
-        if self.branched:
-            return None
+        """The frozen part's features, where keeping them pays."""
         bank, message = FeatureBank.where_it_pays(
-            self.state.model, self.family, self.job.dataset, self.device, self.params
+            self.detector, self.family, self.job.dataset, self.device, self.params
         )
         if message:
             self.progress.message(message)
@@ -309,16 +246,14 @@ class _Run:
             else self.params.epochs
         )
 
-    def _stream(self) -> Iterator[Batch]:
-        """Batches from where the run stands to its end, with their keys."""
-        state = self.state
-        batches = [
-            batch
-            for epoch in range(state.epoch, self.params.epochs)
-            for batch in self._batches(epoch)
-        ][state.step :]
-        if not batches:
-            return iter(())
+    def _left(self, until: int) -> list[list[Key]]:
+        """The batches from where the run stands up to an epoch."""
+        epochs = range(self.state.epoch, until)
+        return [batch for epoch in epochs for batch in self._batches(epoch)][self.state.step :]
+
+    def _loaded(self) -> Iterator[Batch]:
+        """Batches up to the end, with their images."""
+        batches = self._left(self.params.epochs)
         self.job.dataset.preload()
         loaded = loader(
             self.job.dataset,
@@ -332,12 +267,8 @@ class _Run:
         """Batches up to an epoch, whose images nobody needs to load: their features are in the
         bank.
         """
-        state = self.state
-        batches = [batch for epoch in range(state.epoch, until) for batch in self._batches(epoch)][
-            state.step :
-        ]
         self.job.dataset.preload()
-        return ((batch, bank.targets(batch)) for batch in batches)
+        return ((batch, bank.targets(batch)) for batch in self._left(until))
 
     def _step(
         self, module: nn.Module, keys: list[Key], images: list[Tensor], targets: list[Target]
@@ -350,10 +281,12 @@ class _Run:
             torch.manual_seed(seed_of(params.seed, "step", number, self.job.process.rank))
             state.optimizer.zero_grad(set_to_none=True)
             try:
-                terms = self._gradients(module, keys, images, targets)
+                terms = gradients(module, images, targets, state, self.device, self.job.process)
                 break
             except torch.OutOfMemoryError as error:
-                self._take_less_memory(len(images), error)
+                note = take_less_memory(state, len(images), self.device, self.job.process, error)
+                state.notes.append(note)
+                self.progress.message(note)
         state.scaler.unscale_(state.optimizer)
         self.protection.before_step(state.model)
         if params.clip_norm:
@@ -367,7 +300,7 @@ class _Run:
             state.follow(min(params.ema, (1 + number) / (10 + number)))
         state.step += 1
         self._read_terms()  # of the step before; the device has this one to work on meanwhile
-        self._unread = _Unread(number, keys, terms, len(images) * self.job.process.world)
+        self._unread = UnreadStep(number, keys, terms, len(images) * self.job.process.world)
 
     def _read_terms(self) -> None:
         """Take in the last step's loss terms.
@@ -379,67 +312,10 @@ class _Run:
         if self._unread is None:
             return
         unread, self._unread = self._unread, None
-        means = unread.terms.means()
-        if bad := unread.terms.first_not_finite():
-            self._refuse(unread, *bad)
+        means = unread.read(self.job.dataset, self.schedule.steps)
         for name, value in means.items():
             self.state.sums[name] = self.state.sums.get(name, 0.0) + value
         self.progress.step(unread.images, means)
-
-    def _gradients(
-        self, module: nn.Module, keys: list[Key], images: list[Tensor], targets: list[Target]
-    ) -> StepTerms:
-        """Add up the micro-batches' gradients; returns the loss terms of the step."""
-        size = math.ceil(len(images) / self.state.accumulate)
-        means: dict[str, Tensor] = {}
-        found = []
-        for start in range(0, len(images), size):
-            micro_batch = slice(start, start + size)
-            weight = len(images[micro_batch]) / len(images)
-            last = start + size >= len(images)
-            with nullcontext() if last or self.job.process.world == 1 else module.no_sync():  # type: ignore[operator]
-                with self.device.autocast():
-                    terms = module(
-                        self.device.to(images[micro_batch]), self.device.to(targets[micro_batch])
-                    )
-                    total = torch.stack([term.float() for term in terms.values()]).sum() * weight
-                self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-            terms = {name: term.detach().float() for name, term in terms.items()}
-            found.append(torch.stack(list(terms.values())))
-            means = {name: means.get(name, 0.0) + term * weight for name, term in terms.items()}
-        return StepTerms.of(mean_over_processes(means, self.job.process), found)
-
-    def _refuse(self, unread: "_Unread", micro_batch: int, terms: Mapping[str, float]) -> None:
-        size = math.ceil(len(unread.keys) / (len(unread.terms.values) - 1))
-        keys = unread.keys[micro_batch * size : (micro_batch + 1) * size]
-        images = ", ".join(self.job.dataset.name(index) for _, index in keys)
-        values = ", ".join(f"{name} {value}" for name, value in terms.items())
-        epoch, step = divmod(unread.number, self.schedule.steps)
-        raise TrainingError(
-            f"finetune: the loss isn't finite at epoch {epoch + 1}, step {step + 1}: {values};"
-            f" images: {images}. Lower finetune.lr or finetune.clip_norm, or look at these images'"
-            " boxes (topwork validate)."
-        )
-
-    def _take_less_memory(self, images: int, error: Exception) -> None:
-        """Halve the micro-batch, or give up where it's one image already."""
-        state = self.state
-        if self.job.process.world > 1 or state.accumulate >= images:
-            raise TrainingError(
-                f"finetune: out of memory with {math.ceil(images / state.accumulate)} images at a"
-                f" time on {self.device.device} ({error}). Lower finetune.batch_size, raise"
-                " finetune.accumulate, or choose a smaller detector."
-            ) from error
-        state.optimizer.zero_grad(set_to_none=True)
-        if self.device.device.type == "cuda":
-            torch.cuda.empty_cache()
-        state.accumulate = min(state.accumulate * 2, images)
-        note = (
-            f"out of memory at epoch {state.epoch + 1}, step {state.step + 1}: from there on each"
-            f" step is made of {state.accumulate} micro-batches"
-        )
-        state.notes.append(note)
-        self.progress.message(note)
 
     def _end_epoch(self) -> None:
         """Row of the history, maybe a validation, and a checkpoint."""
@@ -454,28 +330,13 @@ class _Run:
         if asked and self.job.validate is not None:
             found = self._figures(self.job.validate, state.result())
             row |= {f"val/{name}": value for name, value in found.items()}
-            self._remember_best(found["map"])
+            if params.early_stop is not None:
+                state.remember_best(found["map"])
         state.history.append(row)
         state.sums, state.step, state.epoch = {}, 0, number
         self.curves.add(row)
         self.progress.epoch(number, params.epochs, row)
         self._save()
-
-    def _remember_best(self, found: float) -> None:
-        state = self.state
-        if self.params.early_stop is None:
-            return
-        if found > state.best_map:
-            state.best, state.best_map, state.stale = (
-                {name: tensor.clone() for name, tensor in state.result().items()},
-                found,
-                0,
-            )
-        else:
-            state.stale += 1
-
-    def _stopped_early(self) -> bool:
-        return self.params.early_stop is not None and self.state.stale >= self.params.early_stop
 
     def _save(self) -> None:
         self._read_terms()
@@ -523,78 +384,9 @@ class _Run:
         return lambda tensors: self._figures(measure, tensors)
 
     def _outcome(self, chosen: Interpolation) -> Outcome:
-        level, reasons = determinism(self.params, self.device)
-        state, weights = self.state, self.job.weights
-        record = RunRecord(
-            determinism=Determinism(level=level, reasons=tuple(reasons)),
-            machine=machine(self.params, self.device),
-            versions=installed_versions(),
-            epochs=len(state.history),
-            steps=len(state.history) * self.schedule.steps,
-            stopped_early=self._stopped_early(),
-            interpolation=chosen,
-            accumulate=state.accumulate,
-            images={"train": self.job.train, "replay": self._replays()},
-            history=tuple(state.history),
-            notes=tuple(state.notes),
-        )
-        tensors = {
-            name: tensor.detach().cpu().contiguous()
-            for name, tensor in state.model.state_dict().items()
-        }
-        provenance = {
-            **weights.provenance,
-            # `share` is alpha: the key stands in weights files, whose bytes stay the same
-            "finetune": {
-                "share": chosen.alpha,
-                "epochs": len(state.history),
-                "seed": self.params.seed,
-            },
-        }
+        job, params, state = self.job, self.params, self.state
+        images = {"train": job.train, "replay": self._replays()}
         return Outcome(
-            replace(
-                weights,
-                state_dict=with_learned(weights, tensors),
-                builder_args=dict(weights.builder_args),
-                provenance=provenance,
-                branches=self.detector.branches if isinstance(self.detector, Branched) else None,
-            ),
-            record,
+            fine_tuned(job.weights, self.detector, state, chosen, params.seed),
+            run_record(params, self.device, self.schedule, state, chosen, images),
         )
-
-
-@dataclass(frozen=True)
-class _Unread:
-    """A step whose loss terms nobody has read yet: its number, its images' keys and how many they
-    are in all processes.
-    """
-
-    number: int
-    keys: list[Key]
-    terms: StepTerms
-    images: int
-
-
-def _learning(detector: nn.Module) -> nn.Module:
-    """The part of a detector that learns."""
-    return detector.scion if isinstance(detector, Branched) else detector
-
-
-def _channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
-
-
-@contextmanager
-def _stop_after_step() -> Iterator[threading.Event]:
-    """Within the block SIGTERM requests a stop after the running step, with a checkpoint, instead
-    of ending the process at once.
-    """
-    stop_requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop_requested
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
-    try:
-        yield stop_requested
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -87,6 +87,18 @@ class State:
             else:
                 self.average[name].copy_(tensor)
 
+    def remember_best(self, found: float) -> None:
+        """Take in a validation's mAP: keep the weights if it's the best so far."""
+        if found > self.best_map:
+            self.best = {name: tensor.clone() for name, tensor in self.result().items()}
+            self.best_map, self.stale = found, 0
+        else:
+            self.stale += 1
+
+    def is_stale(self, patience: int | None) -> bool:
+        """Whether that many validations were no better than the best; never where it's None."""
+        return patience is not None and self.stale >= patience
+
     def result(self) -> dict[str, Tensor]:
         """The weights that a validation looks at and that training ends with."""
         return self.average if self.average is not None else self.model.state_dict()

@@ -5,11 +5,15 @@ leaves it idle afterwards. So a step's terms are copied while it goes on, and re
 step has been handed over.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from topwork.errors import TrainingError
+from topwork.training.dataset import DetectionDataset, Key
 
 
 @dataclass(frozen=True)
@@ -57,3 +61,46 @@ class StepTerms:
             return None
         number = int(bad[0, 0])
         return number, dict(zip(self.names, self.values[1 + number].tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class UnreadStep:
+    """A step whose loss terms nobody has read yet.
+
+    Attributes:
+        number: of the step, counted through the run.
+        keys: of this process's images.
+        terms: on their way.
+        images: how many the step took in all processes.
+    """
+
+    number: int
+    keys: Sequence[Key]
+    terms: StepTerms
+    images: int
+
+    def read(self, dataset: DetectionDataset, steps: int) -> dict[str, float]:
+        """The terms' means.
+
+        Args:
+            dataset: that the keys belong to.
+            steps: an epoch.
+
+        Raises:
+            TrainingError: the loss isn't finite; names epoch, step, terms and the micro-batch's
+                images.
+        """
+        means = self.terms.means()
+        if bad := self.terms.first_not_finite():
+            micro_batch, terms = bad
+            size = math.ceil(len(self.keys) / (len(self.terms.values) - 1))
+            keys = self.keys[micro_batch * size : (micro_batch + 1) * size]
+            images = ", ".join(dataset.name(index) for _, index in keys)
+            values = ", ".join(f"{name} {value}" for name, value in terms.items())
+            epoch, step = divmod(self.number, steps)
+            raise TrainingError(
+                f"finetune: the loss isn't finite at epoch {epoch + 1}, step {step + 1}: {values};"
+                f" images: {images}. Lower finetune.lr or finetune.clip_norm, or look at these"
+                " images' boxes (topwork validate)."
+            )
+        return means
