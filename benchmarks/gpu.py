@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.models import get_model
 
 from topwork.detectors.builders import build
-from topwork.inference.device import usable_cores
+from topwork.inference.device import keep_freed_memory, usable_cores
 from topwork.inference.prediction import predict
 from topwork.params.finetune import FinetuneParams
 from topwork.training.batches import epoch_batches, loader
@@ -138,6 +138,8 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
         items = pictures(Path(folder), *SIZE, images=arguments.images)
+        if device.type == "cpu" and not what.startswith("reference"):
+            keep_freed_memory()  # as our stages do
         if what.startswith("predict"):
             return predictions(detector, what.split(", ")[1], items, batch_size, device)
         begun = time.perf_counter()

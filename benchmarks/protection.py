@@ -35,6 +35,7 @@ from topwork.dataset.tables import Tables
 from topwork.detectors.axes import head_spec_of
 from topwork.detectors.builders import build, load
 from topwork.evaluation.unlabelled import find_unlabelled
+from topwork.inference.device import keep_freed_memory
 from topwork.inference.prediction import predict
 from topwork.metrics.coco import score
 from topwork.metrics.sets import classes_of, rename_kept
@@ -45,7 +46,7 @@ from topwork.project.surgery import GRAFTED
 from topwork.project.unlabelled import BOXES
 from topwork.project.validate import FOLDER as TABLES
 from topwork.surgery.graft import graft
-from topwork.training.device import keep_freed_memory, training_device
+from topwork.training.device import training_device
 from topwork.training.loop import Job, fine_tune
 from topwork.training.measuring import validation
 from topwork.training.setup import training_set

@@ -29,13 +29,14 @@ from reference import train_reference
 from topwork.classes import ClassPlan
 from topwork.dataset.tables import Tables
 from topwork.detectors.builders import load
+from topwork.inference.device import keep_freed_memory
 from topwork.params.document import Params, load_params
 from topwork.project.fetch import PRETRAINED
 from topwork.project.surgery import GRAFTED
 from topwork.project.unlabelled import BOXES
 from topwork.project.validate import FOLDER as TABLES
 from topwork.surgery.graft import graft
-from topwork.training.device import keep_freed_memory, training_device
+from topwork.training.device import training_device
 from topwork.training.loop import Job, fine_tune
 from topwork.training.setup import training_set
 from topwork.weights.format import Weights, read_weights

@@ -31,10 +31,11 @@ from torchvision.models import get_model
 from torchvision.transforms import v2
 
 from topwork.detectors.builders import build
+from topwork.inference.device import keep_freed_memory
 from topwork.params.finetune import FinetuneParams
 from topwork.training.batches import epoch_batches, loader
 from topwork.training.dataset import DetectionDataset, Example, collate
-from topwork.training.device import exactness, keep_freed_memory, training_device
+from topwork.training.device import exactness, training_device
 from topwork.training.features import FeatureBank
 from topwork.training.loop import Job, _Run
 from topwork.training.progress import RunProgress

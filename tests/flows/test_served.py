@@ -427,7 +427,7 @@ def test_the_server_runs_on_postgresql(tmp_path: Path, postgresql: str) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_ten_runs_at_once_on_sqlite(tmp_path: Path) -> None:
-    served = start_served(tmp_path, PREFECT_WORKER_HEARTBEAT_SECONDS="30")  # Prefect's own
+    served = start_served(tmp_path, PREFECT_WORKER_HEARTBEAT_SECONDS="5")  # Prefect's own is 30
     try:
         runs = [served.submit(params={"finetune.seed": 20 + n}) for n in range(10)]
         for run in runs:

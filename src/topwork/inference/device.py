@@ -1,7 +1,9 @@
-"""The device: which one, and what of the machine decides the bits that it computes."""
+"""The device: which one, how it computes, and what of the machine decides the bits."""
 
+import ctypes
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,8 @@ import torchvision
 
 from topwork.errors import DeviceError
 from topwork.params.predict import Precision
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
@@ -84,6 +88,19 @@ def computing_at(precision: Precision, device: torch.device) -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32 = before
+
+
+def keep_freed_memory() -> None:
+    """Tell the C library to keep freed memory for the next step instead of handing it back page by
+    page (glibc; elsewhere nothing happens).
+
+    A step, and a forward pass, frees and takes the same few hundred megabytes again and again; on a
+    CPU the page faults are some 8% of a step's time, and a third of a forward pass's.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if library is not None and hasattr(library, "mallopt"):
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            library.mallopt(option, 1 << 30)
 
 
 def usable_cores() -> int:

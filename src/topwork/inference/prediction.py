@@ -210,13 +210,15 @@ def _batches(
 
 def _open(open_image: Callable[[], Image.Image], on_gpu: bool) -> Tensor:
     """For a GPU uint8[H, W, 3]; for the CPU float32[3, H, W] in [0, 1], so that the conversion,
-    too, happens in the decoding thread.
+    too, happens in the decoding thread; by NumPy, since each thread that calls torch's operations
+    has a team of OpenMP threads that then wait, spinning, on the cores that the model needs.
     """
-    pixels = torch.from_numpy(np.array(open_image().convert("RGB")))  # a copy: PIL's is read-only
+    pixels = np.array(open_image().convert("RGB"))  # a copy: PIL's is read-only
     if on_gpu:
-        return pixels
-    height, width, channels = pixels.shape
-    return torch.empty(channels, height, width).copy_(pixels.permute(2, 0, 1)).div_(255)
+        return torch.from_numpy(pixels)
+    planes = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
+    np.divide(pixels.transpose(2, 0, 1), np.float32(255), out=planes)
+    return torch.from_numpy(planes)
 
 
 def _to_device(opened: Sequence[Tensor], device: torch.device) -> list[Tensor]:

@@ -11,7 +11,7 @@ that change meanwhile.
 from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
 from topwork.files import HeldInputs, atomic_path
-from topwork.inference.device import choose_device
+from topwork.inference.device import choose_device, keep_freed_memory
 from topwork.inference.prediction import no_detections
 from topwork.inference.run import predict_splits, record_of, write_run
 from topwork.metrics.sets import held_out
@@ -48,6 +48,8 @@ def run(params: Params) -> None:
         splits["pretrained"] = [*splits["pretrained"], "train"]
     held.watch("images", lambda: images.stamps(splits["pretrained"]))
     device = choose_device(params.runtime.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     found = {
         model: predict_splits(
             model, path, splits[model], images, plan, params=params.predict, device=device

@@ -19,6 +19,7 @@ from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
 from topwork.errors import TrainingError
 from topwork.files import HeldInputs
+from topwork.inference.device import keep_freed_memory
 from topwork.project.fetch import PRETRAINED
 from topwork.project.finetune import CURVES, FINETUNED, RECEIPT, RECORD
 from topwork.project.surgery import GRAFTED
@@ -27,7 +28,7 @@ from topwork.project.validate import FOLDER, table_paths
 from topwork.stages import in_project, main_of
 from topwork.surgery.branch import branched
 from topwork.surgery.keeping import keeping_receipt
-from topwork.training.device import keep_freed_memory, training_device
+from topwork.training.device import training_device
 from topwork.training.distributed import launch, local_rank, process_group, process_of_environment
 from topwork.training.loop import fine_tune
 from topwork.training.setup import TrainingParams, prepare, read_splits

@@ -10,7 +10,7 @@ meanwhile.
 from topwork.dataset.split_images import SplitImages
 from topwork.dataset.tables import Tables
 from topwork.files import HeldInputs
-from topwork.inference.device import choose_device
+from topwork.inference.device import choose_device, keep_freed_memory
 from topwork.inference.run import predict_splits, record_of, write_run
 from topwork.metrics.sets import held_out
 from topwork.params.predict import PredictParams
@@ -42,6 +42,8 @@ def run(params: Params) -> None:
     images, splits = SplitImages(tables), held_out(plan, tables)
     held.watch("images", lambda: images.stamps(splits))
     device = choose_device(params.runtime.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     found = {
         MODEL: predict_splits(
             MODEL, FINETUNED, splits, images, plan, params=params.predict, device=device

@@ -2,9 +2,7 @@
 code runs on a CPU.
 """
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ from topwork.inference.device import choose_device, machine_facts, usable_cores
 from topwork.params.finetune import FinetuneParams
 
 _LOADERS = 12  # of a GPU at most: by then a card waits for something else
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 
 Level = Literal["bit-exact", "same-device", "statistical"]
 
@@ -115,19 +112,6 @@ def exactness(params: FinetuneParams, device: Device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = benchmark
-
-
-def keep_freed_memory() -> None:
-    """Tell the C library to keep freed memory for the next step instead of handing it back page by
-    page (glibc; elsewhere nothing happens).
-
-    A step frees and takes the same few hundred megabytes again and again; on a CPU the page faults
-    are some 8% of its time.
-    """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if library is not None and hasattr(library, "mallopt"):
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            library.mallopt(option, 1 << 30)
 
 
 def determinism(params: FinetuneParams, device: Device) -> tuple[Level, list[str]]:
