@@ -47,7 +47,11 @@ of Mask R-CNN.
 _SETTLED: "WeakSet[nn.Module]" = WeakSet()
 """Models that have run on the CPU in this process."""
 _DECODERS_BESIDE_A_GPU = 12
-"""Threads at most that open images for a GPU; on a CPU two, since the model has the cores."""
+"""Threads at most that open images for a GPU, while it computes."""
+_DECODERS = 8
+"""Threads that open images for a CPU, between two forward passes: more than cores, so that a disk
+isn't waited for image by image.
+"""
 
 
 @dataclass(frozen=True)
@@ -185,12 +189,13 @@ def no_detections() -> "pd.DataFrame":
 def _batches(
     images: "Sequence[Picture]", batch_size: int, device: torch.device
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Ids and images, float32[3, H, W] in [0, 1] on the device, of each batch; the next batches are
-    opened while the caller works on this one.
+    """Ids and images, float32[3, H, W] in [0, 1] on the device, of each batch. For a GPU the next
+    batches are opened while the caller works on this one; a CPU's cores can't do both, and what is
+    opened meanwhile would keep the model's threads waiting for each other.
     """
     on_gpu = device.type != "cpu"
-    decoders = min(usable_cores(), _DECODERS_BESIDE_A_GPU) if on_gpu else 2
-    ahead = 2 if on_gpu else 1
+    decoders = min(usable_cores(), _DECODERS_BESIDE_A_GPU) if on_gpu else _DECODERS
+    ahead = 2 if on_gpu else 0
     opening: deque[list[Future[Tensor]]] = deque()
     with ThreadPoolExecutor(decoders, thread_name_prefix="topwork-decode") as pool:
         for start in range(0, len(images) + ahead * batch_size, batch_size):
