@@ -1,10 +1,10 @@
 """Keeping a class exactly, mostly, or not at all: the same data and recipe in every mode.
 
     python benchmarks/keeping.py --data DIR --weights FILE --builder builder.py:build
-        [--device cuda] [--rows 675/naked 40/branch:auto latency] [--seeds 0 1 2] [--jobs 7]
+        [--device cuda] [--rows 675/unprotected 40/branch:auto latency] [--seeds 0 1 2] [--jobs 7]
 
 DIR holds `hardhat/` and `coco128/` (docs/results.md says where they come from); the weights are
-those of docs/real_case.yaml. A training row is IMAGES/MODE: `naked` (a graft, trained without
+those of docs/real_case.yaml. A training row is IMAGES/MODE: `unprotected` (a graft, trained without
 protection), `weights` (docs/real_case.yaml) or `branch:CUT` (a second branch; measured again with
 each share of --mixes, from the same training). To a branch may be added `+remove` (its head has no
 columns of dropped classes), and what becomes of persons that the pretrained detector finds and
@@ -52,7 +52,7 @@ from topwork.training.loop import Job, fine_tune
 from topwork.weights.format import Weights
 
 RECIPE: dict[str, Any] = {"augmentation": "multiscale", "lr": 0.001, "batch_size": 8}
-NAKED: dict[str, Any] = {
+UNPROTECTED: dict[str, Any] = {
     **RECIPE,
     "head_epochs": 0,
     "trunk_lr": 1.0,
@@ -73,7 +73,7 @@ SETS = {
 DEFAULT_ROWS = [
     f"{images}/{mode}"
     for images in (675, 40)
-    for mode in ("naked", "branch:auto", "branch:backbone.features.0.7", "weights")
+    for mode in ("unprotected", "branch:auto", "branch:backbone.features.0.7", "weights")
 ] + ["latency"]
 ROUNDS = 21
 UNLABELLED_SCORE, UNLABELLED_IOU = 0.6, 0.5
@@ -227,7 +227,7 @@ def trained(setting: Setting, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     # a branch needs none of the other classes' columns, unless kept ones are mixed
     plan = ClassPlan.parse(PLAN, dropped="remove" if "remove" in options else "absorb")
     start = graft(setting.pretrained, plan).weights
-    changes = PROTECTED if mode == "weights" else NAKED
+    changes = PROTECTED if mode == "weights" else UNPROTECTED
     if mode.startswith("branch:"):
         start = branched(setting.pretrained, start, plan, cut=place)
     params = FinetuneParams.model_validate(
@@ -497,7 +497,7 @@ def latency() -> Iterator[dict[str, Any]]:
     (setting,) = SETTING
     plan = ClassPlan.parse(PLAN, dropped="absorb")
     grafted = graft(setting.pretrained, plan).weights
-    models = {"pretrained": load(setting.pretrained), "naked": load(grafted)}
+    models = {"pretrained": load(setting.pretrained), "unprotected": load(grafted)}
     for mode in setting.arguments.latency:
         cut, _, dropped = mode.partition("+")
         own = ClassPlan.parse(PLAN, dropped=dropped or "absorb")

@@ -1,7 +1,7 @@
 """Keeping a class of a two-stage detector: exactly, mostly, or not at all, on the drawn worlds.
 
     python benchmarks/two_stage.py FOLDER [--images 2000] [--epochs 3] [--seed 0]
-        [--modes naked weights branch] [--train-epochs 12] [--threads 1]
+        [--modes unprotected weights branch] [--train-epochs 12] [--threads 1]
 
 Real two-stage weights of a few megabytes are rare, so that this makes some: torchvision's
 fasterrcnn_mobilenet_v3_large_320_fpn, trained on the drawn street from the trunk of the SSDLite
@@ -40,7 +40,7 @@ LR, WEIGHT_DECAY, WARMUP, BATCH, CLIP_NORM = 0.0015, 0.01, 100, 8, 5.0
 STREET_SEED = 20261122
 UNPROTECTED = {"distill": 0.0, "replay": 0.0, "interpolation": "off"}
 MODES: dict[str, dict[str, Any]] = {
-    "naked": UNPROTECTED,
+    "unprotected": UNPROTECTED,
     "weights": {"distill": 0.0, "replay": 0.5, "interpolation": "retention"},
     "branch": {**UNPROTECTED, "protect": "branch"},
 }
