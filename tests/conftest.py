@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 # a shell starts background jobs with Ctrl-C ignored, and children inherit that; tests that send it
-# need it to be heard
+# need it to be received
 signal.signal(signal.SIGINT, signal.default_int_handler)
 SMALL = {
     "demo": {
@@ -53,13 +53,13 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """Real weights and real data, kept beside the repository; a test that wants them skips where
+    """Real weights and real data, kept next to the repository; a test that wants them skips where
     they aren't.
     """
     folder = ROOT.parent / "shared" / "real"
     if not folder.is_dir():
         pytest.skip(
-            f"no real weights and data: {folder.relative_to(ROOT.parent)} isn't beside the"
+            f"no real weights and data: {folder.relative_to(ROOT.parent)} isn't next to the"
             " repository"
         )
     return folder

@@ -219,7 +219,7 @@ def test_all_faults_of_params_are_named_together() -> None:
     ],
     ids=["missing", "broken", "another shape"],
 )
-def test_an_unreadable_params_file_is_said(
+def test_an_unreadable_params_file_is_reported(
     tmp_path: Path, content: str | None, message: str
 ) -> None:
     if content is not None:

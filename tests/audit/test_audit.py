@@ -265,16 +265,16 @@ def test_a_clone_says_what_it_lacks_and_how_to_bring_it(history: Path, tmp_path:
         assert {check.status for check in verify(open_revision(clone, revision))} == {"holds"}
 
 
-def test_a_shallow_clone_and_replaced_objects_are_said(history: Path, tmp_path: Path) -> None:
+def test_a_shallow_clone_and_replaced_objects_are_noted(history: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     run(tmp_path, "git", "clone", "--quiet", "--depth", "1", f"file://{history}", str(clone))
     blob = run(clone, "git", "rev-parse", "HEAD:params.yaml").strip()
     other = run(clone, "git", "rev-parse", "HEAD:dvc.yaml").strip()
     run(clone, "git", "replace", blob, other)
     revision = open_revision(clone, "HEAD")
-    said = " ".join(notes(revision))
-    assert "this clone is shallow" in said
-    assert f"1 objects of git are shown as others by `git replace` (first {blob[:10]})" in said
+    text = " ".join(notes(revision))
+    assert "this clone is shallow" in text
+    assert f"1 objects of git are shown as others by `git replace` (first {blob[:10]})" in text
     assert revision.params_document()["lr"] == 0.3
 
 

@@ -170,7 +170,7 @@ def dice(copy: Copy) -> None:
         "record",
     ],
 )
-def test_a_mismatch_is_told_with_its_cause(
+def test_a_mismatch_is_reported_with_its_cause(
     copy: Copy, tamper: Callable[[Copy], None], stage: str, cause: str, words: str
 ) -> None:
     tamper(copy)
@@ -244,21 +244,21 @@ def test_the_difference_of_two_runs_is_explained_by_its_causes(copy: Copy) -> No
 
 @pytest.mark.long
 def test_a_recompute_that_is_stopped_goes_on_where_it_was(copy: Copy) -> None:
-    told: list[str] = []
+    messages: list[str] = []
 
     def stop(line: str) -> None:
-        told.append(line)
+        messages.append(line)
         if line.startswith("report: running"):
             raise KeyboardInterrupt
 
     revision = open_revision(copy.root, "HEAD")
     with pytest.raises(KeyboardInterrupt):
         recompute(revision, start="predictions", notify=stop)
-    told.clear()
-    results = recompute(revision, start="predictions", notify=told.append)
+    messages.clear()
+    results = recompute(revision, start="predictions", notify=messages.append)
     assert all(result.matches for result in results)
-    assert told[0] == "evaluate: was recomputed before"
-    assert "report: running" in told
+    assert messages[0] == "evaluate: was recomputed before"
+    assert "report: running" in messages
 
 
 def test_another_environment_is_refused_unless_asked_for(copy: Copy) -> None:
@@ -302,7 +302,7 @@ def test_data_imported_from_another_repository_are_brought_and_recomputed(
     assert done(clone, "git", "status", "--porcelain") == ""
 
 
-def test_what_cannot_be_recomputed_is_said(copy: Copy) -> None:
+def test_what_cannot_be_recomputed_is_reported(copy: Copy) -> None:
     with pytest.raises(AuditError, match=r"nothing: HEAD records no such stage\. It has: validate"):
         again(copy, stage="nothing")
     copy.object(tampering.PREDICTIONS, "finetuned.test.parquet").unlink()

@@ -44,7 +44,7 @@ def test_a_slip_of_the_pen_names_the_nearest_category(tmp_path: Path) -> None:
         " boxes, which would be learned as background: write `helmet`, or `dataset.aliases:"
         " {helmet: helmt}`",
     )
-    assert found.told == (
+    assert found.notes == (
         "helmet: a category with 12 boxes in train that surgery.classes doesn't name: learned as"
         " background",
     )
@@ -71,7 +71,7 @@ def test_classes_that_the_data_lack(plan: dict[str, Any], words: str, tmp_path: 
 def test_a_kept_class_may_be_absent(tmp_path: Path) -> None:
     found = fit({"person": "keep", "helmet": "new", "forklift": "new"}, tmp_path)
     assert found.faults == ()
-    assert found.told[0].startswith("person: kept, and train has no category of that name")
+    assert found.notes[0].startswith("person: kept, and train has no category of that name")
 
 
 @pytest.mark.parametrize("spoil", ["no forklift", "crowds"])
@@ -82,7 +82,7 @@ def test_a_class_without_a_box(spoil: str, tmp_path: Path) -> None:
     )
     like = fit({"helmet": "new", "forklift": {"like": "truck"}}, tmp_path / "like", spoil)
     assert like.faults == ()
-    assert "forklift: `like`, and its category has no box in train" in like.told[0]
+    assert "forklift: `like`, and its category has no box in train" in like.notes[0]
 
 
 def test_a_plan_that_fits_says_nothing(tmp_path: Path) -> None:

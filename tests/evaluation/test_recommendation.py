@@ -52,7 +52,7 @@ def test_a_class_that_is_found_is_kept_as_it_is(tmp_path: Path, hits: int, prote
     assert f"recommended: finetune.protect: {protect} (human: AP {own:.2f} on" in found.sentence
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert "tables of the stage `validate` are missing" in recommend(PLAN, tmp_path).sentence
     write(tmp_path, 5, source=False)
     assert "(dataset.source) are missing" in recommend(PLAN, tmp_path).sentence

@@ -377,7 +377,7 @@ def test_images_without_a_detection_compare_nothing(
     Image.new("RGB", (64, 48)).save("blank.png")
     command = ["export", "w.safetensors", "--out", "out", "--images", "blank.png"]
     assert main(command) == 0
-    told = capsys.readouterr().out
-    assert "nothing was compared with PyTorch: neither has a detection on the 1 images" in told
-    assert "agrees" not in told
+    output = capsys.readouterr().out
+    assert "nothing was compared with PyTorch: neither has a detection on the 1 images" in output
+    assert "agrees" not in output
     assert "It wasn't compared with PyTorch" in Path("out/README.md").read_text()

@@ -371,10 +371,10 @@ def test_a_broken_picture_is_advice_for_prediction(
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jpg").write_bytes(b"<html>not found</html>")
     assert predicted(tmp_path)[0] == 1
-    told = capsys.readouterr().err
-    assert "a.jpg: can't be read as a picture" in told
-    assert "Leave it out" in told
-    assert "dataset" not in told
+    message = capsys.readouterr().err
+    assert "a.jpg: can't be read as a picture" in message
+    assert "Leave it out" in message
+    assert "dataset" not in message
 
 
 def test_benchmark_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,8 +74,8 @@ def test_promotion_refusal_demotion_and_history(history: Path, tmp_path: Path) -
     weights.write_bytes(first + b"  ")
     second = commit(history, "as good")
     time.sleep(1.1)  # git's tags know seconds
-    said = done(history, "topwork", "champion", "promote", "HEAD")
-    assert f"champion: v0.2.0 ({second[:10]}), no worse than v0.1.0, contract met" in said
+    output = done(history, "topwork", "champion", "promote", "HEAD")
+    assert f"champion: v0.2.0 ({second[:10]}), no worse than v0.1.0, contract met" in output
     assert champion_bytes(history, tmp_path / "got") == first + b"  "
     again = run(history, "topwork", "champion", "promote", "HEAD")
     assert "is the champion already (v0.2.0)" in again.stderr

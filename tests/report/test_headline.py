@@ -55,7 +55,7 @@ def test_contract_held() -> None:
     assert top.numbers[2].context == "mean over 3 classes, test set; pretrained 0.10"
 
 
-def test_a_class_that_is_kept_exactly_is_said_to_be_proved() -> None:
+def test_a_class_that_is_kept_exactly_is_called_proved() -> None:
     exact = Clause("person", "source", 1.0, Estimate(1.0), True, "person: exact", by="exact")
     top = headline(YARD, [exact], 0.6)
     assert top.sentence.startswith("Person is kept exactly, which is proved, and helmet and")

@@ -200,7 +200,7 @@ def test_a_project_of_another_kind_is_refused(
         "unknown kind",
     ],
 )
-def test_what_it_refuses_is_said_and_nothing_is_written(
+def test_what_it_refuses_is_reported_and_nothing_is_written(
     export: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -247,7 +247,7 @@ def test_every_layout_becomes_a_project_that_validates(
 
 
 def test_it_asks_twice_on_a_terminal(export: Path, tmp_path: Path) -> None:
-    """The detector and the classes; a slip in an answer is said, and asked again."""
+    """The detector and the classes; a slip in an answer is reported, and asked again."""
     folder = tmp_path / "site"
     controller, terminal = pty.openpty()
     with subprocess.Popen(

@@ -57,7 +57,7 @@ def test_what_the_user_keeps_and_changes() -> None:
     "text",
     ["vann = new", "van", "van = maybe", "van = like", "van = keep car, bus", "van = like zzz"],
 )
-def test_what_is_no_rule_is_said(text: str) -> None:
+def test_what_is_no_rule_is_refused(text: str) -> None:
     with pytest.raises(ClassPlanError, match=r"init: 'van"):
         change({"van": "new"}, text, COCO)
 

@@ -62,7 +62,7 @@ def test_with_a_share_of_the_scion_nothing_is_exact(files: tuple[Path, Path, Pat
     assert "kept exactly: no class (the branch has a share of 0.05 in them)" in held
 
 
-def test_a_kept_class_is_told_with_the_name_that_it_has_in_the_source(
+def test_a_kept_class_is_reported_with_the_name_that_it_has_in_the_source(
     files: tuple[Path, Path, Path],
 ) -> None:
     source, result, receipt = files

@@ -97,7 +97,7 @@ def test_alpha_is_the_largest_that_keeps_enough(trained: tuple[Path, Params]) ->
         assert FINETUNED.read_bytes() == again
 
 
-def test_none_keeps_enough_is_said(trained: tuple[Path, Params]) -> None:
+def test_none_keeps_enough_is_noted(trained: tuple[Path, Params]) -> None:
     folder, params = trained
     with chdir(folder):
         finetune.run(
@@ -177,7 +177,7 @@ def test_a_held_out_picture_that_is_trained_on_is_not_measured_on(
     )
 
 
-def test_what_is_missing_is_said_before_training(trained: tuple[Path, Params]) -> None:
+def test_what_is_missing_is_reported_before_training(trained: tuple[Path, Params]) -> None:
     _, params = trained
     raw = params.model_dump(mode="json")
     raw["finetune"]["interpolation"] = "retention"
@@ -262,7 +262,7 @@ def test_one_image_is_not_replayed_and_measured_on_at_once(tmp_path: Path) -> No
     assert replay_halves(tables, alone) == (frozenset(), frozenset({0}))
 
 
-def test_a_pretrained_detector_that_hardly_finds_any_is_said(
+def test_a_pretrained_detector_that_hardly_finds_any_is_reported(
     tmp_path: Path,
 ) -> None:
     """Its weights are random, so that no box is where a person is."""

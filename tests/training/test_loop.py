@@ -96,7 +96,7 @@ def test_absorbed_rows_end_as_they_began(make_job: MakeJob, optimizer: str) -> N
 
 @pytest.mark.parametrize("head_epochs", [0, 1])
 def test_no_epoch_changes_nothing(make_job: MakeJob, head_epochs: int) -> None:
-    """0 epochs need no second key, though head_epochs is 1 unless it's said."""
+    """0 epochs need no second key, though head_epochs is 1 unless it's given."""
     job = make_job(epochs=0, head_epochs=head_epochs)
     outcome = fine_tune(job)
     assert all(

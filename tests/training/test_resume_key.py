@@ -129,7 +129,7 @@ def test_a_checkpoint_is_resumed_by_what_decides_the_bits(
             break  # it is under way: from the checkpoint or from the start
     process.kill()
     process.communicate()
-    assert lines, "the stage said nothing"
+    assert lines, "the stage printed nothing"
     assert lines[-1].startswith("resumed" if resumed else "epoch 1/"), lines
 
 

@@ -224,8 +224,8 @@ def two_folders(tmp_path: Path, zero: bool) -> DatasetParams:
 def test_the_first_pixel_is_decided_once_a_data_set(tmp_path: Path) -> None:
     found = validate(two_folders(tmp_path, zero=True), tmp_path, workers=1)
     assert boxes(found) == [(11, 21, 20, 30), (0, 21, 31, 30)]
-    told = [row.message for row in found.findings if row.rule == "voc-corners"]
-    assert told == ["pixels are counted from 0, for xmin 0 in b.xml"] * 2
+    messages = [row.message for row in found.findings if row.rule == "voc-corners"]
+    assert messages == ["pixels are counted from 0, for xmin 0 in b.xml"] * 2
     other = validate(two_folders(tmp_path, zero=False), tmp_path, workers=1)
     assert boxes(other) == [(10, 20, 20, 30), (0, 20, 30, 30)]
 

@@ -70,7 +70,7 @@ def test_broken_files_are_named(data: bytes, rule: str, words: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_other_encodings_are_read_and_told(encoding: str, tmp_path: Path) -> None:
+def test_other_encodings_are_read_and_reported(encoding: str, tmp_path: Path) -> None:
     found = Scene(tmp_path).encode(encoding).run()
     assert rules(found) == {"file-encoding"}
     assert len(found.tables.annotations) == 24

@@ -90,7 +90,7 @@ def test_the_same_data_give_the_same_bytes_elsewhere(tmp_path: Path) -> None:
         assert str(tmp_path).encode() not in (one / name).read_bytes()
 
 
-def test_all_faults_are_told_together_and_kept(tmp_path: Path) -> None:
+def test_all_faults_are_reported_together_and_kept(tmp_path: Path) -> None:
     scene = Scene(tmp_path).box(0, 3, 5, 12, 0).box(1, 3, 5, -12, 4).file("train/2.jpg", None)
     with pytest.raises(DataError, match="3 faults in the data, of 3 kinds") as caught:
         run(scene)
@@ -412,7 +412,7 @@ def test_real_hard_hats(real: Path) -> None:
     assert len(found.tables.annotations) == 3788 + 1195
 
 
-def test_few_findings_are_said_in_whole_sentences(
+def test_few_findings_are_printed_in_whole_sentences(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")

@@ -61,7 +61,7 @@ def test_a_checkpoint_of_torchvision_s_reference_script(
     tmp_path: Path, tensors: dict[str, Tensor]
 ) -> None:
     """`{"model", "optimizer", "lr_scheduler", "args", "epoch"}`, as references/detection/train.py
-    saves it, with numpy's numbers that others put beside.
+    saves it, with numpy's numbers that others add.
     """
     parameters = [nn.Parameter(tensor) for tensor in list(tensors.values())[:2]]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)

@@ -371,8 +371,8 @@ def _checked(path: Path, bundle: zipfile.ZipFile) -> Iterator[Check]:
         sha256, md5, size = _hashes(bundle, name)
         md5s[name] = md5
         if not isinstance(fact, dict) or (sha256, size) != (fact.get("sha256"), fact.get("size")):
-            said = fact.get("sha256") if isinstance(fact, dict) else fact
-            message = f"SHA-256 is {sha256}, the manifest says {said}"
+            listed = fact.get("sha256") if isinstance(fact, dict) else fact
+            message = f"SHA-256 is {sha256}, the manifest says {listed}"
             yield Check("bundle", name, "broken", message)
         else:
             yield Check("bundle", name, "holds")

@@ -14,7 +14,7 @@ class Check:
         stage: the stage's address.
         what: `out PATH`, `dep PATH`, `params FILE`, `cmd`, `entry`, or what was computed again.
         status: `holds`; `broken` (the message says what was found and what was expected); `stale`
-            (an honest record of an earlier revision, at which the stage ran last); or `unchecked`
+            (a correct record of an earlier revision, at which the stage ran last); or `unchecked`
             (and why).
     """
 

@@ -24,7 +24,7 @@ class Definition:
         persistent: those outs that DVC leaves in place when the stage runs again.
         wdir: where the command runs.
         params: file -> tracked keys; an empty tuple stands for the whole file.
-        frozen: whether DVC is told never to run it.
+        frozen: whether DVC never runs it (`frozen: true`).
     """
 
     name: str

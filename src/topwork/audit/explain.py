@@ -221,5 +221,5 @@ def _dvc(tree: Path, *arguments: str) -> None:
     )
     if done.returncode:
         lines = (done.stdout + done.stderr).splitlines()
-        said = [line for line in lines if line.startswith("error: ")] or lines[-3:]
-        raise AuditError(f"dvc {' '.join(arguments)}: {' '.join(said)[:600]}")
+        shown = [line for line in lines if line.startswith("error: ")] or lines[-3:]
+        raise AuditError(f"dvc {' '.join(arguments)}: {' '.join(shown)[:600]}")

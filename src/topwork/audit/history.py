@@ -2,7 +2,7 @@
 and runs that failed.
 
 Everything is read from git's objects and DVC's cache directly, each file once however many
-revisions share it: DVC's own reader opens the project anew for every revision.
+revisions share it: DVC's own reader opens the project again for every revision.
 """
 
 import json

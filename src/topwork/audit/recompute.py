@@ -113,7 +113,7 @@ def recompute(
         stage: this stage alone, from its recorded inputs.
         environment: whether one that isn't the pinned one will do.
         keep: leave the worktree for a look.
-        notify: told of each stage as it begins and ends.
+        notify: called with a line as each stage begins and ends.
 
     Returns:
         The stages in the order in which they ran.
@@ -334,8 +334,8 @@ class _Recompute:
                 ).returncode
             if code:
                 lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-                said = [line for line in lines if line.startswith("error: ")] or lines[-1:]
-                return f"exit code {code}: {' '.join(said)[:600]}"
+                shown = [line for line in lines if line.startswith("error: ")] or lines[-1:]
+                return f"exit code {code}: {' '.join(shown)[:600]}"
         return None
 
     def _held(self, out: Entry, error: str | None) -> OutResult:

@@ -107,10 +107,10 @@ def _rederived(
         except _Missing as error:
             return Check(record.name, what, "unchecked", str(error))
         except _Difference as error:
-            return _judged(revision, record, what, str(error))
+            return _check_of_difference(revision, record, what, str(error))
         except FAULTS as error:
             text = " ".join(str(error).split()) or type(error).__name__
-            return _judged(revision, record, what, f"its inputs are refused: {text}")
+            return _check_of_difference(revision, record, what, f"its inputs are refused: {text}")
     _HELD.add(key)
     return Check(record.name, what, "holds")
 
@@ -126,7 +126,7 @@ def _key(revision: Revision, record: StageRecord) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _judged(revision: Revision, record: StageRecord, what: str, message: str) -> Check:
+def _check_of_difference(revision: Revision, record: StageRecord, what: str, message: str) -> Check:
     """A difference: the record's fault where code and environment are the revision's."""
     other = []
     if not same_code(revision, record):

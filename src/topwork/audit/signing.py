@@ -1,5 +1,5 @@
 """Signatures of bundles with a local key, in the form of the OpenSSF's model signing: a file of the
-same name with `.sig` beside the bundle.
+same name with `.sig` next to the bundle.
 """
 
 from pathlib import Path

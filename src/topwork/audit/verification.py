@@ -140,7 +140,7 @@ class _Verification:
                 what,
                 "unchecked",
                 "DVC 2 or older recorded it, whose hash of text files is another; `dvc commit"
-                " --force` at that revision with today's DVC records it anew",
+                " --force` at that revision with today's DVC records it again",
             )
         if out.path in self.revision.tracked:
             found, size = self.revision.git_md5(out.path)

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         document = {
             **asdict(shown),
-            "data": asdict(fit),
+            "data": fit.document(),
             "branch": cost and asdict(cost),
             "recommended": asdict(advice),
         }
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
                 )
             )
         )
-        print("\n".join(f"data: {line}" for line in fit.told), end="\n" if fit.told else "")
+        print("\n".join(f"data: {line}" for line in fit.notes), end="\n" if fit.notes else "")
         if cost is not None:
             print(f"\n{cost.sentence}")
         print(f"\n{advice.sentence}")

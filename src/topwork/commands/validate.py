@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         _print_json(found, given.layouts, fit)
     else:
         _print_text(found, given.layouts)
-        for line in (*fit.faults, *fit.told):
+        for line in (*fit.faults, *fit.notes):
             print(f"{'error' if line in fit.faults else 'note'}: class plan: {line}")
     failing = stops(found.findings, args.fail_on)
     if args.fix_list is not None:
@@ -236,7 +236,7 @@ def _print_json(found: "Validation", layouts: "tuple[Layout, ...]", fit: "PlanFi
                 **findings_record(found.findings, found.dropped).document(),
                 "summary": summary(found),
                 "taken_for": [layout.description for layout in layouts],
-                "plan": asdict(fit),
+                "plan": fit.document(),
             }
         ),
         end="",
@@ -256,8 +256,8 @@ def _print_text(found: "Validation", layouts: "tuple[Layout, ...]") -> None:
     console = Console(highlight=False, soft_wrap=False)
     tables = found.tables
     for layout in layouts:
-        told = f"taken for {layout.summary()}"
-        console.print(Text(told), no_wrap=True, overflow="ellipsis")
+        line = f"taken for {layout.summary()}"
+        console.print(Text(line), no_wrap=True, overflow="ellipsis")
     for split in tables.splits:
         chosen = tables.split(split)
         images, boxes = (

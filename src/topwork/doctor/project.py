@@ -238,8 +238,8 @@ class Project:
     def _check_classes(self) -> str:
         fit = plan_fit(self.params.surgery.plan(), self.tables)
         fit.check()
-        if fit.told:
-            raise NoteError("; ".join(fit.told))
+        if fit.notes:
+            raise NoteError("; ".join(fit.notes))
         return "every class of the plan has boxes in train, and every category a class"
 
     def _check_contracts(self) -> str:

@@ -23,11 +23,15 @@ class PlanFit:
 
     Attributes:
         faults: what can't be right, a sentence each.
-        told: what may be meant so.
+        notes: what may be intended, a sentence each.
     """
 
     faults: tuple[str, ...] = ()
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, tuple[str, ...]]:
+        """As `--format json` prints it; notes are called `told` there, as in earlier versions."""
+        return {"faults": self.faults, "told": self.notes}
 
     def check(self) -> None:
         """Stop where something can't be right.
@@ -50,14 +54,14 @@ def plan_fit(plan: ClassPlan, tables: Tables) -> PlanFit:
         return PlanFit()
     counts = _counts(tables)
     unplanned = [name for name in counts if name not in plan.names]
-    faults, told = [], []
+    faults, notes = [], []
     for row in plan.rows:
         if row.name not in counts:
             near = _near(row, unplanned)
             if row.origin != "keep" or near is not None:
                 faults.append(_lacking(row, near, counts))
             else:
-                told.append(
+                notes.append(
                     f"{row.name}: kept, and train has no category of that name, so that nothing"
                     " there teaches it; what shows there is background, but for the teacher's boxes"
                 )
@@ -66,13 +70,13 @@ def plan_fit(plan: ClassPlan, tables: Tables) -> PlanFit:
             if row.origin == "new":
                 faults.append(f"{found}, so that it can't be learned")
             else:
-                told.append(f"{found}: its rows stay what they were, or learn background")
-    told += [
+                notes.append(f"{found}: its rows stay what they were, or learn background")
+    notes += [
         f"{name}: a category with {_boxes(counts[name])} in train that surgery.classes doesn't"
         " name: learned as background"
         for name in unplanned
     ]
-    return PlanFit(tuple(faults), tuple(told))
+    return PlanFit(tuple(faults), tuple(notes))
 
 
 def _counts(tables: Tables) -> dict[str, int]:

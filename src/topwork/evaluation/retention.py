@@ -67,7 +67,7 @@ def contract_record(
                 if pretrained is not None
                 else "the set has no object of the class"
             )
-        outcome, result = _judged("retention", found, between, asked.least, asked.by, note)
+        outcome, result = _compared("retention", found, between, asked.least, asked.by, note)
         if found is not None:
             result = f"AP {pretrained:.3f} pretrained, {finetuned:.3f} fine-tuned: {result}"
     return ContractRecord(
@@ -96,7 +96,7 @@ def learned_record(
         between: interval of the AP.
     """
     note = None if found is not None else f"the {asked.on} set has no object of the class"
-    outcome, result = _judged("AP", found, between, asked.min, asked.by, note)
+    outcome, result = _compared("AP", found, between, asked.min, asked.by, note)
     return LearnedRecord(
         name=name,
         on=asked.on,
@@ -109,7 +109,7 @@ def learned_record(
     )
 
 
-def _judged(
+def _compared(
     what: str,
     found: float | None,
     between: Interval | None,

@@ -40,7 +40,7 @@ class BranchParams(Section):
         if isinstance(self.mix, float) and not 0 < self.mix < 1:
             raise ValueError(f"mix is {self.mix}, must lie between 0 and 1 (`kept: exact` is 0)")
         if self.mix == "retention" and self.kept == "exact":
-            raise ValueError("mix: retention chooses a share; write `kept: mix` beside it")
+            raise ValueError("mix: retention chooses a share; write `kept: mix` as well")
         return self
 
 

@@ -19,8 +19,9 @@ class RuntimeParams(Section):
     device: str = "auto"
     """`auto` (the accelerator that torch finds, else the CPU), `cpu`, `cuda`, `cuda:1`..."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
-    """Processes that load training images; any number gives the same bits. `auto`: one beside a
-    CPU, which has the cores to compute on; for a GPU as many as there are cores, up to twelve.
+    """Processes that load training images; any number gives the same bits. `auto`: one where
+    training runs on a CPU, which needs its cores; for a GPU as many as there are cores, up to
+    twelve.
     """
     image_cache_mib: int = Field(default=512, ge=0)
     """Memory for decoded training images; a set that fits is decoded once."""

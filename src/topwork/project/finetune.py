@@ -22,7 +22,7 @@ the fine-tuned detector: {FINETUNED}; in Python:
   import topwork
   model = topwork.load("{FINETUNED.as_posix()}")
   found = topwork.predict(model, ["image.jpg"])[0]  # boxes, scores, labels, names"""
-"""What is said of the weights when a run has ended."""
+"""Printed when a run has ended: where the weights are, and how to use them."""
 
 
 class Determinism(Record):

@@ -1,7 +1,7 @@
 """Records of runs: a file a run of a stage, below .topwork/runs, for what doesn't repeat.
 
 When and how long a stage ran, with which code and local changes, in which environment, how it
-ended. They lie beside the outs and in no lock, since two runs of the same bits differ in them. A
+ended. They lie next to the outs and in no lock, since two runs of the same bits differ in them. A
 run that fails leaves its record as well, and one that is killed is seen by it.
 """
 

@@ -107,7 +107,7 @@ def change(rules: dict[str, Rule], text: str, columns: Sequence[str]) -> dict[st
     """The rules with some changed, as a user types them: `van = new; worker = keep person`.
 
     Raises:
-        ClassPlanError: a class that isn't there, or no rule; what can be written is said.
+        ClassPlanError: a class that isn't there, or no rule; the message lists what can be written.
 
     Example:
         >>> change({"van": "new"}, "van = like truck, car", ["person", "truck", "car"])

@@ -155,7 +155,7 @@ def readme_text(choices: Choices, requirements: str) -> str:
     return f"""# {choices.name}
 
 A detector for {", ".join(choices.rules)}, made by topwork: head rows of the pretrained detector
-for kept classes, bit for bit, new ones beside them, fine-tuned under protection.
+for kept classes, bit for bit, new ones next to them, fine-tuned under protection.
 
 ```console
 $ pip install -r {requirements}

@@ -55,7 +55,7 @@ def run(params: Params) -> None:
     plan.check(class_names(weights))
     tables = Tables.read(FOLDER, segmentation=False)
     fit = plan_fit(plan, tables)
-    for line in fit.told:
+    for line in fit.notes:
         print(f"note: {line}")
     fit.check()
     check_measurable(params.retention, params.learned, plan, tables)

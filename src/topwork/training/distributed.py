@@ -89,7 +89,7 @@ def wrap(objective: nn.Module, process: ProcessRank, device: torch.device) -> nn
     """DDP around the objective where there are several processes; to be wrapped again when other
     tensors begin to learn.
 
-    After its first step DDP sorts gradients into buckets anew, by when they were ready, unless it
+    After its first step DDP sorts gradients into new buckets, by when they were ready, unless it
     looks for unused parameters. The place in a bucket decides in which order three or more
     processes are added up, so a resumed run would end in other bits; the sum of two has no order.
     """

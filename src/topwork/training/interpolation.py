@@ -31,12 +31,12 @@ class Choice:
 
     Attributes:
         kept: alpha, and what was tried.
-        told: lines for whoever watches.
+        messages: lines for the log.
         notes: what the record has to say besides.
     """
 
     kept: Interpolation
-    told: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -96,7 +96,7 @@ def _by_retention(
 
     share, tried = largest_that_keeps(shares, at, least)
     listed = ", ".join(f"{number}: {kept:.1%}" for number, kept in tried)
-    told = [f"interpolation: {what} is {share} (retention on images to replay: {listed})"]
+    messages = [f"interpolation: {what} is {share} (retention on images to replay: {listed})"]
     notes = []
     if tried[-1][1] < least:
         notes.append(
@@ -108,7 +108,7 @@ def _by_retention(
             alpha=1.0 if key == "mix" else share,
             tried=tuple({key: number, "retention": kept} for number, kept in tried),
         ),
-        (*told, *notes),
+        (*messages, *notes),
         tuple(notes),
     )
 

@@ -373,7 +373,7 @@ class _Run:
         measure_kept = self._of_tensors(self.job.measure_kept) if state.history else None
         choice = choose(self.detector, start, end, masks, self.params, validate, measure_kept)
         state.model.load_state_dict(interpolate(start, end, choice.kept.alpha, masks))
-        for line in choice.told:
+        for line in choice.messages:
             self.progress.message(line)
         state.notes.extend(choice.notes)
         return choice.kept

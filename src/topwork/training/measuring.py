@@ -87,7 +87,7 @@ def kept_measure(
         finetune: whether and how.
         prediction: batch size and precision.
         device: where to predict.
-        first: whether this process measures; others are told.
+        first: whether this process measures; others receive the figures.
 
     Raises:
         TrainingError: no kept class has enough objects, or the pretrained detector hardly finds

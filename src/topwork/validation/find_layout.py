@@ -11,7 +11,7 @@ from pathlib import Path
 from topwork.errors import DataError
 from topwork.validation.layout import SPLIT_WORDS, FoundSet, Layout
 from topwork.validation.layout_coco import coco, coco_folder
-from topwork.validation.layout_voc import voc, voc_beside, voc_folders
+from topwork.validation.layout_voc import voc, voc_folders, voc_next_to_images
 from topwork.validation.other_formats import is_cvat_xml, refusal
 from topwork.validation.read_yolo import yolo_images
 from topwork.validation.reader import format_of
@@ -105,7 +105,7 @@ def _readings(folder: Path, images: Path | None) -> Iterator[Layout]:
             yield voc_folders(folder, split_folders)
         for name in ("labels", "annotations"):
             if next((folder / name).glob("*.xml"), None) is not None and kind != "yolo":
-                yield voc_beside(folder, name, images)
+                yield voc_next_to_images(folder, name, images)
     if (found := coco_folder(folder, images)) is not None:
         yield found
 

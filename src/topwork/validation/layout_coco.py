@@ -23,7 +23,7 @@ MOST_FOLDERS = 100
 ARCHIVES = (".zip", ".tar")
 FEW_FILES = 20  # a folder with more JSON files has one an image, as LabelMe writes them
 NO_JSON = ("notes.json", "info.json", "dataset.json", "metadata.json", "samples.json")
-"""JSON files that tools write beside an export."""
+"""JSON files that tools write next to an export."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _CocoHead:
 
 def _coco_files(folder: Path) -> list[Path]:
     """COCO instances files of a folder, of annotations/ and of train/, valid/, test/; instances_*
-    alone where there are others beside them (captions, keypoints).
+    alone where there are others besides them (captions, keypoints).
     """
     places = [folder, folder / "annotations"]
     places += [inner for inner in sorted(folder.iterdir()) if inner.name.lower() in SPLIT_WORDS]

@@ -1,4 +1,4 @@
-"""Pascal VOC in its layouts: a folder of XML files, one beside its images, a folder a split."""
+"""Pascal VOC in its layouts: a folder of XML files, one next to its images, a folder a split."""
 
 import re
 from collections.abc import Mapping
@@ -29,8 +29,8 @@ def voc(folder: Path, given: Path | None = None) -> Layout:
     return Layout("voc", "Pascal VOC", folder, sets, _voc_classes(place))
 
 
-def voc_beside(folder: Path, name: str, given: Path | None) -> Layout:
-    """A folder of XML files beside the folder of images, as FiftyOne writes it."""
+def voc_next_to_images(folder: Path, name: str, given: Path | None) -> Layout:
+    """A folder of XML files next to the folder of images, as FiftyOne writes it."""
     inner = voc(folder / name)
     images = next((Path(place) for place in ("data", "images") if (folder / place).is_dir()), None)
     if given is not None:

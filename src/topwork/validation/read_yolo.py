@@ -30,7 +30,7 @@ from topwork.validation.yolo_set import (
 
 MAX_NAME_BYTES = 255
 PER_IMAGE = 10_000
-POSE_ROWS = 3  # rows of one length from which undeclared keypoints are told from polygons
+POSE_ROWS = 3  # rows of one length from which undeclared keypoints are distinguished from polygons
 POSE_FILL = 0.3  # share of a box's sides that its keypoints span at least, in the median
 VISIBILITY = {0.0, 1.0, 2.0}
 """The third number of a keypoint: not marked, hidden, visible."""
@@ -282,8 +282,8 @@ class _Lengths:
         if len(self.rows) < POSE_ROWS and not (step == 3 and 2.0 in seen):
             return None
         fills = [_fill(row[1:5], row[5::step], row[6::step]) for row in self.rows]
-        told = [fill for fill in fills if fill is not None]
-        if len(told) < len(fills) or sorted(told)[len(told) // 2] < POSE_FILL:
+        known = [fill for fill in fills if fill is not None]
+        if len(known) < len(fills) or sorted(known)[len(known) // 2] < POSE_FILL:
             return None
         return further // step, step
 

@@ -17,7 +17,7 @@ Format = Literal["coco", "voc", "yolo"]
 
 def format_of(path: Path) -> Format:
     """The format that a path looks like: a YAML file, obj.data, or a folder with such a file or
-    with classes.txt beside labels/ is YOLO; a folder with Annotations or XML files is VOC;
+    with classes.txt next to labels/ is YOLO; a folder with Annotations or XML files is VOC;
     everything else COCO.
     """
     if path.suffix.lower() in (".yaml", ".yml", ".data") and not path.is_dir():

@@ -2,7 +2,7 @@
 
 The decoder turns every picture as its EXIF orientation asks, so the tables' boxes are in pixels of
 the upright picture. Labels may have been made on it or on the stored one; that's decided once a
-data set, by what fits, and where nothing decides it has to be said.
+data set, by what fits, and where nothing decides, `dataset.exif` has to.
 """
 
 from collections import Counter

@@ -55,7 +55,7 @@ class YoloSet:
 
 def yolo_file(path: Path) -> Path | None:
     """The file that makes a folder a YOLO set: data.yaml, else its only YAML file with `names:`,
-    else obj.data, else classes.txt beside labels/; a file is itself; None where there's none.
+    else obj.data, else classes.txt next to labels/; a file is itself; None where there's none.
     """
     if not path.is_dir():
         return path if path.suffix.lower() in (".yaml", ".yml", ".data") else None
@@ -100,7 +100,7 @@ def load_yolo(path: Path) -> YoloSet:
         file = path
     if file is None:
         raise NotYolo(
-            "is a folder without data.yaml, obj.data, or classes.txt beside labels/"
+            "is a folder without data.yaml, obj.data, or classes.txt next to labels/"
             if path.is_dir()
             else "no such file"
             if not path.exists()

@@ -59,7 +59,7 @@ def builder_files(builder: str) -> list[Path]:
 
 
 def builder_hash(builder: str) -> str | None:
-    """SHA-256 of a builder's file; where it imports files beside it, of all of them (a line `hash
+    """SHA-256 of a builder's file; where it imports files next to it, of all of them (a line `hash
     name` each, sorted); None where the builder has none of one's own.
     """
     files = builder_files(builder)

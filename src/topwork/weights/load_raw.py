@@ -2,7 +2,7 @@
 files as plain tensors.
 
 A pickle that wants more than tensors is refused; `argparse.Namespace` and numpy's numbers, which
-training scripts put into checkpoints beside the tensors, are plain data and are let through.
+training scripts put into checkpoints besides the tensors, are plain data and are let through.
 Nothing is stripped or renamed by default: where a file holds a checkpoint or prefixed names, the
 error names the `fetch.prefix` to write.
 """
@@ -41,7 +41,7 @@ PLAIN: list[Any] = [
         key=repr,
     ),
 ]
-"""What a checkpoint may hold beside tensors and Python's own plain types: attributes by name, and
+"""What a checkpoint may hold besides tensors and Python's own plain types: attributes by name, and
 numbers.
 """
 NO_WEIGHTS = ("optimizer", "lr_scheduler", "scheduler", "scaler", "optimizer_state_dict")

@@ -204,15 +204,15 @@ def _check_crowds(raw: RawSplit) -> None:
     for category in np.unique(raw.category[raw.crowd]).tolist():
         of_class = raw.category == category
         crowds, count = int((of_class & raw.crowd).sum()), int(of_class.sum())
-        told = (
+        counted = (
             f"category {category} ({names.get(category, 'unknown')!r}): {crowds} of {count}"
             " annotations are crowds"
         )
         if raw.split == "train" and crowds == count:
             marked = "`difficult`" if raw.format == "voc" else "`iscrowd: 1`"
-            raw.find("crowd-all", f"{told} ({marked}), so that training leaves the class out")
+            raw.find("crowd-all", f"{counted} ({marked}), so that training leaves the class out")
         elif 2 * crowds >= count:
-            raw.find("crowd-many", told)
+            raw.find("crowd-many", counted)
 
 
 def sizes_of(raw: RawSplit, rows: Ints) -> tuple[Floats, Floats]:
