@@ -41,7 +41,7 @@ def audit(
 
     Args:
         root: the project.
-        minutes: no further one is verified after that time; which were left out is said.
+        minutes: no further one is verified after that time; the result names those left out.
         recompute_minutes: the recompute ends after that time; the next audit goes on where it was.
         recompute_from: what a recompute starts from; `data`: everything runs.
 
@@ -63,29 +63,31 @@ def audit(
             if time.monotonic() > end:
                 found[name] = "left out: the time was up"
                 continue
-            code, said = _topwork(commands, root, "audit", "verify", row["rev"])
-            found[name] = _last(said)
+            code, output = _topwork(commands, root, "audit", "verify", row["rev"])
+            found[name] = _last_line(output)
             if code == 1:
                 found[name] = f"broken: {found[name]}"
             get_run_logger().info("%s: %s", name, found[name])
         again = 0
         if recompute_minutes and rows:
-            for name, said in _recompute(commands, root, rows, recompute_minutes, recompute_from):
-                get_run_logger().info("%s: %s", name, said)
-                again += not said.startswith("not recomputed")
-                first, then = found[name], said
-                if said.startswith("broken"):
-                    first, then = said, first
+            for name, outcome in _recompute(
+                commands, root, rows, recompute_minutes, recompute_from
+            ):
+                get_run_logger().info("%s: %s", name, outcome)
+                again += not outcome.startswith("not recomputed")
+                first, then = found[name], outcome
+                if outcome.startswith("broken"):
+                    first, then = outcome, first
                 found[name] = f"{first}; {then}"
         _publish(found)
-        broken = [name for name, said in found.items() if said.startswith("broken")]
+        broken = [name for name, outcome in found.items() if outcome.startswith("broken")]
         if broken:
             return Failed(
                 name="Broken",
                 message=f"{', '.join(broken)}: {found[broken[0]]}. `topwork audit verify` and"
                 f" `topwork audit recompute` of {broken[0]} show more.",
             )
-        left = Counter(said.partition(":")[0] for said in found.values())["left out"]
+        left = Counter(outcome.partition(":")[0] for outcome in found.values())["left out"]
         looked = f"{len(found) - left} of {len(found)} experiments looked at"
         recomputed = f", {again} computed again" if recompute_minutes else ""
         return Completed(message=f"{looked}{recomputed}, none is broken", data=found)
@@ -109,11 +111,11 @@ def _recompute(
             if left <= 0:
                 return
             words = ("audit", "recompute", row["rev"], "--from", start)
-            code, said = _topwork(commands, root, *words, limit_s=left)
+            code, output = _topwork(commands, root, *words, limit_s=left)
             up = time.monotonic() >= end and code not in (0, 1, 3)
             past[row["rev"]] = UNFINISHED if up else now()
             file.write_text(json.dumps(past), encoding="utf-8")
-            last = _last(said)
+            last = _last_line(output)
             if up:
                 yield _name(row), "not recomputed to its end: the time was up; the next goes on"
             elif code in (0, 1, 3) and not last.startswith("error: "):
@@ -126,8 +128,8 @@ def _name(row: dict[str, Any]) -> str:
     return str(row["name"] or row["rev"])
 
 
-def _last(said: str) -> str:
-    return (said.strip().splitlines() or ["no output"])[-1]
+def _last_line(output: str) -> str:
+    return (output.strip().splitlines() or ["no output"])[-1]
 
 
 def _topwork(
@@ -139,13 +141,13 @@ def _topwork(
         limit = threading.Timer(limit_s or 0, command.end)
         if limit_s is not None:
             limit.start()
-        said = command.output.read()
+        output = command.output.read()
         limit.cancel()
-        return command.wait(), said
+        return command.wait(), output
 
 
 def _publish(found: dict[str, Any]) -> None:
-    rows = [f"| {name} | {cell(said)} |" for name, said in found.items()]
+    rows = [f"| {name} | {cell(outcome)} |" for name, outcome in found.items()]
     with shown():
         create_markdown_artifact(
             "\n".join(["| experiment | audit |", "| --- | --- |", *rows]), key="audit"

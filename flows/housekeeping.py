@@ -27,19 +27,19 @@ def sweep(root: Path, keep_days: float) -> list[str]:
         One sentence each.
     """
     oldest = time.time() - keep_days * 86_400
-    said = []
+    removed = []
     worktrees = root / ".topwork" / "worktrees"
     for worktree in sorted(worktrees.iterdir()) if worktrees.is_dir() else ():
         if _touched(worktree) > oldest:
             continue
-        said.append(f"{worktree.name}: removed{_record(root, worktree)}")
+        removed.append(f"{worktree.name}: removed{_record(root, worktree)}")
         close_worktree(root, worktree)
     scratch = root / ".topwork" / "scratch"
     for entry in sorted(scratch.iterdir()) if scratch.is_dir() else ():
         if _touched(entry) <= oldest:
             remove(entry)
-            said.append(f"checkpoints {entry.name}: removed")
-    return said
+            removed.append(f"checkpoints {entry.name}: removed")
+    return removed
 
 
 def _record(root: Path, worktree: Path) -> str:

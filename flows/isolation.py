@@ -289,8 +289,8 @@ class Isolated:
             check=False,
         )
         if done.returncode:
-            said = done.stderr.strip().splitlines() or ["the check of params.yaml failed"]
-            raise RunError(f"{self.commit[:7]}: {said[-1].removeprefix('error: ')}")
+            lines = done.stderr.strip().splitlines() or ["the check of params.yaml failed"]
+            raise RunError(f"{self.commit[:7]}: {lines[-1].removeprefix('error: ')}")
 
     def take_data(self) -> None:
         """Take over the content of `data` as the project's folder has it now."""
@@ -492,10 +492,9 @@ def dvc(folder: Path, environment: Mapping[str, str], *arguments: str) -> str:
         check=False,
     )
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise RunError(
-            f"dvc {' '.join(arguments)}: {' '.join(said or done.stderr.strip().splitlines()[-1:])}"
-        )
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        shown = errors or done.stderr.strip().splitlines()[-1:]
+        raise RunError(f"dvc {' '.join(arguments)}: {' '.join(shown)}")
     return done.stdout
 
 

@@ -65,7 +65,7 @@ def automations(block: str | None) -> list[AutomationCore]:
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
-                message="Nothing was heard of this run any more: its machine sleeps or is down.",
+                message="This run sends no heartbeats any more: its machine sleeps or is down.",
             )
         ],
     )

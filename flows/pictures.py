@@ -45,13 +45,13 @@ def before_and_after(root: Path, count: int) -> list[tuple[str, str]]:
                     if frame is not None
                 )
             ]
-            found.append((str(row["file_name"]), _beside(sides)))
+            found.append((str(row["file_name"]), _side_by_side(sides)))
     except TopworkError:
         return []  # of an earlier layout
     return found
 
 
-def _beside(sides: list[Image.Image]) -> str:
+def _side_by_side(sides: list[Image.Image]) -> str:
     for side in sides:
         side.thumbnail((SIDE, SIDE))
     page = Image.new("RGB", (sum(side.width for side in sides), max(s.height for s in sides)))

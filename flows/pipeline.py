@@ -149,8 +149,8 @@ def pipeline(
     commands = Commands()
     with commands_of_run(commands), alive(root, run_id()):
         try:
-            for said in settle(root):
-                get_run_logger().warning("a run's process is gone: %s now", said)
+            for sentence in settle(root):
+                get_run_logger().warning("a run's process is gone: %s now", sentence)
             if revision is None:
                 if params or data != "committed":
                     raise RunError(
@@ -161,7 +161,7 @@ def pipeline(
                 turn = Turn(root, "in place", str(flow_run.name))
                 with turn.taken(collision, get_run_logger().info) as other:
                     if other:
-                        return _beside(other)
+                        return _joined_or_skipped(other)
                     result = _in_place(root, commands, pull, push, timeout_minutes)
                     turn.tell(vars(result))
                     return _state(result)
@@ -188,9 +188,9 @@ def pipeline(
             turn = Turn(root, run.key, str(flow_run.name), beside=collision == "beside")
             with turn.taken(collision, get_run_logger().info) as other:
                 if other:
-                    return _beside(other)
-                for said in sweep(root, keep_days) if collision != "beside" else ():
-                    get_run_logger().info("%s", said)
+                    return _joined_or_skipped(other)
+                for sentence in sweep(root, keep_days) if collision != "beside" else ():
+                    get_run_logger().info("%s", sentence)
                 result = isolated(run, commands, pull, push, keep, timeout_minutes)
                 if promote and result.kept and not result.why:
                     result.said += f"; {promoted(root, commands, result.kept, push)}"
@@ -267,17 +267,17 @@ def promoted(root: Path, commands: Commands, name: str, push: bool) -> str:
     with commands.run(line, root, command_environment(root)) as command:
         lines = command.output.read().strip().splitlines() or ["no output"]
         failed = command.wait()
-    said = lines[-1].removeprefix("error: ") if failed else lines[0]
-    publish_champion(said)
+    outcome = lines[-1].removeprefix("error: ") if failed else lines[0]
+    publish_champion(outcome)
     if failed:
-        return said
+        return outcome
     tags = sorted(set(git(root, "tag", "--list").split()) - before)
     if push and tags:
         try:
             _network("git push of tags", lambda: git(root, "push", "--quiet", GIT_REMOTE, *tags))
         except RunError as error:
-            return f"{said}; its tags weren't pushed: {error}"
-    return said
+            return f"{outcome}; its tags weren't pushed: {error}"
+    return outcome
 
 
 def bring_data(run: Isolated, pull: bool | None) -> None:
@@ -405,18 +405,18 @@ def _state(result: Result) -> State[dict[str, Any]]:
     return Completed(message=result.said, data=vars(result))
 
 
-def _unchanged(said: str, result: Result | None = None) -> State[dict[str, Any]]:
-    return Completed(name="Unchanged", message=said, data=vars(result or Result(said=said)))
+def _unchanged(message: str, result: Result | None = None) -> State[dict[str, Any]]:
+    return Completed(name="Unchanged", message=message, data=vars(result or Result(said=message)))
 
 
-def _beside(other: Mapping[str, Any]) -> State[dict[str, Any]]:
+def _joined_or_skipped(other: Mapping[str, Any]) -> State[dict[str, Any]]:
     """The state of a run that another one's took the place of."""
     if other.get("ended"):
         result = Result(**other["ended"])
         result.said = f"joined {other['name']}: {result.said}"
         return _state(result)
-    said = f"skipped: {other['name']} has the project"
-    return Completed(name="Skipped", message=said, data=vars(Result(said=said)))
+    message = f"skipped: {other['name']} has the project"
+    return Completed(name="Skipped", message=message, data=vars(Result(said=message)))
 
 
 def _outcomes(states: Mapping[str, State[str]]) -> dict[str, str]:

@@ -137,18 +137,18 @@ def main(words: list[str]) -> int:
     if sys.platform == "linux":
         # orphans below become children of this process, so that they are found
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    heard, told = socket.socketpair()
-    told.setblocking(False)
-    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda caught, _: asked.append(caught))
     signal.signal(signal.SIGCHLD, lambda *_: None)
     child = subprocess.Popen(words, stdin=subprocess.DEVNULL, restore_signals=True)
     while child.poll() is None and not asked:
-        ready, _, _ = select.select([0, heard.fileno()], [], [], 5)
-        if heard.fileno() in ready:
-            heard.recv(4096)
+        ready, _, _ = select.select([0, receiver.fileno()], [], [], 5)
+        if receiver.fileno() in ready:
+            receiver.recv(4096)
         if 0 in ready and not os.read(0, 4096):
             break
     _end_all(child)

@@ -76,7 +76,7 @@ def publish_stages(states: Mapping[str, State[str]]) -> None:
 
 
 def publish_results(root: Path, before: Mapping[str, Any] | None = None) -> None:
-    """Metrics (beside those of the revision, where it has some), verdict, and pictures of the
+    """Metrics (next to those of the revision, where it has some), verdict, and pictures of the
     project in `root`, as far as they are there.
     """
     now = figures(_json(root / METRICS))
@@ -114,10 +114,10 @@ def publish_kept(**links: str) -> None:
         )
 
 
-def publish_champion(said: str) -> None:
+def publish_champion(outcome: str) -> None:
     """What became of the promotion."""
     with shown():
-        create_markdown_artifact(said, key="champion")
+        create_markdown_artifact(outcome, key="champion")
 
 
 def verdict(root: Path) -> list[str]:

@@ -117,8 +117,8 @@ def _settle(settle: object, root: Path) -> None:
 
     assert callable(settle)
     try:
-        for said in settle(root):
-            _say(f"a run's process is gone: {said} now")
+        for sentence in settle(root):
+            _say(f"a run's process is gone: {sentence} now")
     except (httpx.HTTPError, RuntimeError) as error:  # Prefect raises both of a silent server
         _say(f"states couldn't be compared with processes: {error}")
 

@@ -136,7 +136,7 @@ def run_stage(
     logger = get_run_logger()
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
     end = time.monotonic() + LOCK_WAIT_S
-    said = False
+    warned = False
     while True:
         tail: deque[str] = deque(maxlen=TAIL_LINES)
         progress, error = Progress(stage), ""
@@ -156,17 +156,17 @@ def run_stage(
             return Failed(message=f"{stage}: not started, since the run is ending")
         if not code:
             return Completed(message=f"{stage}: ran", data="ran")
-        said_last = " ".join(list(tail)[-5:])
-        if error or commands.ended or not any(text in said_last for text in LOCKED):
-            return Failed(message=f"{stage}: {error or said_last or 'no output'}")
+        last_lines = " ".join(list(tail)[-5:])
+        if error or commands.ended or not any(text in last_lines for text in LOCKED):
+            return Failed(message=f"{stage}: {error or last_lines or 'no output'}")
         if time.monotonic() > end:
             return Failed(
                 message=f"{stage}: another DVC process has held {root} for {LOCK_WAIT_S // 60}"
-                f" minutes. End it, then run again. DVC says: {said_last}"
+                f" minutes. End it, then run again. DVC says: {last_lines}"
             )
-        if not said:
+        if not warned:
             logger.warning("%s: another DVC process holds %s; waiting for it", stage, root)
-            said = True
+            warned = True
         time.sleep(2)
 
 

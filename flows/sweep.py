@@ -68,18 +68,18 @@ def run_trial(
     line = [sys.executable, "-m", "flows.pipeline", "--revision", commit, "--collision", "beside"]
     for key, value in params.items():
         line += ["--set", f"{key}={json.dumps(value)}"]
-    said = ""
+    last_line = ""
     folder = Path(root)
     environment = command_environment(folder) | {"PYTHONPATH": _path(folder)}
     with commands.run([*line, "--json", *words], folder, environment) as command:
         for text in filter(None, map(str.rstrip, command.output)):
             get_run_logger().info("%s", text)
-            said = text
+            last_line = text
     try:
-        found: Trial = json.loads(said)
+        found: Trial = json.loads(last_line)
     except ValueError as error:
         # killed, say; the second try goes on in the same worktree
-        raise RunError(f"the trial ended without a result: {said}") from error
+        raise RunError(f"the trial ended without a result: {last_line}") from error
     return found
 
 
@@ -153,11 +153,11 @@ def sweep(
         _publish(root, sets, trials)
         page = _compare(root, trials, commands)
     lost = [params for params, trial in zip(sets, trials, strict=True) if "record" not in trial]
-    said = f"{len(sets) - len(lost)} of {len(sets)} trials have a result{page}"
+    summary = f"{len(sets) - len(lost)} of {len(sets)} trials have a result{page}"
     if lost:
         first = next(trial for trial in trials if "record" not in trial)
-        return Failed(message=f"{first['message']} ({said})")
-    return Completed(message=said, data=trials)
+        return Failed(message=f"{first['message']} ({summary})")
+    return Completed(message=summary, data=trials)
 
 
 def _texts(params: Mapping[str, Any]) -> list[str]:
@@ -203,12 +203,12 @@ def _compare(root: Path, trials: Sequence[Trial], commands: Commands) -> str:
     page.parent.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", "topwork.cli", "compare", *names, "--html", str(page)]
     with commands.run(line, root, command_environment(root)) as command:
-        said = command.output.read().strip()
+        output = command.output.read().strip()
         failed = command.wait()
     if failed:
-        get_run_logger().warning("no comparison page: %s", said)
+        get_run_logger().warning("no comparison page: %s", output)
         return ""
-    get_run_logger().info("%s", said)
+    get_run_logger().info("%s", output)
     return f"; side by side in {page}"
 
 

@@ -64,12 +64,12 @@ class Turn:
         if first and collision == "skip":
             yield first
             return
-        said = 0.0
+        reminded_at = 0.0
         while first and not self._lock.is_locked and not self._acquired():
-            if time.monotonic() - said > REMIND_S or not said:
+            if time.monotonic() - reminded_at > REMIND_S or not reminded_at:
                 holder = self._holder()
                 say(f"{holder['name']} has the project (process {holder['pid']}); waiting")
-                said = time.monotonic()
+                reminded_at = time.monotonic()
             time.sleep(0.5)
         try:
             other = self._holder()

@@ -175,11 +175,11 @@ class Served:
                 start_new_session=True,
             )
         until(
-            lambda: "Prefect: http" in self.said() or self.process.poll() is not None,  # type: ignore[union-attr]
+            lambda: "Prefect: http" in self.output() or self.process.poll() is not None,  # type: ignore[union-attr]
             400,
-            self.said,
+            self.output,
         )
-        assert self.process.poll() is None, self.said()
+        assert self.process.poll() is None, self.output()
 
     def stop(self) -> int:
         assert self.process is not None
@@ -190,7 +190,7 @@ class Served:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def post(self, path: str, **body: Any) -> Any:
@@ -228,7 +228,7 @@ class Served:
             except httpx.HTTPError:
                 return False  # the server has been killed, say
 
-        until(over, seconds, lambda: f"{self.state(run)}\n{self.said()[-4000:]}")
+        until(over, seconds, lambda: f"{self.state(run)}\n{self.output()[-4000:]}")
         return self.state(run)
 
     def unfinished_tasks(self, run: str) -> list[str]:
@@ -242,7 +242,7 @@ class Served:
 
     def wait_for_epoch(self, epoch: int, seed: int = SEED) -> None:
         mark = epoch_mark(self.project, epoch, seed)
-        until(mark.exists, 120, lambda: f"epoch {epoch}\n{self.said()[-4000:]}")
+        until(mark.exists, 120, lambda: f"epoch {epoch}\n{self.output()[-4000:]}")
 
     def processes(self, word: str) -> list[psutil.Process]:
         """Processes of this serve whose command line has a word."""

@@ -309,5 +309,5 @@ def test_the_wheel_takes_data_to_a_verified_report(
     clone = tmp_path / "clone"
     call(clone, "python", "-m", "dvc", "pull", "--quiet")
     assert "Running" not in call(clone, "python", "-m", "dvc", "repro")
-    told = call(site, "python", "-m", "flows.pipeline", "--json").splitlines()[-1]
-    assert set(json.loads(told)["stages"].values()) == {"fresh"}
+    result = call(site, "python", "-m", "flows.pipeline", "--json").splitlines()[-1]
+    assert set(json.loads(result)["stages"].values()) == {"fresh"}

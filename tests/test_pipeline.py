@@ -33,9 +33,9 @@ def test_a_second_repro_runs_nothing(project: Path) -> None:
 def test_the_flow_gives_the_same_lock_and_finds_everything_fresh(project: Path) -> None:
     before = {name: (project / name).read_bytes() for name in OUTPUTS}
     output = done(project, "python", "-m", "flows.pipeline")
-    *stages, said = output.splitlines()
+    *stages, last_line = output.splitlines()
     assert {line.rsplit(": ", 1)[1] for line in stages} == {"fresh"}
-    assert said == "nothing has changed"
+    assert last_line == "nothing has changed"
     assert {name: (project / name).read_bytes() for name in OUTPUTS} == before
 
 

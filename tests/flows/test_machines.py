@@ -84,7 +84,7 @@ def test_two_workers_with_clones_of_their_own_share_what_they_made(
     folder, other = clones
     first.pace.write_text("3")
     one = first.submit(params={"finetune.seed": 1}, **SHARING)
-    until(epoch_mark(folder, 0, 1).exists, 180, first.said)
+    until(epoch_mark(folder, 0, 1).exists, 180, first.output)
     (worker,) = [part for part in first.processes("worker") if "start" in part.cmdline()]
     worker.suspend()  # whatever is asked for now is the other one's
 
@@ -100,7 +100,7 @@ def test_two_workers_with_clones_of_their_own_share_what_they_made(
             # of another deployment: one at a time of each, over all machines
             look = {"data": "committed", "only_new_data": False, "collision": "wait", **SHARING}
             two = first.submit("pipeline/on-new-data", params={"finetune.seed": 2}, **look)
-            until(epoch_mark(other, 0, 2).exists, 180, first.said)
+            until(epoch_mark(other, 0, 2).exists, 180, first.output)
             assert first.state(one)["type"] == "RUNNING", "side by side"
             first.pace.write_text("0")
             assert first.ended(two, 240)["type"] == "COMPLETED", first.state(two)["message"]
@@ -230,7 +230,7 @@ def test_a_slurm_job_takes_a_run_and_a_cancelled_one_is_gone_on_with(
     first.pace.write_text("2")
     cancelled = first.submit(**SHARING)
     job = submit_job()
-    until(epoch_mark(other, 1).exists, 120, first.said)
+    until(epoch_mark(other, 1).exists, 120, first.output)
     done(other, "scancel", job)
     until(lambda: not steps(other), 60, "it ends with its job")
     first.pace.write_text("0")

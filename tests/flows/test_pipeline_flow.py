@@ -94,8 +94,8 @@ def run_flow(project: Path, served: Served, *words: str) -> subprocess.Completed
 def result(ran: subprocess.CompletedProcess[str]) -> tuple[dict[str, str], str]:
     """Stages' outcomes, and the last line."""
     assert ran.returncode == 0, ran.stderr[-4000:]
-    *stages, said = ran.stdout.splitlines()
-    return dict(line.rsplit(": ", 1) for line in stages), said  # type: ignore[arg-type,misc]
+    *stages, last_line = ran.stdout.splitlines()
+    return dict(line.rsplit(": ", 1) for line in stages), last_line  # type: ignore[arg-type,misc]
 
 
 def kept(ran: subprocess.CompletedProcess[str]) -> str:
@@ -113,9 +113,9 @@ def test_stages_run_in_dvcs_order_then_are_fresh_then_fail_with_their_own_error(
     chain: Path, served: Served
 ) -> None:
     first = run_flow(chain, served, "--label", "order")
-    stages, said = result(first)
+    stages, last_line = result(first)
     assert stages == {"data/dvc.yaml:raw": "ran", "left": "ran", "right": "ran", "join": "ran"}
-    assert said == "4 of 4 stages ran"
+    assert last_line == "4 of 4 stages ran"
     assert "left speaks" in first.stderr, "a stage's output reaches the log"
     assert not (chain / "data" / "unused.txt").exists(), "only what the pipeline needs is run"
     (began, ended), (other_began, other_ended) = (
@@ -128,9 +128,9 @@ def test_stages_run_in_dvcs_order_then_are_fresh_then_fail_with_their_own_error(
     assert "| join | Completed |" in artifacts["stages"]
 
     again = run_flow(chain, served)
-    stages, said = result(again)
+    stages, last_line = result(again)
     assert set(stages.values()) == {"fresh"}
-    assert said == "nothing has changed"
+    assert last_line == "nothing has changed"
 
     (chain / "break").touch()
     (chain / "step.py").write_text(STEP + "# changed\n")
@@ -175,9 +175,9 @@ def test_a_revision_runs_its_own_code_on_its_own_data_and_is_kept_once(
     assert lock == (tiny / "dvc.lock").read_text(), "the same lock as from `dvc repro`"
 
     again = run_flow(tiny, served, "--revision", "HEAD", "--label", "night")
-    stages, said = result(again)
+    stages, last_line = result(again)
     assert set(stages.values()) == {"fresh"}
-    assert said == f"nothing has changed: as {name}"
+    assert last_line == f"nothing has changed: as {name}"
     assert len(done(tiny, "dvc", "exp", "list", "--name-only").split()) == 1
     (run,) = served.post(
         "/flow_runs/filter",
@@ -240,7 +240,7 @@ def test_params_are_checked_before_anything_starts(
     assert done(tiny, "git", "status", "--porcelain") == ""
 
 
-def test_what_cannot_be_run_is_said(tiny: Path, served: Served) -> None:
+def test_what_cannot_be_run_is_reported(tiny: Path, served: Served) -> None:
     with pytest.raises(RunError, match=r"nothere: no such revision in .* start"):
         commit_of(tiny, "nothere")
     ended = run_flow(tiny, served, "--set", "finetune.lr=1")
@@ -253,7 +253,7 @@ def test_what_cannot_be_run_is_said(tiny: Path, served: Served) -> None:
     assert "you are not inside of a DVC repository" in ended.stderr.splitlines()[-1]
 
 
-def test_a_revision_of_an_earlier_layout_is_said(tiny: Path) -> None:
+def test_a_revision_of_an_earlier_layout_is_reported(tiny: Path) -> None:
     (tiny / "src" / "topwork").mkdir(parents=True)
     (tiny / "src" / "topwork" / "__init__.py").touch()
     done(tiny, "git", "add", "--all")
@@ -273,7 +273,7 @@ def test_what_was_never_run_has_no_records(tiny: Path) -> None:
     assert run.run_ref() == "", "a push of nothing"
 
 
-def test_data_that_nobody_has_is_said(tiny: Path) -> None:
+def test_data_that_nobody_has_is_reported(tiny: Path) -> None:
     shutil.rmtree(tiny / ".dvc" / "cache")
     run = Isolated(tiny, commit_of(tiny, "HEAD"))
     run.open()
@@ -374,15 +374,15 @@ def clones(tiny: Path, tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.long
 def test_machines_share_what_they_made(clones: tuple[Path, Path], served: Served) -> None:
     first, second = clones
-    # a setting of this machine's own, beside the url that git has
+    # a setting of this machine's own, in addition to the url that git has
     done(second, "dvc", "config", "--local", "remote.shared.verify", "true")
     run = ("--revision", "origin/main", "--pull", "--push", "--label", "night")
     ran = run_flow(first, served, *run)
     assert set(result(ran)[0].values()) == {"ran"}
     elsewhere = run_flow(second, served, *run)
-    stages, said = result(elsewhere)
+    stages, last_line = result(elsewhere)
     assert set(stages.values()) == {"fresh"}, "pulled, not made again"
-    assert said == f"nothing has changed: as {kept(ran)}"
+    assert last_line == f"nothing has changed: as {kept(ran)}"
     assert kept(ran) in done(second, "dvc", "exp", "list", "--name-only").split()
 
 
@@ -473,10 +473,10 @@ def test_a_new_detector_becomes_champion_by_choice(
     run = ("--revision", "HEAD", "--promote", "--label", "night")
     before = set(run_records(own))
     first = run_flow(own, served, *run, "--push", "--set", "report.pictures=1")
-    stages, said = result(first)
+    stages, last_line = result(first)
     assert {name for name, state in stages.items() if state == "ran"} == {"report", "gate"}
-    assert "; champion: v0.1.0 (" in said
-    assert said.endswith("the first champion, contract met")
+    assert "; champion: v0.1.0 (" in last_line
+    assert last_line.endswith("the first champion, contract met")
     assert "refs/tags/detector#champion#1" in done(own, "git", "ls-remote", "--tags", "origin")
     new = [path for path in run_records(own) if path not in before]
     assert sorted(path.name.split("-")[1] for path in new) == ["gate", "report"]

@@ -136,8 +136,8 @@ def test_what_was_pushed_is_pulled_elsewhere_and_nothing_runs(
     assert not (elsewhere / "out" / "weights").exists()
     done(elsewhere, *DVC, "pull", "--quiet")
     assert (elsewhere / "out" / "weights").read_text() == WEIGHTS
-    said = done(elsewhere, *DVC, "repro")
-    assert "Running stage" not in said
-    assert said.count("didn't change, skipping") == 5, "the data and four stages"
+    output = done(elsewhere, *DVC, "repro")
+    assert "Running stage" not in output
+    assert output.count("didn't change, skipping") == 5, "the data and four stages"
     assert (elsewhere / "dvc.lock").read_bytes() == lock
     assert done(elsewhere, *DVC, "status", "--cloud") == "Cache and remote 'shared' are in sync.\n"

@@ -64,17 +64,17 @@ def test_a_killed_run_leaves_nothing_running_and_is_gone_on_with(served: Served)
     served.pace.write_text("0")
     assert served.ended(run, 120)["type"] == "CRASHED"
     until(lambda: not served.unfinished_tasks(run), 120, "no task is left running")
-    assert "epoch 0" in served.said()
+    assert "epoch 0" in served.output()
 
     again = served.submit()
     assert served.ended(again)["type"] == "COMPLETED"
     name = served.state(again)["message"].removeprefix("kept as ")
     assert weights(served.project, name) == WEIGHTS
     logs = served.post("/logs/filter", logs={"flow_run_id": {"any_": [again]}}, limit=200)
-    said = [entry["message"] for entry in logs]
-    assert any("going on with what a killed run of the same left" in line for line in said)
-    assert "epoch 0" not in said, "what was trained isn't trained again"
-    assert "epoch 9" in said
+    messages = [entry["message"] for entry in logs]
+    assert any("going on with what a killed run of the same left" in line for line in messages)
+    assert "epoch 0" not in messages, "what was trained isn't trained again"
+    assert "epoch 9" in messages
     assert not list((served.project / ".topwork" / "worktrees").iterdir())
     assert not list((served.project / ".topwork" / "flows" / "alive").iterdir())
 
@@ -111,7 +111,7 @@ class Listener(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.long
-def test_somebody_is_told_of_a_breached_contract(served: Served) -> None:
+def test_somebody_is_notified_of_a_breached_contract(served: Served) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener) as listener:
         threading.Thread(target=listener.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{listener.server_address[1]}/secret-hook"
@@ -129,13 +129,13 @@ def test_somebody_is_told_of_a_breached_contract(served: Served) -> None:
         assert served.ended(run)["name"] == "Breached"
         until(lambda: Listener.posted, 60, "the webhook is called")
         listener.shutdown()
-    (told,) = Listener.posted
-    assert told["text"] == "the retention contract is breached"
-    assert told["state"] == "Breached"
-    assert told["message"].startswith("gate: contract breached: map is more than 1")
-    assert told["run"].endswith("nightly: finetune.lr=0.5")
-    assert run in told["page"]
-    assert "secret-hook" not in served.said()
+    (posted,) = Listener.posted
+    assert posted["text"] == "the retention contract is breached"
+    assert posted["state"] == "Breached"
+    assert posted["message"].startswith("gate: contract breached: map is more than 1")
+    assert posted["run"].endswith("nightly: finetune.lr=0.5")
+    assert run in posted["page"]
+    assert "secret-hook" not in served.output()
 
 
 def test_a_taken_port_is_refused(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_a_part_that_keeps_ending_ends_the_whole_with_the_reason(own_served: Ser
             break
     served.process.wait(60)
     assert served.process.returncode == 1
-    assert "has ended 5 times within 10 minutes" in served.said()
+    assert "has ended 5 times within 10 minutes" in served.output()
 
 
 CLOCKS_CHANGE = [
@@ -432,6 +432,6 @@ def test_ten_runs_at_once_on_sqlite(tmp_path: Path) -> None:
         runs = [served.submit(params={"finetune.seed": 20 + n}) for n in range(10)]
         for run in runs:
             assert served.ended(run, 600)["type"] == "COMPLETED"
-        assert "database is locked" not in served.said()
+        assert "database is locked" not in served.output()
     finally:
         served.stop()

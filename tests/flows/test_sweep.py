@@ -56,7 +56,7 @@ def test_trials_are_experiments_side_by_side(tiny: Path, served: Served) -> None
     assert not list(trees.iterdir())
 
 
-def test_a_missing_integration_is_said(tiny: Path, served: Served) -> None:
+def test_a_missing_integration_is_reported(tiny: Path, served: Served) -> None:
     if importlib.util.find_spec("prefect_ray"):
         pytest.skip("prefect-ray is installed")
     sweep = start(tiny, served, "--set", "finetune.seed=1", "--runner", "ray")
