@@ -124,7 +124,7 @@ def job(what: str, path: Path) -> None:
 
 
 def at_coco_size(folder: Path, annotations: int, runs: int) -> None:
-    """The gate's rules beside pycocotools' load."""
+    """The gate's rules next to pycocotools' load."""
     path = folder / "instances.json"
     size = write_coco(path, annotations)
     print(
@@ -231,7 +231,7 @@ def image_job(what: str, folder: Path) -> tuple[Callable[[], float], float]:
 
 
 def images(folder: Path, count: int, runs: int) -> None:
-    """Image checks beside bare header reads and full decodes."""
+    """Image checks next to bare header reads and full decodes."""
     place = folder / "images"
     place.mkdir()
     write_images(place, count)

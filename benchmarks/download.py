@@ -5,12 +5,12 @@
 A server in a process of its own sends the file by sendfile. Each round runs curl and topwork in
 turn (in the other order every second round) into empty folders on the same disk. Wall time of
 topwork: of `download()`, which hashes, syncs and renames the file (curl does none of these); the
-whole process, with Python's start and imports, stands beside it. Processor time of both tells what
+whole process, with Python's start and imports, stands next to it. Processor time of both tells what
 is left of the ratio on a machine that
 others use too. Memory: the peak resident set of the whole process. Goals: ratio of wall times at
 most 1.5, memory under 100 MiB. Where the
 processor has no SHA instructions, the hash alone takes longer than curl; its time, and the ratio to
-curl followed by the hash, stand beside it.
+curl followed by the hash, stand next to it.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--device cuda] [--rows PATTERN...] [--limit 45] [--out FOLDER]
 
 Each row is a process of its own with a time limit, and is printed when it is measured. Rows come in
-order of worth. Pictures are JPEGs of 800 by 608 pixels, read, decoded and mirrored anew in every
+order of worth. Pictures are JPEGs of 800 by 608 pixels, read, decoded and mirrored again in every
 epoch by loader processes. Rates are medians of blocks of steps, with their quartiles; `busy` is the
 time of the device's kernels (torch's profiler) over the time of the same steps without the
 profiler; `first` are the seconds from the start of the loop to the end of its first step. With

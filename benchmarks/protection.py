@@ -223,8 +223,8 @@ def run(
 
 
 def fresh_head(weights: Weights, seed: int) -> Weights:
-    """The usual way: every tensor of the score head (whatever lies beside its class rows) starts
-    anew, as `num_classes=` builds it.
+    """The usual way: every tensor of the score head (whatever it has besides class rows) starts
+    fresh, as `num_classes=` builds it.
     """
     tensors = [axis.tensor for axis in head_spec_of(weights).axes]
     place = (

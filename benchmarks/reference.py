@@ -22,7 +22,7 @@ from topwork.weights.format import Weights
 
 
 class Mirrored(Dataset[Any]):
-    """The reference's data: decoded and mirrored anew each time."""
+    """The reference's data: decoded and mirrored again each time."""
 
     def __init__(self, items: list[Example]) -> None:
         self.items = items

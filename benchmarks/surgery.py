@@ -4,7 +4,7 @@
 Prints two tables and writes them as JSON where `--out` says:
 
 1. Person AP on coco128 of the pretrained detector, after `remove` and after `absorb` (person alone,
-   and beside two new classes), and after a graft by position (the wrong way: the new head's columns
+   and with two new classes), and after a graft by position (the wrong way: the new head's columns
    take the rows that stood at the same index, as peers do that match rows by number).
 2. CPU time on one thread of the whole detector and the score head alone on one image, and of a
    training step's forward and backward on two; pretrained, `remove` and `absorb` in turn, so that
