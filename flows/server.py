@@ -6,7 +6,8 @@ The words are those of `prefect server`. SQLite lets one transaction write at a 
 wait their turn; but one that has read already when another writes is refused at once, whatever the
 timeout ("database is locked": its snapshot is old). Prefect takes the lock first where somebody saw
 that happen, not everywhere (PrefectHQ/prefect, pull requests 17566 and 22967). Here each declared
-transaction takes it when it begins. PostgreSQL is left as it is.
+transaction takes it when it begins. PostgreSQL is left as it is. `--background` is refused: Prefect
+starts another process then, in which nothing of this holds.
 """
 
 import functools
@@ -28,6 +29,12 @@ def lock_first() -> None:
 
 def main() -> None:
     """Run `prefect server` with this process's arguments."""
+    if {"--background", "-b"} & set(sys.argv):
+        sys.exit(
+            "error: --background starts another process, whose SQLite transactions don't wait for"
+            " each other. Leave it out, and let your service manager (or `nohup ... &`) keep this"
+            " one in the background."
+        )
     from prefect.cli import app
 
     lock_first()

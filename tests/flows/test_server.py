@@ -1,6 +1,7 @@
 """The server's transactions on SQLite, many at once."""
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from flows.server import lock_first
 from prefect.server.database.configurations import AioSqliteConfiguration
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
+
+from conftest import ROOT, run
 
 TOGETHER = 10
 
@@ -42,5 +45,12 @@ def test_transactions_that_read_and_then_write_wait_for_each_other(
 
 
 def test_prefect_alone_refuses_them(tmp_path: Path) -> None:
+    """Where this fails, Prefect has mended it, and flows/server.py may go."""
     with pytest.raises(OperationalError, match="database is locked"):
         asyncio.run(heartbeats(tmp_path))
+
+
+def test_the_background_is_refused() -> None:
+    ended = run(ROOT, sys.executable, "-m", "flows.server", "start", "--background")
+    assert ended.returncode == 1
+    assert "--background starts another process" in ended.stderr

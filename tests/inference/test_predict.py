@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from topwork.dataset.images import ImageStore
 from topwork.dataset.split_images import SplitImages
 from topwork.detectors.builders import load
 from topwork.errors import DataError, DeviceError, EvaluationError
+from topwork.inference import device, prediction
 from topwork.inference.device import choose_device, computing_at
 from topwork.inference.outputs import coco_results
-from topwork.inference.prediction import _to_device, predict
+from topwork.inference.prediction import _to_device, detect, predict
 
 
 @pytest.fixture
@@ -120,6 +122,55 @@ def test_nothing_found_keeps_the_columns(model: nn.Module) -> None:
     table = predict(model, [(1, lambda: grey)], device="cpu")
     assert len(table) == 0
     assert list(table) == ["image_id", "label", "name", "score", "x", "y", "width", "height"]
+
+
+@pytest.mark.parametrize(("batch_size", "ahead"), [(1, 8), (3, 6), (8, 8), (20, 20)])
+def test_images_for_a_cpu_are_opened_by_eights_between_forward_passes(
+    model: nn.Module, batch_size: int, ahead: int
+) -> None:
+    opened: list[int] = []
+
+    def counted(number: int) -> Callable[[], Image.Image]:
+        def picture() -> Image.Image:
+            opened.append(number)
+            return Image.new("RGB", (8, 8))
+
+        return picture
+
+    images = [(number, counted(number)) for number in range(40)]
+    seen: list[int] = []
+    detect(model, images, batch_size=batch_size, device="cpu", watch=seen.append)
+    assert seen[-1] == 40
+    assert sorted(opened) == list(range(40))
+    opened.clear()
+    batches = prediction._batches(images, batch_size, torch.device("cpu"))
+    assert next(batches)[0] == list(range(batch_size))
+    batches.close()
+    assert len(opened) <= ahead
+
+
+class Library:
+    """A C library that allows a threshold of `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.set = most, dict[int, int]()
+
+    def mallopt(self, option: int, value: int) -> int:
+        if option == device._M_MMAP_THRESHOLD and value > self.most:
+            return 0
+        self.set[option] = value
+        return 1
+
+
+@pytest.mark.parametrize(("most", "taken"), [(1 << 40, 1 << 30), (32 << 20, 32 << 20), (0, None)])
+def test_freed_memory_is_kept_as_far_as_the_c_library_allows(
+    monkeypatch: pytest.MonkeyPatch, most: int, taken: int | None
+) -> None:
+    library = Library(most)
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: library)
+    device.keep_freed_memory()
+    trimmed = {device._M_TRIM_THRESHOLD: 1 << 30, device._M_MMAP_THRESHOLD: taken}
+    assert library.set == (trimmed if taken else {})
 
 
 def test_mode_is_left_as_it_was(model: nn.Module) -> None:

@@ -260,6 +260,8 @@ def test_one_image_is_not_replayed_and_measured_on_at_once(tmp_path: Path) -> No
     assert not (tmp_path / FINETUNED).exists()
     alone = with_finetune(asked, replay=0.0).finetune
     assert replay_halves(tables, alone) == (frozenset(), frozenset({0}))
+    untrained = with_finetune(asked, epochs=0, head_epochs=0).finetune
+    assert replay_halves(tables, untrained) == (frozenset({0}), frozenset()), "nothing is chosen"
 
 
 def test_a_pretrained_detector_that_hardly_finds_any_is_reported(

@@ -175,6 +175,18 @@ def test_a_bank_refuses_a_trunk_that_learns(make_job: MakeJob) -> None:
     assert "parameters of its 'trunk' don't belong to the trunk" in message
 
 
+def test_a_family_whose_trunk_has_another_name_has_no_bank(make_job: MakeJob) -> None:
+    job = make_job(trunk_lr=0.0)
+    model = efficient.detector(3)
+    family = replace(
+        family_of(model, efficient.detector), input_size=None, backbone="elsewhere", trunk=()
+    )
+    bank, message = FeatureBank.where_it_pays(model, family, job.dataset, job.device, job.params)
+    assert bank is None
+    assert message is not None
+    assert message.endswith("declares no `input_size`")
+
+
 def test_what_a_family_does_not_declare_is_named_in_the_record(make_job: MakeJob) -> None:
     notes = fine_tune(make_job(f"{EFFICIENT}:without_boxes", epochs=1)).record.notes
     assert notes[0] == (

@@ -15,6 +15,7 @@ from topwork.errors import DeviceError
 from topwork.params.predict import Precision
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
+_THRESHOLDS = (1 << 30, 32 << 20)  # the second one where the C library allows no more
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
@@ -98,9 +99,11 @@ def keep_freed_memory() -> None:
     CPU the page faults are some 8% of a step's time, and a third of a forward pass's.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if library is not None and hasattr(library, "mallopt"):
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            library.mallopt(option, 1 << 30)
+    if library is None or not hasattr(library, "mallopt"):
+        return
+    # setting either one stops glibc from fitting the first by itself: so both, or none
+    if any(library.mallopt(_M_MMAP_THRESHOLD, most) for most in _THRESHOLDS):
+        library.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def usable_cores() -> int:

@@ -7,6 +7,7 @@ as stored), and for models with masks `segmentation` (JSON text of a compressed 
 the order given, detections of an image as the model orders them (best first).
 """
 
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -195,21 +196,20 @@ def _batches(
     """
     on_gpu = device.type != "cpu"
     decoders = min(usable_cores(), _DECODERS_BESIDE_A_GPU) if on_gpu else _DECODERS
-    ahead = 2 if on_gpu else 0
-    opening: deque[list[Future[Tensor]]] = deque()
+    at_once = 3 if on_gpu else max(1, _DECODERS // batch_size)  # batches
+    starts = iter(range(0, len(images), batch_size))
+    opening: deque[tuple[list[int], list[Future[Tensor]]]] = deque()
     with ThreadPoolExecutor(decoders, thread_name_prefix="topwork-decode") as pool:
-        for start in range(0, len(images) + ahead * batch_size, batch_size):
-            opening.append(
-                [
-                    pool.submit(_open, open_image, on_gpu)
-                    for _, open_image in images[start : start + batch_size]
-                ]
-            )
-            first = start - ahead * batch_size
-            if first < 0:
-                continue
-            opened = [future.result() for future in opening.popleft()]
-            ids = [image_id for image_id, _ in images[first : first + batch_size]]
+        while True:
+            if on_gpu or not opening:
+                for start in itertools.islice(starts, at_once - len(opening)):
+                    batch = images[start : start + batch_size]
+                    ids = [image_id for image_id, _ in batch]
+                    opening.append((ids, [pool.submit(_open, own, on_gpu) for _, own in batch]))
+            if not opening:
+                return
+            ids, futures = opening.popleft()
+            opened = [future.result() for future in futures]
             yield ids, _to_device(opened, device) if on_gpu else opened
 
 

@@ -26,13 +26,12 @@ from topwork.project.surgery import GRAFTED
 from topwork.project.unlabelled import BOXES
 from topwork.project.validate import FOLDER, table_paths
 from topwork.stages import in_project, main_of
-from topwork.surgery.branch import branched
 from topwork.surgery.keeping import keeping_receipt
 from topwork.training.device import training_device
 from topwork.training.distributed import launch, local_rank, process_group, process_of_environment
 from topwork.training.loop import fine_tune
-from topwork.training.setup import TrainingParams, prepare, read_splits
-from topwork.weights.format import Weights, read_weights, write_weights
+from topwork.training.setup import TrainingParams, prepare, read_splits, starting_weights
+from topwork.weights.format import read_weights, write_weights
 
 
 @in_project
@@ -95,34 +94,6 @@ def work(params: TrainingParams) -> None:
     outcome.record.model_copy(update=read).write(RECORD)
     if job.scratch is not None:
         shutil.rmtree(job.scratch, ignore_errors=True)
-
-
-def starting_weights(params: TrainingParams) -> Weights:
-    """The grafted weights, or both branches, by the params.
-
-    Raises:
-        SurgeryError: the detector can't be branched, or not at the cut.
-        TrainingError: nothing is new in the plan, or a detector with branches is to be trained as
-            a single one.
-    """
-    grafted, source = (read_weights(path, trust=True) for path in (GRAFTED, PRETRAINED))
-    finetune, plan = params.finetune, params.surgery.plan()
-    if finetune.protect == "weights":
-        if source.branches is not None:
-            raise TrainingError(
-                f"{PRETRAINED}: holds a detector with branches on it, and finetune.protect: weights"
-                " trains a single one. Write `protect: branch`."
-            )
-        return grafted
-    both = branched(source, grafted, plan, cut=finetune.branch.cut, mix=finetune.branch.share)
-    earlier = 0 if source.branches is None else len(source.branches.scions)
-    if finetune.epochs and both.branches is not None and len(both.branches.scions) == earlier:
-        raise TrainingError(
-            f"finetune: the plan ({', '.join(plan.names)}) keeps every class, so that no branch has"
-            " anything to learn. Name a new class in surgery.classes, or write `epochs: 0` to hand"
-            " on what is there."
-        )
-    return both
 
 
 def main() -> int:

@@ -84,34 +84,34 @@ class FeatureBank:
         """
         if frozen_epochs(params) < MIN_EPOCHS or not dataset.steady:
             return None, None
-        model = learning_part(detector)
-        trunk = family.module(model, family.backbone)
-        frozen: Callable[[Tensor], Any]
-        place: tuple[nn.Module, str]
         if isinstance(detector, Branched):
-            part, frozen, place = "lower trunk", detector.below_cut, (detector, "below_cut")
-            usable = detector.branches.scions[-1].cut is not None
-            learns = False
+            part, usable = "lower trunk", detector.branches.scions[-1].cut is not None
         else:
-            part, frozen, place = "trunk", trunk, (trunk, "forward")
-            usable = params.freeze_batch_norm and not params.compile
-            learns = any(parameter.requires_grad for parameter in trunk.parameters())
+            part, usable = "trunk", params.freeze_batch_norm and not params.compile
         if not usable:
             return None, None
         without = (
             f"the frozen {part}'s features aren't kept between epochs, since the detector rules it"
             " out"
         )
+        model = learning_part(detector)
         if family.input_size is None:
             return None, f"{without}: its family {family.name!r} declares no `input_size`"
         size = family.input_size(model)
         if size is None:
             return None, f"{without}: it doesn't resize every image to one size"
-        if learns:
-            return None, (
-                f"{without}: parameters of its {family.backbone!r} don't belong to the trunk that"
-                f" its family {family.name!r} declares, {', '.join(family.trunk)}"
-            )
+        frozen: Callable[[Tensor], Any]
+        place: tuple[nn.Module, str]
+        if isinstance(detector, Branched):
+            frozen, place = detector.below_cut, (detector, "below_cut")
+        else:
+            frozen = trunk = family.module(model, family.backbone)
+            place = (trunk, "forward")
+            if any(parameter.requires_grad for parameter in trunk.parameters()):
+                return None, (
+                    f"{without}: parameters of its {family.backbone!r} don't belong to the trunk"
+                    f" that its family {family.name!r} declares, {', '.join(family.trunk)}"
+                )
         transform = family.module(model, family.transform)
         bank = cls(family, transform, frozen, place, dataset, device, size)
         features, _ = bank._of((0, 0))

@@ -32,7 +32,7 @@ def replay_halves(tables: Tables, params: FinetuneParams) -> tuple[frozenset[int
     """
     ids = sorted(int(number) for number in tables.split("replay").images["image_id"])
     replayed = params.protect == "weights" and params.replay > 0
-    if not params.by_retention:
+    if not (params.by_retention and params.epochs):
         return frozenset(ids if replayed else ()), frozenset()
     if not replayed:
         return frozenset(), frozenset(ids)

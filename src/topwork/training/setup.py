@@ -20,6 +20,9 @@ from topwork.params.predict import PredictParams
 from topwork.params.runtime import RuntimeParams
 from topwork.params.section import Sections
 from topwork.params.surgery import SurgeryParams
+from topwork.project.fetch import PRETRAINED
+from topwork.project.surgery import GRAFTED
+from topwork.surgery.branch import branched
 from topwork.training.batches import ProcessRank
 from topwork.training.checkpoint import SCRATCH, scratch_key, sweep
 from topwork.training.dataset import DetectionDataset, Example, examples
@@ -29,7 +32,7 @@ from topwork.training.imports import code_hash
 from topwork.training.loop import Job
 from topwork.training.measuring import kept_measure, validation
 from topwork.weights.branches import learning_weights
-from topwork.weights.format import Weights
+from topwork.weights.format import Weights, read_weights
 
 READ_SPLITS = ("train", "val", "replay")
 
@@ -46,6 +49,34 @@ class TrainingParams(Sections):
 def read_splits(tables: Tables) -> list[str]:
     """The splits whose images training reads."""
     return [split for split in READ_SPLITS if split in tables.splits]
+
+
+def starting_weights(params: TrainingParams) -> Weights:
+    """The grafted weights, or both branches, by the params.
+
+    Raises:
+        SurgeryError: the detector can't be branched, or not at the cut.
+        TrainingError: nothing is new in the plan, or a detector with branches is to be trained as
+            a single one.
+    """
+    grafted, source = (read_weights(path, trust=True) for path in (GRAFTED, PRETRAINED))
+    finetune, plan = params.finetune, params.surgery.plan()
+    if finetune.protect == "weights":
+        if source.branches is not None:
+            raise TrainingError(
+                f"{PRETRAINED}: holds a detector with branches on it, and finetune.protect: weights"
+                " trains a single one. Write `protect: branch`."
+            )
+        return grafted
+    both = branched(source, grafted, plan, cut=finetune.branch.cut, mix=finetune.branch.share)
+    earlier = 0 if source.branches is None else len(source.branches.scions)
+    if finetune.epochs and both.branches is not None and len(both.branches.scions) == earlier:
+        raise TrainingError(
+            f"finetune: the plan ({', '.join(plan.names)}) keeps every class, so that no branch has"
+            " anything to learn. Name a new class in surgery.classes, or write `epochs: 0` to hand"
+            " on what is there."
+        )
+    return both
 
 
 def prepare(
