@@ -146,7 +146,7 @@ def test_images_for_a_cpu_are_opened_by_eights_between_forward_passes(
     batches = prediction._batches(images, batch_size, torch.device("cpu"))
     assert next(batches)[0] == list(range(batch_size))
     batches.close()
-    assert len(opened) <= ahead
+    assert len(opened) == ahead
 
 
 class Library:
